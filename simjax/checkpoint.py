@@ -1,0 +1,160 @@
+"""Checkpoints that survive a kill at any moment, and the teacher that a run keeps.
+
+Orbax writes each tree of a state as its own item into a temporary directory and renames it when it
+is complete. A checksum of every tree lies beside them, so that damage on disk is noticed when
+restoring, and the previous complete checkpoint is used.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from simjax.config import ConfigError
+from simjax.typing import Array, Params
+
+State = TypeVar("State")  # a dataclass of trees with a field `step`
+
+
+class Checkpoints:
+    """The numbered checkpoints of one training stage, written in the background."""
+
+    def __init__(self, directory: epath.Path, *, keep: int, say: Callable[[str], None]):
+        self.directory = epath.Path(directory)
+        self._say = say
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, state: State) -> None:
+        """Starts writing `state`; returns once its arrays are safe from donation."""
+        trees = _trees(state)
+        checksums = {name: int(value) for name, value in _checksums(trees).items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        note = ocp.args.JsonSave({"step": int(state.step), "checksums": checksums})
+        self._manager.save(int(state.step), args=ocp.args.Composite(note=note, **items))
+
+    def restore_latest(self, like: State) -> State | None:
+        """The newest intact checkpoint, with the structure and shardings of `like`; None if none.
+
+        A damaged one is moved aside, into <directory>_damaged, and reported.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._restore(step, like)
+            except Exception as error:  # damage shows in many ways; the one before may be whole
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                self._set_aside(step, reason)
+        return None
+
+    def wait(self) -> None:
+        """Blocks until everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then releases the manager's threads."""
+        self._manager.close()
+
+    def _restore(self, step: int, like: State) -> State:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _trees(like))
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(note=ocp.args.JsonRestore(), **items)
+        )
+        trees = {name: restored[name] for name in items}
+        for name, value in _checksums(trees).items():
+            if int(value) != restored.note["checksums"][name]:
+                raise ValueError(f"the checksum of {name} does not match")
+        return dataclasses.replace(like, step=jnp.int32(restored.note["step"]), **trees)
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        aside = self.directory.parent / f"{self.directory.name}_damaged"
+        aside.mkdir(parents=True, exist_ok=True)
+        target = aside / str(step)
+        if target.exists():
+            target.rmtree()
+        (self.directory / str(step)).rename(target)
+        self._manager.reload()
+        self._say(
+            f"checkpoint {step} is damaged ({reason}); moved to {target}. "
+            "Falling back to the one before it."
+        )
+
+
+def save_teacher(directory: epath.Path, params: Params, provenance: dict[str, Any]) -> None:
+    """Stores a teacher with where it came from and the sha256 of its parameters; all or nothing."""
+    note = provenance | {"sha256": params_sha256(params)}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            epath.Path(directory),
+            ocp.args.Composite(
+                params=ocp.args.StandardSave(params), provenance=ocp.args.JsonSave(note)
+            ),
+        )
+
+
+def load_teacher(directory: epath.Path, like: Params) -> tuple[Params, dict[str, Any]]:
+    """The stored teacher's parameters and provenance.
+
+    Raises:
+      ConfigError: it cannot be read, or its parameters are not those that were stored.
+    """
+    directory = epath.Path(directory)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    args = ocp.args.Composite(
+        params=ocp.args.StandardRestore(abstract), provenance=ocp.args.JsonRestore()
+    )
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            stored = checkpointer.restore(directory, args)
+        found = params_sha256(stored.params)
+        if found != stored.provenance["sha256"]:
+            raise ValueError(f"sha256 {found}, expected {stored.provenance['sha256']}")
+    except Exception as error:  # any damage has the same remedy
+        raise ConfigError(
+            f"the teacher in {directory} cannot be used: {str(error).splitlines()[0]}; "
+            "delete that directory to make it again."
+        ) from error
+    return stored.params, stored.provenance
+
+
+def params_sha256(params: Params) -> str:
+    """Hash of every parameter's path, shape, type and bytes, in the order of the paths."""
+    digest = hashlib.sha256()
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    for path in sorted(leaves):
+        value = np.asarray(leaves[path])
+        digest.update(json.dumps([path, value.shape, str(value.dtype)]).encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def _trees(state: Any) -> dict[str, Any]:
+    fields = (f.name for f in dataclasses.fields(state))
+    return {name: getattr(state, name) for name in fields if name != "step"}
+
+
+@jax.jit
+def _checksums(trees: dict[str, Any]) -> dict[str, Array]:
+    """A 32-bit number for each tree from the bits of its leaves; the same on any mesh."""
+
+    def bits(leaf: Array) -> Array:
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+
+    def checksum(tree: Any) -> Array:
+        total = jnp.uint32(0)
+        for leaf in jax.tree.leaves(tree):
+            position = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
+            total = 31 * total + jnp.sum(bits(leaf) * (2 * position + 1), dtype=jnp.uint32)
+        return total
+
+    return {name: checksum(tree) for name, tree in trees.items()}

@@ -1,0 +1,242 @@
+"""The schema of a run: every field, its default and its source, and the checks made at start.
+
+A config file returns a `Config`; the command line assigns its fields
+(`--config.generator.optim.lr=2e-5`) and refuses unknown ones. Defaults are SIM's published CIFAR-10
+settings (arXiv:2410.16794, appendix B.2) where the paper has them. Only build.py and the programs
+above it read a Config; everything below takes plain values.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A mistake in what the user asked for; the message names the field and the remedy."""
+
+
+@dataclass
+class Data:
+    """The real images: they train a teacher and judge samples; distillation never reads them."""
+
+    name: str = "digits"  # data.SOURCES
+
+
+@dataclass
+class SongUNet:
+    """DDPM++; NCSN++ with embedding, noise_channels, encoder, filter_taps changed (EDM table 7)."""
+
+    resolution: int = 32
+    image_channels: int = 3
+    label_dim: int = 0
+    augment_dim: int = 9  # EDM's augmentation pipe
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (2, 2, 2)
+    blocks: int = 4
+    attention_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.13
+    embedding: str = "positional"
+    noise_channels: int = 1
+    encoder: str = "standard"
+    filter_taps: tuple[int, ...] = (1, 1)
+
+
+@dataclass
+class Sigma:
+    """The law that training draws noise levels from (diffusion.schedule.SIGMA_LAWS)."""
+
+    law: str = "lognormal"
+    mean: float = -1.2  # lognormal: of ln sigma
+    std: float = 1.2
+    low: float = 0.0  # lognormal: clipping range
+    high: float = float("inf")
+    t_max: float = 0.8  # karras: t ~ U(0, t_max), SiD
+    sigma_min: float = 0.002  # karras: ends of the path, EDM table 1
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+
+@dataclass
+class Optim:
+    """Adam; beta1 = 0 stores no first moment. The rate: linear warm-up, then a cosine."""
+
+    lr: float = 1e-5
+    beta1: float = 0.0
+    beta2: float = 0.999
+    eps: float = 1e-8
+    warmup_steps: int = 0
+    final_lr: float = 1.0  # last rate over lr; 1 keeps it constant
+
+
+@dataclass
+class Ema:
+    """Moving average: beta = 0.5^(batch / min(half_life, rampup_ratio * images seen))."""
+
+    half_life_kimg: float = 500.0
+    rampup_ratio: float = 0.05  # 0 turns the ramp off
+
+
+@dataclass
+class Teacher:
+    """The pretrained model. A run directory without one trains it first, on config.data."""
+
+    precondition: str = "edm"  # diffusion.precondition.PRECONDITIONS
+    sigma_data: float = 0.5  # EDM table 1
+    steps: int = 0  # of pretraining
+    batch: int = 256
+    sigma: Sigma = field(default_factory=Sigma)
+    weight: str = "edm"
+    optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, beta1=0.9))  # EDM, CIFAR-10
+    ema: Ema = field(default_factory=Ema)
+
+
+@dataclass
+class Generator:
+    """G(z) = D(sigma_init z; sigma_init), updated by the method's loss."""
+
+    sigma_init: float = 2.5
+    sigma: Sigma = field(default_factory=lambda: Sigma(mean=-3.5, std=2.5))
+    weight: str = "uniform"
+    optim: Optim = field(default_factory=Optim)
+    ema: Ema = field(default_factory=Ema)
+
+
+@dataclass
+class FakeScore:
+    """The denoiser of the generator's samples, updated by denoising score matching."""
+
+    sigma: Sigma = field(default_factory=Sigma)
+    weight: str = "edm"
+    scale: float = 1.0  # of the loss
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass
+class Loss:
+    """The generator's loss (train.step.LOSSES) and, for SIM, its distance (losses.distances)."""
+
+    name: str = "sim"
+    distance: str = "pseudo_huber"
+    units: str = "denoiser"  # or "score": divide by sigma^2 first, SIM eq. 3.7
+    scale: float = 1.0  # SiD's official code: 100
+    alpha: float = 1.2  # sid
+    c: float = 1e-3  # pseudo_huber; SIM authors, issue 5 of their repository
+    delta: float = 1.0  # huber; our choice
+    exponent: float = 1.0  # power, exponential; our choice
+    rate: float = 0.01  # exponential; our choice, exp stays finite for 64 x 64 images
+
+
+@dataclass
+class Evaluation:
+    """What is measured at the end of a run."""
+
+    samples: int = 1797  # digits: as many as there are real ones
+    teacher_steps: tuple[int, ...] = (18, 9)  # Heun steps; n steps cost 2 n - 1 evaluations
+    batch: int = 600  # our choice
+
+
+@dataclass
+class Config:
+    """One experiment."""
+
+    seed: int = 0
+    steps: int = 1000
+    batch: int = 256
+    accumulate: int = 1  # slices of a batch whose gradients are summed one after another
+    steps_per_call: int = 1  # whole steps scanned inside one compiled call
+    compute_dtype: str = "float32"  # inside the networks; or "bfloat16"
+    data: Data = field(default_factory=Data)
+    network: SongUNet = field(default_factory=SongUNet)
+    teacher: Teacher = field(default_factory=Teacher)
+    generator: Generator = field(default_factory=Generator)
+    fake_score: FakeScore = field(default_factory=FakeScore)
+    loss: Loss = field(default_factory=Loss)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    log_every: int = 100
+    sample_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+
+
+def validate(config: Config, choices: dict[str, Collection[str]], devices: int) -> None:
+    """Checks across fields; `choices` maps a dotted field to the names it may hold.
+
+    Raises:
+      ConfigError: with what came, what was expected and what to do.
+    """
+    for path, known in choices.items():
+        _require_known(path, get_field(config, path), known)
+    for path in ("steps", "batch", "accumulate", "steps_per_call", "log_every", "sample_every"):
+        _require_positive(config, path)
+    for path in ("checkpoint_every", "keep_checkpoints", "teacher.batch", "evaluation.samples"):
+        _require_positive(config, path)
+    for path in ("generator.optim.lr", "fake_score.optim.lr", "generator.sigma_init"):
+        _require_positive(config, path)
+    if config.batch % config.accumulate:
+        raise ConfigError(
+            f"batch = {config.batch} is not divisible by accumulate = {config.accumulate}."
+        )
+    for path, batch in [
+        ("batch", config.batch // config.accumulate),
+        ("teacher.batch", config.teacher.batch),
+    ]:
+        if batch % devices:
+            raise ConfigError(
+                f"{path}: {batch} examples at a time cannot be split over {devices} devices; "
+                f"use a multiple of {devices}, e.g. --config.{path}="
+                f"{-(-batch // devices) * devices * (config.accumulate if path == 'batch' else 1)}."
+            )
+    for path in ("steps", "log_every", "sample_every", "checkpoint_every"):
+        if get_field(config, path) % config.steps_per_call:
+            raise ConfigError(
+                f"{path} = {get_field(config, path)} is not a multiple of steps_per_call = "
+                f"{config.steps_per_call}; steps are only seen at the ends of compiled calls."
+            )
+
+
+def get_field(config: Config, path: str) -> Any:
+    """The value at a dotted path, e.g. "loss.name"."""
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain values, as config.json holds them (tuples become lists there)."""
+    return dataclasses.asdict(config)
+
+
+def differences(saved: Any, current: Any, path: str = "") -> list[str]:
+    """Lines "field: saved -> current" for every leaf that differs between two nested dicts."""
+    if not (isinstance(saved, dict) and isinstance(current, dict)):
+        same = saved == current or (saved != saved and current != current)
+        return [] if same else [f"{path}: {saved!r} -> {current!r}"]
+    missing = "(absent)"
+    return [
+        line
+        for name in sorted({*saved, *current})
+        for line in differences(
+            saved.get(name, missing), current.get(name, missing), f"{path}.{name}".lstrip(".")
+        )
+    ]
+
+
+def known_fields(cls: type = Config, path: str = "") -> list[str]:
+    """Every dotted field name of the schema, for messages about misspelled ones."""
+    names = []
+    for name, kind in typing.get_type_hints(cls).items():
+        dotted = f"{path}.{name}".lstrip(".")
+        names += known_fields(kind, dotted) if dataclasses.is_dataclass(kind) else [dotted]
+    return names
+
+
+def _require_known(path: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{path} = {value!r} is not known; known: {', '.join(sorted(known))}.")
+
+
+def _require_positive(config: Config, path: str) -> None:
+    if not get_field(config, path) > 0:
+        raise ConfigError(f"{path} = {get_field(config, path)} must be positive.")

@@ -1,0 +1,29 @@
+"""Adding noise, and the weights w(sigma) of the losses. Arrays in, arrays out."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from simjax.typing import Images, PerExample, typed
+
+
+@typed
+def add_noise(x0: Images, sigma: PerExample, eps: Images) -> Images:
+    """xt = x0 + sigma eps, the one noising rule of simjax."""
+    return x0 + sigma[:, None, None, None] * eps
+
+
+@typed
+def uniform_weight(sigma: PerExample) -> PerExample:
+    """w = 1."""
+    return jnp.ones_like(sigma)
+
+
+@typed
+def edm_weight(sigma: PerExample, *, sigma_data: float = 0.5) -> PerExample:
+    """EDM's lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (table 1)."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+Weight = Callable[[PerExample], PerExample]
+WEIGHTS: dict[str, Weight] = {"uniform": uniform_weight, "edm": edm_weight}

@@ -1,0 +1,129 @@
+"""Preconditioning: how each teacher family becomes a denoiser in sigma-space.
+
+    D(xt; sigma) = c_skip xt + c_out F(c_in xt, c_noise)        with xt = x0 + sigma eps
+
+A family is a function sigma -> Coefficients and a line in PRECONDITIONS.
+
+References: EDM, arXiv:2206.00364, table 1; DiT, arXiv:2212.09748; PixArt-alpha, arXiv:2310.00426.
+Called from simjax/networks/denoiser.py.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from simjax.typing import PerExample, typed
+
+STEPS = 1000  # M, the training time steps of every DDPM-style teacher (EDM table 1)
+
+
+class Coefficients(NamedTuple):
+    """c_skip, c_out, c_in scale images; c_noise is what the network is told about sigma."""
+
+    c_skip: PerExample
+    c_out: PerExample
+    c_in: PerExample
+    c_noise: PerExample
+
+
+Precondition = Callable[[PerExample], Coefficients]
+
+
+@typed
+def edm(sigma: PerExample, *, sigma_data: float = 0.5) -> Coefficients:
+    """EDM, table 1, last column; sigma_data is the data's standard deviation, in data units."""
+    total = sigma**2 + sigma_data**2
+    return Coefficients(
+        c_skip=sigma_data**2 / total,
+        c_out=sigma * sigma_data / jnp.sqrt(total),
+        c_in=1 / jnp.sqrt(total),
+        c_noise=jnp.log(sigma) / 4,
+    )
+
+
+@typed
+def vp(sigma: PerExample, *, beta_d: float = 19.9, beta_min: float = 0.1) -> Coefficients:
+    """VP of the EDM paper: noise prediction, c_noise = (M - 1) t(sigma)."""
+    # log(1 + sigma^2), not log1p: the released networks were trained with this rounding.
+    time = (jnp.sqrt(beta_min**2 + 2 * beta_d * jnp.log(1 + sigma**2)) - beta_min) / beta_d
+    return _noise_prediction(sigma, (STEPS - 1) * time)
+
+
+@typed
+def ve(sigma: PerExample) -> Coefficients:
+    """VE of the EDM paper: F predicts (x0 - xt) / sigma, c_noise = ln(sigma / 2)."""
+    one = jnp.ones_like(sigma)
+    return Coefficients(c_skip=one, c_out=sigma, c_in=one, c_noise=jnp.log(0.5 * sigma))
+
+
+@typed
+def iddpm(sigma: PerExample) -> Coefficients:
+    """iDDPM: noise prediction at the nearest of M cosine-schedule noise levels."""
+    return _noise_prediction(sigma, _timestep(sigma, iddpm_levels()))
+
+
+@typed
+def ddpm_linear(sigma: PerExample) -> Coefficients:
+    """DDPM with linear beta from 1e-4 to 0.02 (DiT, PixArt-alpha): noise prediction.
+
+    Only the time step is rounded to the table, never sigma: sigma = 2.5 is time step 440.
+    """
+    return _noise_prediction(sigma, _timestep(sigma, ddpm_linear_levels()))
+
+
+@typed
+def flow(sigma: PerExample) -> Coefficients:
+    """Flow matching: F predicts eps - x0 at (1 - t) x0 + t eps, with t = sigma / (1 + sigma)."""
+    keep = 1 / (1 + sigma)
+    return Coefficients(c_skip=keep, c_out=-sigma * keep, c_in=keep, c_noise=sigma * keep)
+
+
+PRECONDITIONS: dict[str, Callable[..., Coefficients]] = {
+    "edm": edm,
+    "vp": vp,
+    "ve": ve,
+    "iddpm": iddpm,
+    "ddpm_linear": ddpm_linear,
+    "flow": flow,
+}
+
+
+@functools.cache
+def iddpm_levels() -> np.ndarray:
+    """u_j of EDM table 1 for iDDPM, shape (M + 1,), descending to u_M = 0 (C1, C2: same table)."""
+    c1, c2 = 0.001, 0.008
+    angle = 0.5 * np.pi * np.arange(STEPS + 1) / STEPS / (c2 + 1)
+    alpha_bar = np.sin(angle) ** 2
+    return _levels(np.maximum(alpha_bar[:-1] / np.maximum(alpha_bar[1:], 1e-300), c1))
+
+
+@functools.cache
+def ddpm_linear_levels() -> np.ndarray:
+    """u_j for linear beta, shape (M + 1,), from 156.6155 down to 0.0100 and u_M = 0."""
+    beta = 0.02 + (1e-4 - 0.02) * np.arange(1, STEPS + 1) / STEPS
+    return _levels(np.maximum(1 - beta, 0.001))
+
+
+def _levels(ratio: np.ndarray) -> np.ndarray:
+    """u_{j-1} = sqrt((u_j^2 + 1) / ratio_j - 1), in float32 like the published tables."""
+    levels = np.zeros(STEPS + 1, np.float32)
+    for j in range(STEPS, 0, -1):
+        levels[j - 1] = np.sqrt((levels[j] ** 2 + 1) / np.float32(ratio[j - 1]) - 1)
+    return levels
+
+
+def _timestep(sigma: PerExample, levels: np.ndarray) -> PerExample:
+    nearest = jnp.argmin(jnp.abs(sigma[:, None] - levels), axis=1)
+    return (STEPS - 1 - nearest).astype(sigma.dtype)
+
+
+def _noise_prediction(sigma: PerExample, c_noise: PerExample) -> Coefficients:
+    return Coefficients(
+        c_skip=jnp.ones_like(sigma),
+        c_out=-sigma,
+        c_in=1 / jnp.sqrt(sigma**2 + 1),
+        c_noise=c_noise,
+    )

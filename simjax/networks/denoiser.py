@@ -1,0 +1,57 @@
+"""A network with its preconditioning and precision: D(xt; sigma, labels) = E[x0 | xt].
+
+The only file that decides precision: float32 outside the network, its own dtype inside.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from simjax.diffusion.precondition import Precondition
+from simjax.networks.layers import Buffer
+from simjax.typing import Array, Denoise, Float, Images, Labels, Params, PerExample
+
+
+class Denoiser(nnx.Module):
+    """D = c_skip xt + c_out F(c_in xt, c_noise, labels), with the coefficients in float32."""
+
+    def __init__(self, network: nnx.Module, precondition: Precondition):
+        self.network = network
+        self.precondition = precondition
+
+    def __call__(
+        self,
+        xt: Images,
+        sigma: PerExample,
+        labels: Labels,
+        *,
+        augment_labels: Float[Array, "b a"] | None = None,
+        dropout_keys: Array | None = None,
+    ) -> Images:
+        c_skip, c_out, c_in, c_noise = self.precondition(sigma)
+        residual = self.network(
+            c_in[:, None, None, None] * xt,
+            c_noise,
+            labels,
+            augment_labels=augment_labels,
+            dropout_keys=dropout_keys,
+        )
+        residual = residual[..., : xt.shape[-1]].astype(jnp.float32)  # drop learned variances
+        return c_skip[:, None, None, None] * xt + c_out[:, None, None, None] * residual
+
+
+def as_denoise(net: nnx.Module) -> tuple[Denoise, Params]:
+    """Splits a module into D(params, xt, sigma, labels) and its parameters, a nested dict.
+
+    Fixed constants (Buffer) stay with the function: they are ported, and never trained.
+
+    Raises:
+      ValueError: the module holds any other kind of state.
+    """
+    graphdef, params, buffers = nnx.split(net, nnx.Param, Buffer)
+    buffers = nnx.to_pure_dict(buffers)
+
+    def denoise(params, xt, sigma, labels, *, augment_labels=None, dropout_keys=None):
+        module = nnx.merge(graphdef, params, buffers)
+        return module(xt, sigma, labels, augment_labels=augment_labels, dropout_keys=dropout_keys)
+
+    return denoise, nnx.to_pure_dict(params)

@@ -1,0 +1,179 @@
+"""Building blocks of the U-Nets: convolution, resampling, group norm, attention, embeddings.
+
+NHWC. Computation runs in `dtype`; normalisation statistics, softmax and embeddings in float32.
+References: EDM, arXiv:2206.00364, appendix F.2; NCSN++, arXiv:2011.13456.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from simjax.typing import Array, Float, Images, PerExample
+
+
+class Buffer(nnx.Variable):
+    """A constant that belongs to a network: ported and checkpointed, never trained."""
+
+
+def conv(
+    features_in: int,
+    features: int,
+    kernel: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype,
+    init_scale: float = 1.0,
+    padding: int | None = None,
+) -> nnx.Conv:
+    """A convolution with EDM's initialisation: Glorot uniform times init_scale, zero bias."""
+    return nnx.Conv(
+        features_in,
+        features,
+        (kernel, kernel),
+        padding=kernel // 2 if padding is None else padding,
+        dtype=dtype,
+        kernel_init=_glorot(init_scale),
+        rngs=rngs,
+    )
+
+
+def linear(
+    features_in: int,
+    features: int,
+    *,
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype,
+    init_scale: float = 1.0,
+    use_bias: bool = True,
+) -> nnx.Linear:
+    """A dense layer with EDM's initialisation: Glorot uniform times init_scale, zero bias."""
+    return nnx.Linear(
+        features_in,
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=_glorot(init_scale),
+        rngs=rngs,
+    )
+
+
+def _glorot(scale: float) -> nnx.Initializer:
+    """Glorot uniform with its standard deviation times `scale`."""
+    return nnx.initializers.variance_scaling(scale**2, "fan_avg", "uniform")
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation over min(32, channels // 4) groups, statistics in float32.
+
+    Sums run over space first, then over each group's channels as a small matrix product on (b, c)
+    arrays: XLA then reads the image once, and a small U-Net's step is a quarter faster on the CPU.
+    """
+
+    def __init__(self, channels: int, *, epsilon: float, dtype: jnp.dtype):
+        self.groups = min(32, channels // 4)
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: Images) -> Images:
+        x = x.astype(jnp.float32)
+        member = jnp.repeat(jnp.eye(self.groups), x.shape[-1] // self.groups, axis=0)  # (c, groups)
+
+        def group_mean(per_channel: Float[Array, "b c"]) -> Float[Array, "b c"]:
+            highest = jax.lax.Precision.HIGHEST
+            means = jnp.dot(per_channel, member / member.sum(0), precision=highest)
+            return jnp.dot(means, member.T, precision=highest)
+
+        mean = group_mean(x.mean((1, 2)))
+        variance = group_mean(jnp.square(x).mean((1, 2))) - jnp.square(mean)
+        scale = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.epsilon) * self.scale[...]
+        shift = self.bias[...] - mean * scale
+        return (x * scale[:, None, None] + shift[:, None, None]).astype(self.dtype)
+
+
+def dropout(x: Images, rate: float, keys: Array | None) -> Images:
+    """Drops elements of each example by that example's own key; keys None is deterministic.
+
+    One key an example makes the masks independent of how a batch is cut or spread over devices.
+    """
+    if keys is None or rate == 0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def downsample(x: Images, taps: Sequence[float]) -> Images:
+    """Halves height and width through the separable filter `taps` (normalised here)."""
+    if len(set(taps)) == 1 and len(taps) == 2:  # box filter: a mean of 2 x 2 blocks
+        b, h, w, c = x.shape
+        return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    x = jnp.pad(x, [(0, 0), *[((len(taps) - 1) // 2,) * 2] * 2, (0, 0)])
+    return decimate(x, taps)
+
+
+def decimate(x: Images, taps: Sequence[float]) -> Images:
+    """Every second output of the separable filter `taps`, without padding."""
+    for axis in (1, 2):
+        count = (x.shape[axis] - len(taps)) // 2 + 1
+        slices = (
+            jax.lax.slice_in_dim(x, k, k + 2 * count - 1, stride=2, axis=axis) * (tap / sum(taps))
+            for k, tap in enumerate(taps)
+        )
+        x = sum(slices)
+    return x
+
+
+def upsample(x: Images, taps: Sequence[float]) -> Images:
+    """Doubles height and width: zeros in between, then `taps` at twice their normalised weight."""
+    if len(set(taps)) == 1 and len(taps) == 2:  # box filter: each pixel becomes a 2 x 2 block
+        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    lead = len(taps) // 2  # output 2 i + phase reads the stretched rows 2 i + phase + k - lead
+    for axis in (1, 2):
+        phases = [
+            sum(
+                2 * tap / sum(taps) * _shifted(x, (phase + k - lead) // 2, axis)
+                for k, tap in enumerate(reversed(taps))
+                if (phase + k - lead) % 2 == 0  # the other stretched rows are zeros
+            )
+            for phase in (0, 1)
+        ]
+        doubled = [size * (2 if dim == axis else 1) for dim, size in enumerate(x.shape)]
+        x = jnp.stack(phases, axis=axis + 1).reshape(doubled)
+    return x
+
+
+def _shifted(x: Images, shift: int, axis: int) -> Images:
+    """x[i + shift] along axis, zero outside."""
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (max(-shift, 0), max(shift, 0))
+    start = max(shift, 0)
+    return jax.lax.slice_in_dim(jnp.pad(x, pad), start, start + x.shape[axis], axis=axis)
+
+
+def attention(query: Array, key: Array, value: Array) -> Array:
+    """Softmax attention over positions, (b, positions, heads, c_head); softmax in float32."""
+    scale = 1 / math.sqrt(query.shape[-1])
+    logits = jnp.einsum("bqhc,bkhc->bhqk", query * scale, key, preferred_element_type=jnp.float32)
+    return jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(logits).astype(value.dtype), value)
+
+
+def positional_embedding(c_noise: PerExample, channels: int) -> Float[Array, "b channels"]:
+    """[sin, cos] of c_noise times frequencies from 1 down to 1e-4 (DDPM; both ends included)."""
+    frequencies = 1e-4 ** (jnp.arange(channels // 2) / (channels // 2 - 1))
+    phase = c_noise[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=1)
+
+
+class FourierEmbedding(nnx.Module):
+    """[sin, cos] of 2 pi c_noise times fixed random frequencies (NCSN++; scale 16 published)."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs, scale: float = 16.0):
+        self.frequencies = Buffer(scale * jax.random.normal(rngs.params(), (channels // 2,)))
+
+    def __call__(self, c_noise: PerExample) -> Float[Array, "b channels"]:
+        phase = c_noise[:, None] * (2 * math.pi * self.frequencies[...])
+        return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=1)

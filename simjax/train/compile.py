@@ -1,0 +1,37 @@
+"""The only training jit: donated state, whole steps scanned inside one call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from simjax import sharding
+from simjax.typing import Key, Metrics, Params
+
+Step = Callable[[Any, Params, Key], tuple[Any, Metrics]]
+Call = Callable[[Any, Params, Key], tuple[Any, Metrics]]
+
+
+def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
+    """(state, constants, run key) -> state after `steps_per_call` steps, their mean metrics.
+
+    Step n of a run uses fold_in(run key, n): no random state is carried or saved, and a resumed run
+    repeats the interrupted one. The state passed in is donated: use the one returned.
+    """
+
+    def one(state, constants, run_key):
+        return step(state, constants, jax.random.fold_in(run_key, state.step))
+
+    def call(state, constants, run_key):
+        if steps_per_call == 1:
+            return one(state, constants, run_key)
+        state, metrics = jax.lax.scan(
+            lambda state, _: one(state, constants, run_key), state, length=steps_per_call
+        )
+        return state, jax.tree.map(lambda m: m.mean(0), metrics)
+
+    whole = sharding.replicated(mesh)
+    return jax.jit(
+        call, donate_argnums=0, in_shardings=(whole, whole, whole), out_shardings=(whole, whole)
+    )

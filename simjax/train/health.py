@@ -1,0 +1,70 @@
+"""Numbers that show whether distillation is healthy, since its loss hovers about zero and cannot.
+
+For each range of sigma: the mean distance d(y) and the root mean square of the gap
+y = D_fake - D_teacher. Both fall as the generator's distribution nears the teacher's. Sums and
+counts are kept apart, so that averages over slices, steps and log windows stay exact.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from simjax.losses.distances import Distance
+from simjax.typing import Array, Images, Metrics, Params, PerExample
+
+SIGMA_EDGES = (0.05, 0.2, 0.8, 3.2)  # our choice: factors of four about sigma_data = 0.5
+SIGMA_BINS = (
+    f"sigma<{SIGMA_EDGES[0]}",
+    *(f"sigma<{edge}" for edge in SIGMA_EDGES[1:]),
+    f"sigma>{SIGMA_EDGES[-1]}",
+)
+
+
+def gradients(name: str, grads: Params) -> Metrics:
+    """Global L2 norm, and how many elements are not finite."""
+    bad = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+    return {
+        f"{name}/grad_norm": optax.global_norm(grads),
+        f"{name}/nonfinite_grads": bad.astype(jnp.float32),
+    }
+
+
+def finite_examples(*images: Images) -> Array:
+    """Which examples are finite in every one of the images, shape (b,)."""
+    return jnp.all(jnp.stack([jnp.isfinite(image).all((1, 2, 3)) for image in images]), axis=0)
+
+
+def generator(
+    x0: Images,
+    d_teacher: Images,
+    d_fake: Images,
+    sigma: PerExample,
+    finite: Array,
+    *,
+    distance: Distance,
+) -> Metrics:
+    """Sums of d(y), ||y||^2 / pixels and counts by range of sigma; samples' level and contrast."""
+    y = jax.lax.stop_gradient(d_fake - d_teacher)
+    x0 = jax.lax.stop_gradient(x0)
+    bins = jax.nn.one_hot(jnp.digitize(sigma, jnp.array(SIGMA_EDGES)), len(SIGMA_BINS))
+    bins *= finite[:, None]
+    return {
+        "bins/count": bins.sum(0),
+        "bins/distance": jax.vmap(distance)(y) @ bins,
+        "bins/gap_squared": jnp.mean(y**2, axis=(1, 2, 3)) @ bins,
+        "generator/nonfinite_examples": jnp.sum(~finite).astype(jnp.float32),
+        "samples/mean": x0.mean(),
+        "samples/contrast": x0.std(axis=(1, 2, 3)).mean(),
+    }
+
+
+def summarize(metrics: dict[str, Array]) -> dict[str, float]:
+    """Scalars of a log window from its mean metrics: sums over counts, ranges of sigma by name."""
+    scalars = {k: float(v) for k, v in metrics.items() if not k.startswith("bins/")}
+    if "bins/count" in metrics:
+        sums = [metrics[f"bins/{name}"] for name in ("count", "distance", "gap_squared")]
+        for name, count, distance, gap_squared in zip(SIGMA_BINS, *sums, strict=True):
+            if count > 0:
+                scalars[f"distance/{name}"] = float(distance / count)
+                scalars[f"gap/{name}"] = float((gap_squared / count) ** 0.5)
+    return scalars

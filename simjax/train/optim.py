@@ -1,0 +1,71 @@
+"""Adam as the papers run it, and the exponential moving average of the generator.
+
+References: SIM, arXiv:2410.16794, appendix B.2; SiD's training options; EDM, arXiv:2206.00364.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from simjax.typing import Array, Params, Scalar
+
+GradientTransformation = optax.GradientTransformation
+
+INFINITY_STANDS_FOR = 1e5  # SiD's official loop: nan -> 0, +-inf -> +-1e5
+
+
+def adam(
+    *,
+    steps: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    warmup_steps: int,
+    final_lr: float,
+) -> optax.GradientTransformation:
+    """Adam with finite gradients, linear warm-up and a cosine from lr to final_lr * lr at `steps`.
+
+    With beta1 = 0 the first moment is the gradient itself, and no copy of it is stored.
+    """
+    if beta1 == 0:
+        scale = optax.scale_by_rms(beta2, eps, eps_in_sqrt=False, bias_correction=True)
+    else:
+        scale = optax.scale_by_adam(beta1, beta2, eps)
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=lr / max(warmup_steps, 1),
+        peak_value=lr,
+        warmup_steps=warmup_steps,
+        decay_steps=max(steps, warmup_steps + 1),
+        end_value=final_lr * lr,
+    )
+    return optax.chain(
+        finite_gradients(),
+        scale,
+        optax.scale_by_learning_rate(schedule if final_lr != 1 or warmup_steps else lr),
+    )
+
+
+def finite_gradients() -> optax.GradientTransformation:
+    """Replaces nan by 0 and +-inf by +-1e5, element by element."""
+    finite = functools.partial(
+        jnp.nan_to_num, nan=0.0, posinf=INFINITY_STANDS_FOR, neginf=-INFINITY_STANDS_FOR
+    )
+    return optax.stateless(lambda updates, params: jax.tree.map(finite, updates))
+
+
+def ema_decay(
+    images_seen: Array, batch: int, *, half_life_kimg: float, rampup_ratio: float
+) -> Scalar:
+    """beta = 0.5^(batch / min(half_life, rampup_ratio * images seen before this step))."""
+    half_life = 1000.0 * half_life_kimg
+    if rampup_ratio:
+        half_life = jnp.minimum(half_life, rampup_ratio * images_seen)
+    return 0.5 ** (batch / jnp.maximum(half_life, 1e-8))
+
+
+def ema_update(ema: Params, params: Params, beta: Scalar) -> Params:
+    """beta * ema + (1 - beta) * params, in the EMA's precision."""
+    return jax.tree.map(lambda old, new: beta * old + (1 - beta) * new, ema, params)

@@ -1,0 +1,174 @@
+"""One distillation step: fake-score update, generator update, EMA. This is the algorithm.
+
+    x0 = G(z)                                      G = D_generator(sigma_init z, sigma_init)
+    fake score:  min E lambda(sigma) || D_fake(x0 + sigma eps) - sg[x0] ||^2
+    generator:   min E L(x0, D_teacher(xt), D_fake(xt)),   xt = x0 + sigma eps
+    EMA of the generator
+
+Everything is a pure function of (state, draws); the caller compiles and shards it. Who trains with
+dropout follows the official SiD loop: only the network being updated.
+
+References: SIM, arXiv:2410.16794, algorithms 1 and 2; SiD, arXiv:2404.04057, algorithm 1.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from simjax.diffusion import noise
+from simjax.losses import denoising, diff_instruct, sid, sim
+from simjax.losses.distances import Distance
+from simjax.train import health
+from simjax.train.optim import GradientTransformation, ema_update
+from simjax.train.state import TrainState
+from simjax.typing import Array, Denoise, Images, Key, Labels, Metrics, Params, PerExample, Scalar
+
+
+@struct.dataclass
+class Draws:
+    """The randomness of one update, b examples: all that is not a function of the state."""
+
+    z: Images
+    labels: Labels
+    sigma: PerExample
+    eps: Images
+    dropout_keys: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFns:
+    """The functions and values that build.py chose; constant while training."""
+
+    denoise: Denoise
+    loss: Callable[[Images, Images, Images, PerExample], PerExample]  # x0, d_teacher, d_fake, sigma
+    distance: Distance  # d of SIM; of the health metrics for every method
+    fake_score_weight: Callable[[PerExample], PerExample]
+    draw_fake_score: Callable[[Key], Draws]
+    draw_generator: Callable[[Key], Draws]
+    fake_score_tx: GradientTransformation
+    generator_tx: GradientTransformation
+    ema_decay: Callable[[Array], Scalar]  # step -> beta
+    sigma_init: float
+    fake_score_scale: float = 1.0
+    accumulate: int = 1
+
+
+LOSSES = {
+    "sim": sim.generator_loss,
+    "sid": sid.generator_loss,
+    "diff_instruct": diff_instruct.generator_loss,
+}
+
+
+def distill_step(
+    state: TrainState, teacher: Params, key: Key, *, fns: StepFns
+) -> tuple[TrainState, Metrics]:
+    """One step on fresh draws for each update; `key` belongs to this step alone."""
+    fake_score_key, generator_key = jax.random.split(key)
+    state, fake_score_metrics = fake_score_step(state, fns.draw_fake_score(fake_score_key), fns=fns)
+    state, generator_metrics = generator_step(
+        state, teacher, fns.draw_generator(generator_key), fns=fns
+    )
+    beta = fns.ema_decay(state.step)
+    ema = ema_update(state.generator_ema, state.generator, beta)
+    state = state.replace(generator_ema=ema, step=state.step + 1)
+    return state, fake_score_metrics | generator_metrics | {"generator/ema_beta": beta}
+
+
+def fake_score_step(state: TrainState, draws: Draws, *, fns: StepFns) -> tuple[TrainState, Metrics]:
+    """Moves the fake score towards the score of the generator's samples."""
+
+    def loss_fn(fake_score: Params, draws: Draws):
+        return fake_score_loss(fake_score, state.generator, draws, fns=fns), {}
+
+    loss, _, grads = accumulated_grad(loss_fn, state.fake_score, draws, fns.accumulate)
+    updates, opt = fns.fake_score_tx.update(grads, state.fake_score_opt, state.fake_score)
+    fake_score = optax.apply_updates(state.fake_score, updates)
+    metrics = {"fake_score/loss": loss} | health.gradients("fake_score", grads)
+    return state.replace(fake_score=fake_score, fake_score_opt=opt), metrics
+
+
+def generator_step(
+    state: TrainState, teacher: Params, draws: Draws, *, fns: StepFns
+) -> tuple[TrainState, Metrics]:
+    """Moves the generator down the score divergence, with the fake score held fixed."""
+
+    def loss_fn(generator: Params, draws: Draws):
+        return generator_loss(generator, teacher, state.fake_score, draws, fns=fns)
+
+    loss, metrics, grads = accumulated_grad(loss_fn, state.generator, draws, fns.accumulate)
+    updates, opt = fns.generator_tx.update(grads, state.generator_opt, state.generator)
+    generator = optax.apply_updates(state.generator, updates)
+    metrics |= {"generator/loss": loss} | health.gradients("generator", grads)
+    return state.replace(generator=generator, generator_opt=opt), metrics
+
+
+def fake_score_loss(fake_score: Params, generator: Params, draws: Draws, *, fns: StepFns) -> Scalar:
+    """E lambda(sigma) ||D_fake(x0 + sigma eps) - sg[x0]||^2, mean over examples."""
+    x0 = jax.lax.stop_gradient(generate(generator, draws.z, draws.labels, fns=fns))
+    xt = noise.add_noise(x0, draws.sigma, draws.eps)
+    denoised = fns.denoise(
+        fake_score, xt, draws.sigma, draws.labels, dropout_keys=draws.dropout_keys
+    )
+    loss = denoising.denoising_loss(x0, denoised, fns.fake_score_weight(draws.sigma))
+    return fns.fake_score_scale * loss.mean()
+
+
+def generator_loss(
+    generator: Params, teacher: Params, fake_score: Params, draws: Draws, *, fns: StepFns
+) -> tuple[Scalar, Metrics]:
+    """The method's loss, mean over examples, and its health metrics.
+
+    An example whose loss is not finite is left out of the sum (it still counts in the mean), so
+    that one bad sample does not cost the step; this is the official SiD loop's rule.
+    """
+    x0 = generate(generator, draws.z, draws.labels, fns=fns, dropout_keys=draws.dropout_keys)
+    xt = noise.add_noise(x0, draws.sigma, draws.eps)
+    d_teacher = fns.denoise(teacher, xt, draws.sigma, draws.labels)
+    d_fake = fns.denoise(fake_score, xt, draws.sigma, draws.labels)
+    finite = health.finite_examples(x0, d_teacher, d_fake)
+    x0, d_teacher, d_fake = (
+        jnp.where(finite[:, None, None, None], image, 0) for image in (x0, d_teacher, d_fake)
+    )
+    loss = jnp.where(finite, fns.loss(x0, d_teacher, d_fake, draws.sigma), 0)
+    metrics = health.generator(x0, d_teacher, d_fake, draws.sigma, finite, distance=fns.distance)
+    return loss.mean(), metrics
+
+
+def generate(
+    generator: Params, z: Images, labels: Labels, *, fns: StepFns, dropout_keys: Array | None = None
+) -> Images:
+    """x0 = G(z): one evaluation of the denoiser at sigma_init."""
+    sigma = jnp.full(z.shape[0], fns.sigma_init, z.dtype)
+    return fns.denoise(generator, fns.sigma_init * z, sigma, labels, dropout_keys=dropout_keys)
+
+
+def accumulated_grad(
+    loss_fn: Callable[[Params, Draws], tuple[Scalar, Metrics]],
+    params: Params,
+    draws: Draws,
+    slices: int,
+) -> tuple[Scalar, Metrics, Params]:
+    """Loss, metrics and gradient, means over `slices` equal parts of the batch in turn.
+
+    Parts interleave (example i goes to part i mod slices), so that each device keeps its own rows.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def add_part(total, part):
+        (loss, metrics), grads = grad_fn(params, part)
+        return jax.tree.map(lambda a, b: a + b / slices, total, (loss, metrics, grads)), None
+
+    if slices == 1:
+        (loss, metrics), grads = grad_fn(params, draws)
+        return loss, metrics, grads
+    parts = jax.tree.map(lambda a: a.reshape(-1, slices, *a.shape[1:]).swapaxes(0, 1), draws)
+    first = jax.tree.map(lambda a: a[0], parts)
+    (loss, metrics), grads = jax.eval_shape(grad_fn, params, first)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (loss, metrics, grads))
+    total, _ = jax.lax.scan(add_part, zeros, parts)
+    return total
