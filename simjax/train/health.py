@@ -24,7 +24,7 @@ def gradients(name: str, grads: Params) -> Metrics:
     """Global L2 norm, and how many elements are not finite."""
     bad = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
     return {
-        f"{name}/grad_norm": optax.global_norm(grads),
+        f"{name}/grad_norm": optax.tree.norm(grads),
         f"{name}/nonfinite_grads": bad.astype(jnp.float32),
     }
 

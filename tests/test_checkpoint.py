@@ -1,0 +1,126 @@
+"""Checkpoints: restored bit by bit, onto any mesh, and damage is noticed."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from simjax import checkpoint, config
+from simjax.train import state
+
+TX = optax.sgd(0.1, momentum=0.9)
+
+
+def make(step: int) -> state.TrainState:
+    params = {"layer": {"kernel": jax.random.normal(jax.random.key(step), (64, 48))}}
+    made = state.init_distillation(params, fake_score_tx=TX, generator_tx=TX)
+    return made.replace(step=jnp.int32(step))
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def saved(tmp_path, said):
+    """A directory with checkpoints 1 and 2, and the object that wrote them."""
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2, say=said.append)
+    for step in (1, 2):
+        checkpoints.save(make(step))
+    checkpoints.wait()
+    yield checkpoints
+    checkpoints.close()
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_the_newest_comes_back_bit_by_bit(saved, said):
+    assert_same(saved.restore_latest(make(0)), make(2))
+    assert not said
+
+
+def test_nothing_saved_is_none(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path / "none", keep=1, say=print)
+    assert checkpoints.restore_latest(make(0)) is None
+    checkpoints.close()
+
+
+def array_files(directory):
+    """The files that hold a tree's numbers, largest first."""
+    files = [f for f in Path(directory).rglob("*") if f.is_file() and f.parent.name == "d"]
+    return sorted(files, key=lambda f: -f.stat().st_size)
+
+
+def truncate(step_directory):
+    for file in array_files(step_directory):
+        file.write_bytes(file.read_bytes()[:100])
+
+
+def flip_bits(step_directory):
+    file = array_files(step_directory)[0]
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle] ^= 0xFF
+    file.write_bytes(bytes(content))
+
+
+def remove_item(step_directory):
+    for file in Path(step_directory / "generator").rglob("*"):
+        if file.is_file():
+            file.unlink()
+
+
+def empty_note(step_directory):
+    for file in (step_directory / "note").glob("*"):
+        file.write_text("{}")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bits, remove_item, empty_note])
+def test_a_damaged_one_is_reported_and_the_previous_one_used(saved, said, damage):
+    damage(saved.directory / "2")
+    assert_same(saved.restore_latest(make(0)), make(1))
+    assert len(said) == 1
+    assert "checkpoint 2 is damaged" in said[0]
+    saved.save(make(2))  # its place is free again
+    saved.wait()
+    assert_same(saved.restore_latest(make(0)), make(2))
+
+
+def test_numbers_that_changed_without_a_broken_file_are_noticed(saved, said, monkeypatch):
+    real = checkpoint._checksums
+    monkeypatch.setattr(
+        checkpoint, "_checksums", lambda trees: {k: v + 1 for k, v in real(trees).items()}
+    )
+    assert saved.restore_latest(make(0)) is None
+    assert "the checksum of fake_score does not match" in said[0]
+
+
+def test_the_teacher_keeps_its_provenance_and_refuses_damage(tmp_path):
+    params = make(3).generator
+    checkpoint.save_teacher(tmp_path / "teacher", params, {"source": "a test"})
+    restored, provenance = checkpoint.load_teacher(tmp_path / "teacher", params)
+    assert_same(restored, params)
+    assert provenance["source"] == "a test"
+    assert provenance["sha256"] == checkpoint.params_sha256(params)
+    truncate(tmp_path / "teacher")
+    with pytest.raises(config.ConfigError, match="delete that directory to make it again"):
+        checkpoint.load_teacher(tmp_path / "teacher", params)
+
+
+def test_the_hash_of_parameters_sees_names_shapes_and_bits():
+    params = {"a": np.zeros((2, 3), np.float32)}
+    variants = [
+        {"b": params["a"]},
+        {"a": params["a"].reshape(3, 2)},
+        {"a": params["a"].view(np.int32)},
+        {"a": np.float32([[0, 0, 0], [0, 0, -0.0]])},
+    ]
+    hashes = {checkpoint.params_sha256(variant) for variant in [params, *variants]}
+    assert len(hashes) == 5

@@ -1,0 +1,201 @@
+"""The command as a user runs it: a whole run, kills and restarts, mistakes, a finished run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "configs" / "digits.py"
+TINY = [  # seconds, not minutes; nothing is learnt
+    "--config.network.channels=4",
+    "--config.network.blocks=1",
+    "--config.steps=24",
+    "--config.batch=8",
+    "--config.teacher.steps=6",
+    "--config.teacher.batch=8",
+    "--config.log_every=2",
+    "--config.sample_every=8",
+    "--config.checkpoint_every=4",
+    "--config.evaluation.samples=200",
+    "--config.evaluation.teacher_steps=(3,)",
+    "--config.evaluation.batch=100",
+]
+
+
+def command(workdir: Path, *flags: str, config: Path | str = DIGITS) -> list[str]:
+    return [sys.executable, "-m", "simjax.main", f"--config={config}", f"--workdir={workdir}", *flags]
+
+
+def run(workdir: Path, *flags: str, devices: int = 1, **kwargs) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    return subprocess.run(
+        command(workdir, *flags, **kwargs), capture_output=True, text=True, env=environment
+    )
+
+
+def checksums(workdir: Path) -> dict[str, int]:
+    """Of every tree of the last checkpoint, from the note beside it."""
+    (note,) = (workdir / "checkpoints" / "24" / "note").glob("*")
+    return json.loads(note.read_text())["checksums"]
+
+
+def logged(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    done = run(workdir, *TINY)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_a_run_leaves_everything_that_a_person_looks_for(finished):
+    workdir, done = finished
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "samples",
+        "teacher",
+        "checkpoints",
+        "report.json",
+    }
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    samples = workdir / "samples"
+    assert Image.open(samples / "teacher.png").size == (320, 320)
+    strip = np.asarray(Image.open(samples / "progress.png"))
+    first = np.asarray(Image.open(samples / "generator_00000000.png"))
+    assert strip.shape == (5 * 32, 320)  # steps 0, 8, 16, 24 and the teacher
+    np.testing.assert_array_equal(strip[:32], first[:32])
+    report = json.loads((workdir / "report.json").read_text())
+    assert report["teacher"]["source"].startswith("trained on digits")
+    assert len(report["teacher"]["sha256"]) == 64
+    assert [row["evaluations"] for row in report["rows"]] == [1, 1, 5, None, None]
+    assert all(row["samples"] == 200 for row in report["rows"][:3])
+    assert "generator, sim" in done.stdout
+    assert "ETA" in done.stdout
+
+
+def test_metrics_show_training_health(finished):
+    workdir, _ = finished
+    lines = [line for line in logged(workdir) if line["stage"] == "sim"]
+    assert [line["step"] for line in lines] == list(range(2, 25, 2))
+    keys = set().union(*lines)
+    assert {
+        "generator/loss",
+        "generator/grad_norm",
+        "generator/nonfinite_grads",
+        "generator/nonfinite_examples",
+        "fake_score/loss",
+        "samples/mean_drift",
+        "samples/contrast_ratio",
+        "images_per_second",
+    } <= keys
+    assert any(key.startswith("distance/sigma") for key in keys)
+    assert any(key.startswith("gap/sigma") for key in keys)
+
+
+def test_a_finished_run_started_again_prints_its_report_and_trains_nothing(finished):
+    workdir, done = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    again = run(workdir, *TINY)
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+    assert again.stdout.split("its report:\n\n")[1] in done.stdout
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_killed_twice_and_started_again_a_run_ends_bitwise_equal(finished, tmp_path):
+    workdir = tmp_path / "run"
+    for kill_after in (5, 14):  # steps logged; neither is where a checkpoint was written
+        process = subprocess.Popen(
+            command(workdir, *TINY),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        while process.poll() is None and not has_reached(workdir, kill_after):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (workdir / "report.json").exists()
+    last = run(workdir, *TINY)
+    assert last.returncode == 0, last.stderr
+    assert "continuing from step" in last.stdout
+    assert checksums(workdir) == checksums(finished[0])
+    shas = [
+        json.loads((path / "report.json").read_text())["generator_sha256"]
+        for path in (workdir, finished[0])
+    ]
+    assert shas[0] == shas[1]
+    steps = [line["step"] for line in logged(workdir) if line["stage"] == "sim"]
+    assert steps == list(range(2, 25, 2))  # what the killed runs logged too far is forgotten
+
+
+def has_reached(workdir: Path, step: int) -> bool:
+    try:
+        text = (workdir / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        return False
+    lines = [json.loads(line) for line in text.splitlines()[:-1]]
+    return any(line["stage"] == "sim" and line["step"] >= step for line in lines)
+
+
+def refused(result: subprocess.CompletedProcess) -> str:
+    """The one message of a run that was refused."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.optim.lr=1", "config has no field optim.lr; did you mean: "),
+        ("--config.batch=many", "batch"),
+        ("--config.loss.distance=l3", "loss.distance = 'l3' is not known; known: "),
+        ("--confg.batch=1", "Unknown command line flag"),
+        ("batch=1", "unexpected arguments: batch=1"),
+    ],
+)
+def test_a_wrong_flag_gets_one_message(flag, message, tmp_path):
+    assert message in refused(run(tmp_path / "run", flag))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+    assert "there is no file nowhere.py" in refused(run(tmp_path / "run", config="nowhere.py"))
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_fields_that_differ(finished):
+    workdir, _ = finished
+    message = refused(run(workdir, *TINY, "--config.loss.alpha=1.0", "--config.seed=5"))
+    assert "loss.alpha: 1.2 -> 1.0" in message
+    assert "seed: 0 -> 5" in message
+    assert "steps" not in message.split("differs")[1].split("Choose")[0]
+
+
+def test_an_unwritable_workdir_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refused(run(tmp_path / "file" / "run", *TINY))
+    assert "cannot be used" in message
+    assert "--workdir" in message
+
+
+def test_a_batch_not_divisible_by_the_device_count_is_refused(tmp_path):
+    message = refused(run(tmp_path / "run", *TINY, "--config.batch=10", devices=8))
+    assert "cannot be split over 8 devices" in message

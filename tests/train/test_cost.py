@@ -1,0 +1,34 @@
+"""What one step costs: at most 1.05 times 11 forwards (two of G, 3 + 4 of the scores, 2 of G)."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from simjax import build, config, sharding
+
+
+def flops(function, *args) -> float:
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("loss", ["sim", "sid"])
+def test_one_step_costs_eleven_forwards(loss):
+    options = config.Config(
+        batch=8,
+        network=config.SongUNet(
+            resolution=8,
+            image_channels=1,
+            label_dim=10,
+            channels=32,
+            channel_mult=(1, 2),
+            blocks=1,
+            attention_resolutions=(4,),
+        ),
+        loss=config.Loss(name=loss),
+    )
+    denoise, params = build.denoiser(options)
+    training = build.distillation(options, denoise, sharding.make_mesh(jax.devices()[:1]))
+    step = flops(training.call, training.init(params), params, jax.random.key(0))
+    xt, sigma, labels = jnp.zeros((8, 8, 8, 1)), jnp.ones(8), jnp.zeros((8, 10))
+    forward = flops(denoise, params, xt, sigma, labels)
+    assert 10.5 * forward < step <= 1.05 * 11 * forward
