@@ -106,13 +106,11 @@ def _teacher(
     config: c.Config, workdir: epath.Path, denoise: Denoise, start: Params, monitor: Monitor
 ) -> tuple[Params, dict[str, Any]]:
     """The run's teacher: the stored one, or one trained now on config.data and stored."""
-    stored = workdir / "teacher"
+    stored, pretraining = workdir / "teacher", workdir / "checkpoints_teacher"
     if not stored.exists():
         begun = time.monotonic()
         training = build.pretraining(config, denoise, sharding.make_mesh())
-        checkpoints = checkpoint.Checkpoints(
-            workdir / "checkpoints_teacher", keep=1, say=monitor.say
-        )
+        checkpoints = checkpoint.Checkpoints(pretraining, keep=1, say=monitor.say)
         state = loop.run(
             training,
             start,
@@ -134,7 +132,8 @@ def _teacher(
             "simjax": simjax.__version__,
         }
         checkpoint.save_teacher(stored, state.ema, provenance)
-        checkpoints.directory.rmtree()
+    if pretraining.exists():  # also what a kill between the two left behind
+        pretraining.rmtree()
     return checkpoint.load_teacher(stored, start)
 
 

@@ -31,7 +31,14 @@ TINY = [  # seconds, not minutes; nothing is learnt
 
 
 def command(workdir: Path, *flags: str, config: Path | str = DIGITS) -> list[str]:
-    return [sys.executable, "-m", "simjax.main", f"--config={config}", f"--workdir={workdir}", *flags]
+    return [
+        sys.executable,
+        "-m",
+        "simjax.main",
+        f"--config={config}",
+        f"--workdir={workdir}",
+        *flags,
+    ]
 
 
 def run(workdir: Path, *flags: str, devices: int = 1, **kwargs) -> subprocess.CompletedProcess:

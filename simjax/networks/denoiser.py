@@ -3,6 +3,7 @@
 The only file that decides precision: float32 outside the network, its own dtype inside.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -28,13 +29,16 @@ class Denoiser(nnx.Module):
         dropout_keys: Array | None = None,
     ) -> Images:
         c_skip, c_out, c_in, c_noise = self.precondition(sigma)
-        residual = self.network(
-            c_in[:, None, None, None] * xt,
-            c_noise,
-            labels,
-            augment_labels=augment_labels,
-            dropout_keys=dropout_keys,
-        )
+        # float32 means float32: neither TF32 nor bf16 passes inside products.
+        exact = "highest" if self.network.dtype == jnp.float32 else None
+        with jax.default_matmul_precision(exact):
+            residual = self.network(
+                c_in[:, None, None, None] * xt,
+                c_noise,
+                labels,
+                augment_labels=augment_labels,
+                dropout_keys=dropout_keys,
+            )
         residual = residual[..., : xt.shape[-1]].astype(jnp.float32)  # drop learned variances
         return c_skip[:, None, None, None] * xt + c_out[:, None, None, None] * residual
 
