@@ -54,9 +54,9 @@ def heun(
         if not churn.amount:
             return xt, sigma
         gamma = min(churn.amount / steps, math.sqrt(2) - 1)
-        raised = sigma * jnp.where((churn.low <= sigma) & (sigma <= churn.high), 1 + gamma, 1)
-        extra = jnp.sqrt(raised**2 - sigma**2) * churn.inflation
-        return xt + extra * draw_noise(index), raised
+        factor = jnp.where((churn.low <= sigma) & (sigma <= churn.high), 1 + gamma, 1)
+        extra = sigma * jnp.sqrt(factor**2 - 1) * churn.inflation
+        return xt + extra * draw_noise(index), sigma * factor
 
     def step(xt: Images, levels: tuple[Array, Array, Array]) -> tuple[Images, None]:
         sigma, sigma_next, index = levels

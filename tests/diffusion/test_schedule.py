@@ -1,0 +1,88 @@
+"""Noise levels: closed forms of the laws and of the ladder, and draws against their laws' CDFs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from simjax.diffusion import schedule
+
+
+def karras_time(sigma, sigma_min=0.002, sigma_max=80.0, rho=7.0):
+    """The inverse of schedule.karras."""
+    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return (sigma ** (1 / rho) - bottom) / (top - bottom)
+
+
+# Options and the CDF of each law. An entry of SIGMA_LAWS without a line here fails the collection.
+CDFS = {
+    "lognormal": [
+        ({}, lambda sigma: stats.norm.cdf((np.log(sigma) + 1.2) / 1.2)),
+        ({"mean": -3.5, "std": 2.5}, lambda sigma: stats.norm.cdf((np.log(sigma) + 3.5) / 2.5)),
+    ],
+    "karras": [
+        ({}, lambda sigma: karras_time(sigma) / 0.8),
+        ({"t_max": 1.0, "rho": 5.0}, lambda sigma: karras_time(sigma, rho=5.0)),
+    ],
+}
+CASES = [
+    pytest.param(law, options, cdf, id=f"{name}-{options}")
+    for name, law in schedule.SIGMA_LAWS.items()
+    for options, cdf in CDFS[name]
+]
+
+
+@pytest.mark.parametrize(("law", "options", "cdf"), CASES)
+def test_draws_follow_the_law(law, options, cdf):
+    sigma = np.asarray(law(jax.random.key(0), 4000, **options), np.float64)
+    assert sigma.shape == (4000,)
+    assert stats.kstest(sigma, cdf).pvalue > 0.01  # the key is fixed
+
+
+def test_lognormal_is_the_exponential_of_a_scaled_normal():
+    normal = jnp.array([-2.0, 0.0, 1.0])
+    expected = np.exp([-3.6, -1.2, 0.0])
+    np.testing.assert_allclose(schedule.lognormal(normal), expected, rtol=1e-12)
+    expected = np.exp([-2 - 2 * 2, -2, -2 + 2])
+    np.testing.assert_allclose(schedule.lognormal(normal, mean=-2, std=2), expected, rtol=1e-12)
+
+
+def test_lognormal_is_clipped_to_the_range_of_the_teacher():
+    normal = jnp.array([-9.0, 0.0, 9.0])
+    sigma = schedule.lognormal(normal, mean=-2, std=2, low=0.01, high=156.6155)
+    np.testing.assert_allclose(sigma, [0.01, np.exp(-2), 156.6155], rtol=1e-12)
+
+
+@pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
+def test_karras_runs_from_sigma_min_at_t_0_to_sigma_max_at_t_1(rho):
+    t = jnp.linspace(0, 1, 101)
+    sigma = schedule.karras(t, sigma_min=0.01, sigma_max=50.0, rho=rho)
+    np.testing.assert_allclose(sigma[jnp.array([0, -1])], [0.01, 50], rtol=1e-12)
+    assert jnp.all(jnp.diff(sigma) > 0)
+    np.testing.assert_allclose(karras_time(sigma, 0.01, 50.0, rho), t, atol=1e-12)
+
+
+def test_karras_with_rho_1_is_linear():
+    sigma = schedule.karras(jnp.array([0.0, 0.25, 1.0]), sigma_min=2, sigma_max=10, rho=1)
+    np.testing.assert_allclose(sigma, [2, 4, 10])
+
+
+def test_ladder_descends_edms_levels_and_leaves_out_zero():
+    # EDM eq. 5, i = 0 .. N - 1 with N = 18.
+    i, rho = np.arange(18), 7
+    expected = (80 ** (1 / rho) + i / 17 * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
+    ladder = schedule.karras_ladder(18)
+    np.testing.assert_allclose(ladder, expected, rtol=1e-10)
+    np.testing.assert_allclose(ladder[jnp.array([0, -1])], [80, 0.002], rtol=1e-12)
+
+
+def test_ladder_of_one_step_is_sigma_max():
+    np.testing.assert_allclose(schedule.karras_ladder(1, sigma_max=2.5), [2.5], rtol=1e-12)
+
+
+def test_equal_keys_give_equal_draws_and_other_keys_others():
+    for law in schedule.SIGMA_LAWS.values():
+        first, again, other = (law(jax.random.key(seed), 8) for seed in (3, 3, 4))
+        np.testing.assert_array_equal(first, again)
+        assert jnp.all(first != other)

@@ -1,0 +1,1 @@
+"""Closed-form tests of simjax/losses."""
