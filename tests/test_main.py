@@ -42,10 +42,8 @@ def command(workdir: Path, *flags: str, config: Path | str = DIGITS) -> list[str
 
 
 def run(workdir: Path, *flags: str, devices: int = 1, **kwargs) -> subprocess.CompletedProcess:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    hosts = f" --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"] + hosts}
     return subprocess.run(
         command(workdir, *flags, **kwargs), capture_output=True, text=True, env=environment
     )
@@ -133,7 +131,7 @@ def test_killed_twice_and_started_again_a_run_ends_bitwise_equal(finished, tmp_p
             command(workdir, *TINY),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            env=os.environ,
         )
         while process.poll() is None and not has_reached(workdir, kill_after):
             time.sleep(0.02)

@@ -76,7 +76,8 @@ def test_eight_devices_equal_one():
         "t.assert_close(t.two_steps(t.options(), 8), t.two_steps(t.options(), 1))\n"
         "print('equal')"
     )
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": EIGHT, "PYTHONPATH": "."}
+    flags = f"{os.environ['XLA_FLAGS']} {EIGHT}"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment
     )

@@ -1,0 +1,60 @@
+"""Options of the test run: where the recorded reference numbers are, and which of them are checked.
+
+`pytest tests/parity --golden=DIR` checks every file of a known kind in DIR instead of tests/golden.
+"""
+
+import os
+import pathlib
+
+# Before anything imports JAX. Most of a test's time is compilation: skip LLVM's optimisations.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import pytest
+
+from tests.parity import collection
+
+DEFAULT_GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden",
+        default=str(DEFAULT_GOLDEN),
+        metavar="DIR",
+        help="directory of recorded reference numbers (default: tests/golden)",
+    )
+
+
+def pytest_report_header(config):
+    return collection.report(_directory(config))
+
+
+def pytest_generate_tests(metafunc):
+    """A test that takes a fixture of collection.FIXTURES runs once for each recorded case."""
+    directory = _directory(metafunc.config)
+    for fixture in set(metafunc.fixturenames) & set(collection.FIXTURES):
+        cases = collection.cases(fixture, directory)
+        if not cases and directory == DEFAULT_GOLDEN.resolve():
+            pytest.fail(f"{directory} has no {collection.FIXTURES[fixture].pattern}", pytrace=False)
+        metafunc.parametrize(fixture, cases, ids=str)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Cases of networks or samplers that are not ported yet are deselected; the header says why."""
+    unsupported = [item for item in items if _unsupported(item)]
+    items[:] = [item for item in items if not _unsupported(item)]
+    if unsupported:
+        config.hook.pytest_deselected(items=unsupported)
+
+
+def _unsupported(item) -> bool:
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return any(isinstance(p, collection.Case) and p.unsupported for p in parameters)
+
+
+def _directory(config) -> pathlib.Path:
+    directory = pathlib.Path(config.getoption("--golden")).resolve()
+    if not directory.is_dir():
+        raise pytest.UsageError(f"--golden={directory} is not a directory.")
+    return directory

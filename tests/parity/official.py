@@ -1,0 +1,168 @@
+"""Reading the reference code's arrays: layouts, networks filled by the porting rules, distances."""
+
+import dataclasses
+import functools
+import inspect
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from simjax.diffusion import noise, schedule
+from simjax.diffusion.precondition import PRECONDITIONS, Precondition
+from simjax.losses import distances
+from simjax.networks.denoiser import Denoiser, as_denoise
+from simjax.networks.song_unet import SongUNet
+from simjax.porting import rules
+from simjax.porting.maps import edm
+from simjax.train import step
+from simjax.typing import Denoise, Params
+
+Tensors = Mapping[str, np.ndarray]  # official name -> array, PyTorch layout
+
+
+class Recording:
+    """The arrays of one file."""
+
+    def __init__(self, path: pathlib.Path):
+        with np.load(path) as arrays:
+            self.arrays = dict(arrays)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def get(self, key: str) -> np.ndarray | None:
+        """An entry that not every file has."""
+        return self.arrays.get(key)
+
+    def json(self, key: str) -> Any:
+        """A text entry."""
+        return json.loads(str(self[key]))
+
+    def tensors(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays below a prefix such as "param/", by official name."""
+        return {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
+
+    def images(self, key: str) -> np.ndarray:
+        """NHWC images; leading axes stay."""
+        return np.moveaxis(self[key], -3, -1)
+
+    def labels(self, key: str, batch: int) -> np.ndarray:
+        """One-hot labels, (batch, 0) where the file has none."""
+        return self[key] if key in self else np.zeros((batch, 0), np.float32)
+
+    def per_example(self, key: str) -> np.ndarray:
+        """(b, 1, 1, 1) or (b,) to (b,)."""
+        return self[key].reshape(len(self[key]))
+
+
+read = functools.cache(Recording)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """An official network in simjax: the denoiser, its parameters, and how official arrays map."""
+
+    denoise: Denoise
+    params: Params
+    module: Denoiser
+    precondition: Precondition
+    official: Tensors
+
+    def tree(self, tensors: Tensors) -> Params:
+        """Gradients or masks under official names, as our parameter tree; absent ones are zero."""
+        whole = {name: np.zeros(value.shape) for name, value in self.official.items()} | tensors
+        template = nnx.to_pure_dict(nnx.state(self.module))
+        return _restricted(rules.apply(edm.SONG_UNET, whole, template), self.params)
+
+
+_DENOISERS: dict[Any, Denoise] = {}  # equal networks share one compiled function
+
+
+def network(config: Mapping[str, Any], tensors: Tensors) -> Network:
+    """Builds the network that the constructor arguments describe, and ports its tensors."""
+    options = dataclasses.asdict(edm.song_unet(config))
+    family = PRECONDITIONS[edm.PRECONDITIONS[config["precond"]]]
+    constants = {k: config[k] for k in inspect.signature(family).parameters if k in config}
+    precondition = functools.partial(family, **constants)
+
+    def build():
+        return Denoiser(SongUNet(**options, dtype=jnp.float32, rngs=nnx.Rngs(0)), precondition)
+
+    module = nnx.eval_shape(build)  # shapes only: every number comes from the file
+    template = nnx.to_pure_dict(nnx.state(module))
+    nnx.update(module, rules.apply(edm.SONG_UNET, tensors, template))
+    denoise, params = as_denoise(module)
+    frequencies = tensors.get("model.map_noise.freqs", np.zeros(0)).tobytes()
+    key = json.dumps(config, sort_keys=True), frequencies
+    denoise = _DENOISERS.setdefault(key, jax.jit(denoise))
+    return Network(denoise, params, module, precondition, tensors)
+
+
+def path_of(name: str) -> str:
+    """Where the porting rules put an official parameter, as "a/b/c"."""
+    for rule in edm.SONG_UNET:
+        if match := rules.re.fullmatch(rule.pattern, name):
+            return match.expand(rule.path)
+    raise KeyError(name)
+
+
+def flat(tree: Params) -> dict[str, np.ndarray]:
+    """{"a/b/c": leaf} of a parameter tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(k.key) for k in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def step_fns(denoise: Denoise, **options: Any) -> step.StepFns:
+    """StepFns whose draws come from a file: what a recorded run does not use is None."""
+    unused = dict.fromkeys(
+        ("loss", "draw_fake_score", "draw_generator", "fake_score_tx", "generator_tx", "ema_decay")
+    )
+    shared = {"distance": distances.l2_squared, "fake_score_weight": noise.edm_weight}
+    return step.StepFns(**unused | shared | {"denoise": denoise} | options)
+
+
+def lognormal(normal: np.ndarray, hyper: Mapping[str, Any]) -> np.ndarray:
+    """sigma of EDM's training law from standard normal numbers of any shape (b, ...)."""
+    law = {"mean": hyper.get("P_mean", -1.2), "std": hyper.get("P_std", 1.2)}  # EDM table 1
+    return schedule.lognormal(normal.reshape(-1), **law)
+
+
+def karras(uniform: np.ndarray, hyper: Mapping[str, Any], tmax: float) -> np.ndarray:
+    """SiD's sigma at t = uniform * tmax / 1000."""
+    path = {name: hyper[name] for name in ("sigma_min", "sigma_max", "rho") if name in hyper}
+    return schedule.karras(uniform.reshape(-1) * np.float32(tmax / 1000), **path)
+
+
+def rel(a: Any, b: Any, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
+    """max|a - b| / max|b|, over everything or over `axis`."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert a.shape == b.shape, (a.shape, b.shape)
+    return np.abs(a - b).max(axis) / np.abs(b).max(axis)
+
+
+def worst_tensor(ours: Params, expected: Params) -> tuple[float, str]:
+    """The largest rel of one tensor, its scale at least 1e-3 of the largest tensor's maximum."""
+    ours, expected = flat(ours), flat(expected)
+    assert ours.keys() == expected.keys()
+    floor = 1e-3 * max(np.abs(b).max() for b in expected.values())
+    errors = {
+        name: np.abs(ours[name] - b).max() / max(np.abs(b).max(), floor)
+        for name, b in expected.items()
+    }
+    name = max(errors, key=lambda n: np.nan_to_num(errors[n], nan=np.inf))
+    return errors[name], name
+
+
+def _restricted(tree: Params, template: Params) -> Params:
+    if not isinstance(template, Mapping):
+        return tree
+    return {name: _restricted(tree[name], node) for name, node in template.items()}

@@ -1,0 +1,225 @@
+"""Whole training runs against SiD's and Diff-Instruct's training loops, through distill_step.
+
+Losses, gradient norms, parameter norms and EMA factors of every iteration, and the parameters after
+the last one. Key biases of the attention are left out: their gradient is rounding noise, which Adam
+turns into steps of the size of the learning rate.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from simjax.losses import diff_instruct, sid
+from simjax.train import optim, state, step
+
+from . import official
+
+SERIES, PARAM_L2, EMA_BETA = 1e-3, 1e-5, 1e-5  # relative, relative, absolute
+FINAL, FINAL_SHARE = 5e-5, 0.999  # absolute, for this share of the entries
+ACCUMULATION, ACCUMULATION_GRAD = 1e-5, 1e-4  # our choice: float32 sums in another order
+ROLES = {"fake": "fake_score", "gen": "generator", "ema": "generator_ema"}
+
+
+class Run(NamedTuple):
+    """One recorded run in our terms."""
+
+    network: official.Network
+    fns: step.StepFns
+    hyper: dict[str, Any]
+    draws: list[tuple[step.Draws, step.Draws]]  # fake score's and generator's, per iteration
+
+
+def sid_run(recording) -> Run:
+    hyper = recording.json("hyper")
+
+    def loss(x0, d_teacher, d_fake, sigma):
+        scale = jnp.full_like(sigma, hyper["lsg"])
+        return sid.generator_loss(x0, d_teacher, d_fake, scale, alpha=float(hyper["alpha"]))
+
+    def generator_sigma(i):
+        return official.karras(recording["in/gen_rnd_t"][i], hyper, hyper["tmax"])
+
+    return _run(recording, loss, hyper["ls"], generator_sigma)
+
+
+def diff_instruct_run(recording) -> Run:
+    hyper = recording.json("hyper")
+
+    def loss(x0, d_teacher, d_fake, sigma):
+        scale = jnp.full_like(sigma, hyper["ls"])
+        return diff_instruct.generator_loss(x0, d_teacher, d_fake, scale)
+
+    def generator_sigma(i):
+        return official.lognormal(recording["in/gen_rnd_normal"][i], hyper)
+
+    return _run(recording, loss, hyper["sgls"], generator_sigma)
+
+
+def _run(recording, loss, fake_score_scale, generator_sigma) -> Run:
+    hyper, config = recording.json("hyper"), recording.json("config")
+    network = official.network(config, recording.tensors("param_init/"))
+    batch, iterations = hyper["batch_size"], hyper["iters"]
+    image = (config["img_channels"],) + (config["img_resolution"],) * 2
+
+    def draws(kind, i, sigma):
+        def images(key):
+            return np.moveaxis(recording[key][i].reshape(batch, *image), 1, -1)
+
+        key = f"in/{kind}_labels" if f"in/{kind}_labels" in recording else "in/labels"
+        labels = recording[key][i] if key in recording else np.zeros((batch, 0), np.float32)
+        return step.Draws(
+            z=images(f"in/{kind}_z_unit"),
+            labels=labels.reshape(batch, config.get("label_dim", 0)),
+            sigma=sigma,
+            eps=images(f"in/{kind}_noise"),
+            dropout_keys=None,
+        )
+
+    def fake_sigma(i):
+        return official.lognormal(recording["in/fake_rnd_normal"][i], hyper)
+
+    fns = official.step_fns(
+        network.denoise,
+        loss=loss,
+        fake_score_tx=_adam(hyper["lr"], hyper["betas"], hyper),
+        generator_tx=_adam(hyper["glr"], hyper["g_betas"], hyper),
+        ema_decay=functools.partial(_ema_decay, hyper=hyper),
+        sigma_init=hyper["init_sigma"],
+        fake_score_scale=fake_score_scale,
+        accumulate=hyper.get("rounds", batch // hyper["batch_gpu"]),
+    )
+    both = [
+        (draws("fake", i, fake_sigma(i)), draws("gen", i, generator_sigma(i)))
+        for i in range(iterations)
+    ]
+    return Run(network, fns, hyper, both)
+
+
+def _adam(lr, betas, hyper):
+    constant = {"steps": hyper["iters"], "warmup_steps": 0, "final_lr": 1.0}
+    tx = optim.adam(lr=lr, beta1=betas[0], beta2=betas[1], eps=hyper["eps"], **constant)
+    return tx._replace(update=jax.jit(tx.update))
+
+
+def _first_step(hyper):
+    """Steps already done, and the images left over, at the start of a resumed run."""
+    return divmod(round(1000 * hyper["resume_kimg"]), hyper["batch_size"])
+
+
+def _ema_decay(steps_done, *, hyper):
+    batch = hyper["batch_size"]
+    half_life, rampup = hyper["ema_halflife_kimg"], hyper["ema_rampup_ratio"] or 0.0
+    if hyper.get("ema_mu", 0) > 0:  # a constant factor is a half-life without a ramp
+        half_life, rampup = batch * math.log(0.5) / math.log(hyper["ema_mu"]) / 1000, 0.0
+    images_seen = steps_done.astype(jnp.float32) * batch + _first_step(hyper)[1]
+    return optim.ema_decay(images_seen, batch, half_life_kimg=half_life, rampup_ratio=rampup)
+
+
+def iterate(run: Run):
+    """The state at the start, and after each distill_step with that step's metrics.
+
+    Not jitted as a whole: the denoiser and Adam are, and every file of equal shapes shares them.
+    """
+
+    def one(carry, teacher, fake_draws, generator_draws):
+        fns = dataclasses.replace(
+            run.fns,
+            draw_fake_score=lambda key: fake_draws,
+            draw_generator=lambda key: generator_draws,
+        )
+        return step.distill_step(carry, teacher, jax.random.key(0), fns=fns)
+
+    fns, teacher = run.fns, run.network.params
+    carry = state.init_distillation(
+        teacher, fake_score_tx=fns.fake_score_tx, generator_tx=fns.generator_tx
+    )
+    carry = carry.replace(step=jnp.asarray(_first_step(run.hyper)[0], jnp.int32))
+    yield carry, {}
+    for fake_draws, generator_draws in run.draws:
+        carry, metrics = one(carry, teacher, fake_draws, generator_draws)
+        yield carry, metrics
+
+
+def last_round(run: Run, before, after, i):
+    """Losses of the last micro-batch over the whole batch, at the parameters of that moment."""
+    size = run.hyper["batch_gpu"]
+    fake_draws, generator_draws = jax.tree.map(lambda a: a[-size:], run.draws[i])
+    fake = step.fake_score_loss(before.fake_score, before.generator, fake_draws, fns=run.fns)
+    generator, _ = step.generator_loss(
+        before.generator, run.network.params, after.fake_score, generator_draws, fns=run.fns
+    )
+    return [float(loss) * size / run.hyper["batch_size"] for loss in (fake, generator)]
+
+
+def check(run: Run, recording):
+    states, metrics = zip(*iterate(run), strict=True)
+    metrics = [jax.device_get(m) for m in metrics[1:]]
+    if run.fns.accumulate == 1:
+        losses = [[m["fake_score/loss"], m["generator/loss"]] for m in metrics]
+    else:
+        losses = [
+            last_round(run, *pair, i)
+            for i, pair in enumerate(zip(states[:-1], states[1:], strict=True))
+        ]
+    suffix = "_last_round" if "out/fake_loss_last_round" in recording else ""
+    fake_losses, generator_losses = zip(*losses, strict=True)
+    for role, loss in (("fake", fake_losses), ("gen", generator_losses)):
+        name = ROLES[role]
+        assert official.rel(loss, recording[f"out/{role}_loss{suffix}"]) <= SERIES, role
+        norms = [m[f"{name}/grad_norm"] for m in metrics]
+        assert official.rel(norms, recording[f"out/{role}_grad_norm"]) <= SERIES, role
+        if f"out/{role}_param_l2" in recording:
+            l2 = [optax.tree.norm(getattr(s, name)) for s in states[1:]]
+            assert official.rel(l2, recording[f"out/{role}_param_l2"]) <= PARAM_L2, role
+    beta = [m["generator/ema_beta"] for m in metrics]
+    np.testing.assert_allclose(beta, recording["out/ema_beta"], rtol=0, atol=EMA_BETA)
+    for role, name in ROLES.items():
+        share = share_within(run.network, recording, role, getattr(states[-1], name))
+        assert share >= FINAL_SHARE, (role, share)
+
+
+def share_within(network, recording, role, params) -> float:
+    """Share of the well-conditioned final parameters that lie within FINAL of the reference."""
+    left_out = recording.tensors(f"ill_{role}/")
+    for name, value in network.official.items():
+        if name.endswith("qkv.bias"):
+            key_biases = np.arange(len(value)) % 3 == 1
+            left_out[name] = key_biases | (left_out.get(name, 0 * value) != 0)
+    final, left_out = (
+        official.flat(network.tree(t)) for t in (recording.tensors(f"final_{role}/"), left_out)
+    )
+    ours = official.flat(params)
+    kept = [(np.abs(ours[k] - final[k]) <= FINAL)[left_out[k] == 0] for k in final]
+    return np.concatenate(kept).mean()
+
+
+def test_sid(sid_trajectory_case):
+    recording = official.read(sid_trajectory_case.path)
+    check(sid_run(recording), recording)
+
+
+def test_diff_instruct(diff_instruct_trajectory_case):
+    recording = official.read(diff_instruct_trajectory_case.path)
+    check(diff_instruct_run(recording), recording)
+
+
+def test_accumulation_over_slices_equals_the_whole_batch(sid_trajectory_case):
+    run = sid_run(official.read(sid_trajectory_case.path))
+    teacher = run.network.params
+    draws, _ = run.draws[0]
+    batch = len(draws.z)
+    slices = next(n for n in range(2, batch + 1) if batch % n == 0)
+
+    def loss_fn(fake_score, draws):
+        return step.fake_score_loss(fake_score, teacher, draws, fns=run.fns), {}
+
+    whole, _, grads = step.accumulated_grad(loss_fn, teacher, draws, 1)
+    sliced, _, sliced_grads = step.accumulated_grad(loss_fn, teacher, draws, slices)
+    np.testing.assert_allclose(sliced, whole, rtol=ACCUMULATION)
+    assert official.worst_tensor(sliced_grads, grads)[0] <= ACCUMULATION_GRAD
