@@ -35,8 +35,8 @@ def get_config() -> c.Config:
             ema=c.Ema(half_life_kimg=4.41, rampup_ratio=0.0),
         ),
         fake_score=c.FakeScore(
-            sigma=c.Sigma(mean=-0.6, std=1.0),
+            sigma=c.Sigma(mean=-0.4, std=1.1),
             optim=c.Optim(lr=6e-4, warmup_steps=20, final_lr=0.1),
         ),
-        loss=c.Loss(distance="pseudo_huber", c=0.1),
+        loss=c.Loss(distance="pseudo_huber", c=0.01),
     )

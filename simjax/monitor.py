@@ -98,7 +98,9 @@ class Monitor:
         write_png(self.workdir / "samples" / f"{name}.png", np.concatenate(rows))
 
     def _open_tensorboard(self) -> None:
+        # TensorFlow only writes event files here: its start-up messages concern nobody.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         try:
             from clu import metric_writers  # imports TensorFlow, which nothing else here needs
 
