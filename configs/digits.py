@@ -10,6 +10,8 @@ def get_config() -> c.Config:
     return c.Config(
         steps=1000,
         batch=64,
+        sample_every=200,
+        checkpoint_every=200,
         data=c.Data(name="digits"),
         network=c.SongUNet(
             resolution=8,

@@ -84,7 +84,7 @@ class Teacher:
 
     precondition: str = "edm"  # diffusion.precondition.PRECONDITIONS
     sigma_data: float = 0.5  # EDM table 1
-    steps: int = 0  # of pretraining
+    steps: int = 0  # of pretraining; no default fits all data
     batch: int = 256
     sigma: Sigma = field(default_factory=Sigma)
     weight: str = "edm"
@@ -172,6 +172,11 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
         _require_positive(config, path)
     for path in ("checkpoint_every", "keep_checkpoints", "teacher.batch", "evaluation.samples"):
         _require_positive(config, path)
+    if not config.teacher.steps > 0:
+        raise ConfigError(
+            f"teacher.steps = {config.teacher.steps}: a run trains its own teacher first; say how "
+            "long, e.g. --config.teacher.steps=1500."
+        )
     for path in ("generator.optim.lr", "fake_score.optim.lr", "generator.sigma_init"):
         _require_positive(config, path)
     if config.batch % config.accumulate:
@@ -188,7 +193,7 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
                 f"use a multiple of {devices}, e.g. --config.{path}="
                 f"{-(-batch // devices) * devices * (config.accumulate if path == 'batch' else 1)}."
             )
-    for path in ("steps", "log_every", "sample_every", "checkpoint_every"):
+    for path in ("steps", "teacher.steps", "log_every", "sample_every", "checkpoint_every"):
         if get_field(config, path) % config.steps_per_call:
             raise ConfigError(
                 f"{path} = {get_field(config, path)} is not a multiple of steps_per_call = "

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from simjax.typing import Float
 
-TILE = 32  # pixels that a small image is enlarged to, at least
+TILE = 64  # pixels that a small image is enlarged to, at least
 
 
 class Monitor:

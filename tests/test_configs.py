@@ -79,6 +79,7 @@ def test_every_distance_builds_by_override_alone(distance, units):
         ("loss.distance", "l3", "loss.distance = 'l3' is not known; known: exponential, huber"),
         ("data.name", "mnist", "data.name = 'mnist' is not known; known: digits."),
         ("batch", 0, "batch = 0 must be positive"),
+        ("teacher.steps", 0, "teacher.steps = 0: a run trains its own teacher first"),
         ("accumulate", 7, "batch = 64 is not divisible by accumulate = 7"),
         ("steps_per_call", 7, "steps = 7"),
         ("compute_dtype", "float16", "compute_dtype = 'float16' is not known; known: bfloat16"),

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "configs" / "digits.py"
 TINY = [  # seconds, not minutes; nothing is learnt
     "--config.network.channels=4",
-    "--config.network.blocks=1",
+    "--config.network.channel_mult=(1,)",
     "--config.steps=24",
     "--config.batch=8",
     "--config.teacher.steps=6",
@@ -51,7 +51,7 @@ def run(workdir: Path, *flags: str, devices: int = 1, **kwargs) -> subprocess.Co
 
 def checksums(workdir: Path) -> dict[str, int]:
     """Of every tree of the last checkpoint, from the note beside it."""
-    (note,) = (workdir / "checkpoints" / "24" / "note").glob("*")
+    note = workdir / "checkpoints" / "24" / "note" / "metadata"
     return json.loads(note.read_text())["checksums"]
 
 
@@ -81,11 +81,11 @@ def test_a_run_leaves_everything_that_a_person_looks_for(finished):
     }
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     samples = workdir / "samples"
-    assert Image.open(samples / "teacher.png").size == (320, 320)
+    assert Image.open(samples / "teacher.png").size == (640, 640)
     strip = np.asarray(Image.open(samples / "progress.png"))
     first = np.asarray(Image.open(samples / "generator_00000000.png"))
-    assert strip.shape == (5 * 32, 320)  # steps 0, 8, 16, 24 and the teacher
-    np.testing.assert_array_equal(strip[:32], first[:32])
+    assert strip.shape == (5 * 64, 640)  # steps 0, 8, 16, 24 and the teacher
+    np.testing.assert_array_equal(strip[:64], first[:64])
     report = json.loads((workdir / "report.json").read_text())
     assert report["teacher"]["source"].startswith("trained on digits")
     assert len(report["teacher"]["sha256"]) == 64
