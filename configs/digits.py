@@ -1,6 +1,10 @@
 """SIM, class-conditional 8 x 8 digits: a teacher trained and distilled in minutes on two CPU cores.
 
 python -m simjax.main --config=configs/digits.py
+
+Frechet distance in pixels, 1797 samples, three seeds: 0.158 to 0.173 with one evaluation, the teacher
+0.133 to 0.159 with 35 (README.md). Every value below is our choice, found by trial on this data;
+what is not here keeps the published setting of simjax/config.py.
 """
 
 from simjax import config as c
@@ -28,13 +32,13 @@ def get_config() -> c.Config:
             steps=1500,
             batch=64,
             optim=c.Optim(lr=3e-3, beta1=0.9, beta2=0.99, warmup_steps=100, final_lr=0.02),
-            ema=c.Ema(half_life_kimg=8.85, rampup_ratio=0.0),
+            ema=c.Ema(half_life_kimg=8.85, rampup_ratio=0.0),  # beta 0.995
         ),
         generator=c.Generator(
             sigma_init=1.25,
             sigma=c.Sigma(law="karras", t_max=0.5),
             optim=c.Optim(lr=3e-4, warmup_steps=20, final_lr=0.1),
-            ema=c.Ema(half_life_kimg=4.41, rampup_ratio=0.0),
+            ema=c.Ema(half_life_kimg=4.41, rampup_ratio=0.0),  # beta 0.99
         ),
         fake_score=c.FakeScore(
             sigma=c.Sigma(mean=-0.4, std=1.1),

@@ -1,5 +1,6 @@
 """What a run shows: metrics.jsonl, TensorBoard, a progress line, pictures. Process 0 only."""
 
+import datetime
 import json
 import os
 import sys
@@ -14,7 +15,8 @@ from tqdm import tqdm
 
 from simjax.typing import Float
 
-TILE = 64  # pixels that a small image is enlarged to, at least
+TILE = 64  # pixels that a small image is enlarged to
+FRAME, FRAME_GREY = 4, 64  # pixels around every tile, and their level
 
 
 class Monitor:
@@ -41,13 +43,15 @@ class Monitor:
         if not self.active:
             return
         self._stage, self._steps, self._batch = stage, steps, batch
-        self._clock = (time.monotonic(), step)
+        self._clock = None  # starts at the first call's end: compilation is not speed
         self._forget_after(step)
         if sys.stdout.isatty():
             self._bar = tqdm(total=steps, initial=step, desc=stage, unit="step", dynamic_ncols=True)
 
     def advance(self, step: int) -> None:
         """Moves the live line."""
+        if self.active and self._clock is None:
+            self._clock = (time.monotonic(), step)
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
@@ -57,7 +61,7 @@ class Monitor:
             return
         now, (before, step_before) = time.monotonic(), self._clock
         self._clock = (now, step)
-        speed = (step - step_before) / max(now - before, 1e-9)
+        speed = (step - step_before) / (now - before)  # 0 when the first call fills a window
         values = dict(values) | {"images_per_second": speed * self._batch}
         line = {"stage": self._stage, "step": step} | values
         with self._metrics.open("a") as file:
@@ -65,7 +69,7 @@ class Monitor:
         if self._summary is not None:
             self._summary.write_scalars(step, {f"{self._stage}/{k}": v for k, v in values.items()})
         losses = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k.endswith("/loss"))
-        left = time.strftime("%M:%S", time.gmtime((self._steps - step) / speed))
+        left = datetime.timedelta(seconds=round((self._steps - step) / speed)) if speed else "?"
         self.say(
             f"{self._stage} {step}/{self._steps}  images {step * self._batch}  "
             f"{values['images_per_second']:.0f} images/s  ETA {left}  {losses}"
@@ -130,13 +134,15 @@ def to_uint8(images: Float[np.ndarray, "n h w c"]) -> np.ndarray:
 
 
 def grid(images: Float[np.ndarray, "n h w c"], columns: int) -> np.ndarray:
-    """Images in rows of `columns`, small ones enlarged in whole pixels; uint8 (h, w, c)."""
+    """Framed images in rows of `columns`, small ones enlarged in whole pixels; uint8 (h, w, c)."""
     images = to_uint8(np.asarray(images))
     enlarge = max(1, TILE // images.shape[1])
     images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    frame = [(0, 0), (FRAME, FRAME), (FRAME, FRAME), (0, 0)]
+    images = np.pad(images, frame, constant_values=FRAME_GREY)
     n, h, w, ch = images.shape
     rows = -(-n // columns)
-    blank = np.zeros((rows * columns - n, h, w, ch), np.uint8)
+    blank = np.full((rows * columns - n, h, w, ch), FRAME_GREY, np.uint8)
     tiles = np.concatenate([images, blank]).reshape(rows, columns, h, w, ch)
     return tiles.swapaxes(1, 2).reshape(rows * h, columns * w, ch)
 

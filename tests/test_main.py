@@ -81,11 +81,11 @@ def test_a_run_leaves_everything_that_a_person_looks_for(finished):
     }
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     samples = workdir / "samples"
-    assert Image.open(samples / "teacher.png").size == (640, 640)
+    assert Image.open(samples / "teacher.png").size == (720, 720)
     strip = np.asarray(Image.open(samples / "progress.png"))
     first = np.asarray(Image.open(samples / "generator_00000000.png"))
-    assert strip.shape == (5 * 64, 640)  # steps 0, 8, 16, 24 and the teacher
-    np.testing.assert_array_equal(strip[:64], first[:64])
+    assert strip.shape == (5 * 72, 720)  # steps 0, 8, 16, 24 and the teacher
+    np.testing.assert_array_equal(strip[:72], first[:72])
     report = json.loads((workdir / "report.json").read_text())
     assert report["teacher"]["source"].startswith("trained on digits")
     assert len(report["teacher"]["sha256"]) == 64
