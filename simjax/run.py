@@ -208,7 +208,8 @@ def _report(
     rows = []
     for name, evaluations, sampler, params in runs:
         samples, seconds = evaluate.draw_samples(
-            lambda z, y, sampler=sampler, params=params: sampler(params, z, y),
+            sampler,
+            params,
             _key(config, "evaluation"),
             labels,
             build.image_shape(config),

@@ -80,7 +80,8 @@ def test_samples_depend_on_the_key_and_index_alone():
 
     def draw(batch):
         labels = np.zeros((7, 0), np.float32)
-        return evaluate.draw_samples(lambda z, y: z, jax.random.key(0), labels, (2, 2, 1), batch)[0]
+        key = jax.random.key(0)
+        return evaluate.draw_samples(lambda _, z, y: z, None, key, labels, (2, 2, 1), batch)[0]
 
     np.testing.assert_array_equal(draw(3), draw(7))
     assert draw(3).shape == (7, 2, 2, 1)
