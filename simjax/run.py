@@ -59,7 +59,7 @@ def claim(workdir: str, config: c.Config) -> epath.Path:
     Raises:
       ConfigError: it cannot be written, or another config's run lives there.
     """
-    path = epath.Path(workdir)
+    path = epath.Path(workdir).resolve()  # Orbax takes absolute paths only
     current = json.loads(json.dumps(c.to_dict(config)))
     try:
         path.mkdir(parents=True, exist_ok=True)

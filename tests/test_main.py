@@ -30,22 +30,18 @@ TINY = [  # seconds, not minutes; nothing is learnt
 ]
 
 
-def command(workdir: Path, *flags: str, config: Path | str = DIGITS) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "simjax.main",
-        f"--config={config}",
-        f"--workdir={workdir}",
-        *flags,
-    ]
+def command(workdir: Path | None, *flags: str, config: Path | str = DIGITS) -> list[str]:
+    where = [] if workdir is None else [f"--workdir={workdir}"]
+    return [sys.executable, "-m", "simjax.main", f"--config={config}", *where, *flags]
 
 
-def run(workdir: Path, *flags: str, devices: int = 1, **kwargs) -> subprocess.CompletedProcess:
+def run(
+    workdir: Path | None, *flags: str, devices: int = 1, cwd: Path = ROOT, **kwargs
+) -> subprocess.CompletedProcess:
     hosts = f" --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"] + hosts}
     return subprocess.run(
-        command(workdir, *flags, **kwargs), capture_output=True, text=True, env=environment
+        command(workdir, *flags, **kwargs), capture_output=True, text=True, env=environment, cwd=cwd
     )
 
 
@@ -61,10 +57,11 @@ def logged(workdir: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    done = run(workdir, *TINY)
+    """A whole run in the default place, relative to where the command was given."""
+    cwd = tmp_path_factory.mktemp("finished")
+    done = run(None, *TINY, cwd=cwd)
     assert done.returncode == 0, done.stderr
-    return workdir, done
+    return cwd / "runs" / "digits", done
 
 
 def test_a_run_leaves_everything_that_a_person_looks_for(finished):
