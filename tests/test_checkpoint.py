@@ -114,6 +114,14 @@ def test_the_teacher_keeps_its_provenance_and_refuses_damage(tmp_path):
         checkpoint.load_teacher(tmp_path / "teacher", params)
 
 
+def test_a_teacher_whose_numbers_changed_is_refused(tmp_path, monkeypatch):
+    params = make(3).generator
+    checkpoint.save_teacher(tmp_path / "teacher", params, {"source": "a test"})
+    monkeypatch.setattr(checkpoint, "params_sha256", lambda params: "another")
+    with pytest.raises(config.ConfigError, match="sha256 another, expected"):
+        checkpoint.load_teacher(tmp_path / "teacher", params)
+
+
 def test_the_hash_of_parameters_sees_names_shapes_and_bits():
     params = {"a": np.zeros((2, 3), np.float32)}
     variants = [
