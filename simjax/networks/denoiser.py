@@ -59,3 +59,12 @@ def as_denoise(net: nnx.Module) -> tuple[Denoise, Params]:
         return module(xt, sigma, labels, augment_labels=augment_labels, dropout_keys=dropout_keys)
 
     return denoise, nnx.to_pure_dict(params)
+
+
+def with_params(weights: Params, params: Params) -> Params:
+    """`weights` (parameters and constants, nested dicts) with the parameters replaced."""
+    replaced = {
+        name: with_params(weights[name], node) if isinstance(node, dict) else node
+        for name, node in params.items()
+    }
+    return weights | replaced

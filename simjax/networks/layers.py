@@ -1,11 +1,12 @@
-"""Building blocks of the U-Nets: convolution, resampling, group norm, attention, embeddings.
+"""Building blocks of the U-Nets: convolution, resampling, group norm, dropout, embeddings.
 
 NHWC. Computation runs in `dtype`; normalisation statistics, softmax and embeddings in float32.
 References: EDM, arXiv:2206.00364, appendix F.2; NCSN++, arXiv:2011.13456.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +19,40 @@ class Buffer(nnx.Variable):
     """A constant that belongs to a network: ported and checkpointed, never trained."""
 
 
+def glorot(scale: float = 1.0) -> nnx.Initializer:
+    """Glorot uniform with its standard deviation times `scale` (DDPM++, NCSN++)."""
+    return _uniform(scale**2, "fan_avg")
+
+
+def lecun(scale: float = 1.0) -> nnx.Initializer:
+    """Uniform within `scale` / sqrt(fan in) (ADM)."""
+    return _uniform(scale**2 / 3, "fan_in")
+
+
+def _uniform(variance: float, fan: str) -> nnx.Initializer:
+    if variance == 0:
+        return nnx.initializers.zeros
+    return nnx.initializers.variance_scaling(variance, fan, "uniform")
+
+
 def conv(
     features_in: int,
     features: int,
     kernel: int,
     *,
+    init: nnx.Initializer,
     rngs: nnx.Rngs,
     dtype: jnp.dtype,
-    init_scale: float = 1.0,
     padding: int | None = None,
 ) -> nnx.Conv:
-    """A convolution with EDM's initialisation: Glorot uniform times init_scale, zero bias."""
+    """A convolution that keeps height and width (unless padding says otherwise), zero bias."""
     return nnx.Conv(
         features_in,
         features,
         (kernel, kernel),
         padding=kernel // 2 if padding is None else padding,
         dtype=dtype,
-        kernel_init=_glorot(init_scale),
+        kernel_init=init,
         rngs=rngs,
     )
 
@@ -44,25 +61,15 @@ def linear(
     features_in: int,
     features: int,
     *,
+    init: nnx.Initializer,
     rngs: nnx.Rngs,
     dtype: jnp.dtype,
-    init_scale: float = 1.0,
     use_bias: bool = True,
 ) -> nnx.Linear:
-    """A dense layer with EDM's initialisation: Glorot uniform times init_scale, zero bias."""
+    """A dense layer, zero bias."""
     return nnx.Linear(
-        features_in,
-        features,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=_glorot(init_scale),
-        rngs=rngs,
+        features_in, features, use_bias=use_bias, dtype=dtype, kernel_init=init, rngs=rngs
     )
-
-
-def _glorot(scale: float) -> nnx.Initializer:
-    """Glorot uniform with its standard deviation times `scale`."""
-    return nnx.initializers.variance_scaling(scale**2, "fan_avg", "uniform")
 
 
 class GroupNorm(nnx.Module):
@@ -154,17 +161,11 @@ def _shifted(x: Images, shift: int, axis: int) -> Images:
     return jax.lax.slice_in_dim(jnp.pad(x, pad), start, start + x.shape[axis], axis=axis)
 
 
-def attention(query: Array, key: Array, value: Array) -> Array:
-    """Softmax attention over positions, (b, positions, heads, c_head); softmax in float32."""
-    scale = 1 / math.sqrt(query.shape[-1])
-    logits = jnp.einsum("bqhc,bkhc->bhqk", query * scale, key, preferred_element_type=jnp.float32)
-    return jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(logits).astype(value.dtype), value)
-
-
-def positional_embedding(c_noise: PerExample, channels: int) -> Float[Array, "b channels"]:
-    """[sin, cos] of c_noise times frequencies from 1 down to 1e-4 (DDPM; both ends included)."""
-    frequencies = 1e-4 ** (jnp.arange(channels // 2) / (channels // 2 - 1))
-    phase = c_noise[:, None] * frequencies
+def positional_embedding(
+    c_noise: PerExample, channels: int, *, steps: int
+) -> Float[Array, "b channels"]:
+    """[sin, cos] of c_noise times frequencies 1e-4^(i / steps), i < channels / 2 (DDPM)."""
+    phase = c_noise[:, None] * 1e-4 ** (jnp.arange(channels // 2) / steps)
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=1)
 
 
@@ -177,3 +178,9 @@ class FourierEmbedding(nnx.Module):
     def __call__(self, c_noise: PerExample) -> Float[Array, "b channels"]:
         phase = c_noise[:, None] * (2 * math.pi * self.frequencies[...])
         return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=1)
+
+
+def numbered(keys: Array | None) -> Iterator[Array | None]:
+    """One set of per-example dropout keys after another, a set for each block."""
+    for number in itertools.count():
+        yield None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)

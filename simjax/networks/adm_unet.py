@@ -1,0 +1,77 @@
+"""ADM, the U-Net of Dhariwal and Nichol, as EDM trains it on ImageNet.
+
+References: arXiv:2105.05233; EDM, arXiv:2206.00364, appendix F.2 and table 7.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from simjax.networks import layers
+from simjax.networks.unet import ADM, UNet
+from simjax.typing import Array, Float, Labels, PerExample
+
+CHANNELS_EMBEDDING = 4  # width of the noise embedding over that of the network, EDM
+
+
+class AdmUNet(UNet):
+    """F(x, c_noise, labels) of the preconditioned denoiser; arguments as those of SongUNet."""
+
+    def __init__(
+        self,
+        *,
+        resolution: int,
+        image_channels: int,
+        out_channels: int,
+        label_dim: int,
+        augment_dim: int,
+        channels: int,
+        channel_mult: Sequence[int],
+        blocks: int,
+        attention_resolutions: Sequence[int],
+        dropout: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.channels = channels
+        wide = channels * CHANNELS_EMBEDDING
+        # Embeddings run in float32: a few thousand multiplications, and sigma's digits matter.
+        embed = {"rngs": rngs, "dtype": jnp.float32}
+        if augment_dim:
+            silent = layers.lecun(0)
+            self.map_augment = layers.linear(
+                augment_dim, channels, init=silent, use_bias=False, **embed
+            )
+        self.map_layer0 = layers.linear(channels, wide, init=layers.lecun(), **embed)
+        self.map_layer1 = layers.linear(wide, wide, init=layers.lecun(), **embed)
+        if label_dim:
+            one_hot = nnx.initializers.normal(1.0)
+            self.map_label = layers.linear(label_dim, wide, init=one_hot, use_bias=False, **embed)
+        super().__init__(
+            style=ADM,
+            resolution=resolution,
+            image_channels=image_channels,
+            out_channels=out_channels,
+            stem=channels * channel_mult[0],
+            widths=[channels * mult for mult in channel_mult],
+            blocks=blocks,
+            attention_resolutions=attention_resolutions,
+            dropout=dropout,
+            embedding_width=wide,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def _embed(
+        self, c_noise: PerExample, labels: Labels, augment_labels: Float[Array, "b a"] | None
+    ) -> Float[Array, "b e"]:
+        steps = self.channels // 2  # the range's lower end excluded
+        embedding = layers.positional_embedding(c_noise, self.channels, steps=steps)
+        if hasattr(self, "map_augment") and augment_labels is not None:
+            embedding += self.map_augment(augment_labels)
+        embedding = self.map_layer1(jax.nn.silu(self.map_layer0(embedding)))
+        if hasattr(self, "map_label"):
+            embedding += self.map_label(labels)
+        return jax.nn.silu(embedding)

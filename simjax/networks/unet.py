@@ -1,0 +1,281 @@
+"""The U-Net that DDPM++, NCSN++ and ADM are built from, and the two styles of its blocks.
+
+Block names ("16x16_block0") are those of the public checkpoints, so that paths can be compared.
+References: EDM, arXiv:2206.00364, appendix F.2; DDPM++, arXiv:2011.13456; ADM, arXiv:2105.05233.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from simjax.networks import layers
+from simjax.typing import Array, Float, Images, Labels, PerExample
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What distinguishes the blocks of one architecture from those of the other.
+
+    Args:
+      epsilon: of group norm.
+      skip_scale: factor after each residual sum.
+      scale_and_shift: the embedding scales the second norm's output too (ADM), or only shifts.
+      head_channels: width of an attention head; None is a single head.
+      decoder_attends_always: in every block of its attending levels, or in the last one only.
+      project_resampled: a resampled skip goes through a 1x1 convolution though its width stays.
+      init: initialisation of the layers inside, from a scale (1 unless said otherwise).
+      init_qkv, init_last: scales of the attention's input and of what closes each residual branch.
+    """
+
+    epsilon: float
+    skip_scale: float
+    scale_and_shift: bool
+    head_channels: int | None
+    decoder_attends_always: bool
+    project_resampled: bool
+    init: Callable[[float], nnx.Initializer]
+    init_qkv: float
+    init_last: float
+
+
+SONG = Style(
+    epsilon=1e-6,
+    skip_scale=math.sqrt(0.5),
+    scale_and_shift=False,
+    head_channels=None,
+    decoder_attends_always=False,
+    project_resampled=True,
+    init=layers.glorot,
+    init_qkv=math.sqrt(0.2),
+    init_last=1e-5,
+)
+ADM = Style(
+    epsilon=1e-5,
+    skip_scale=1.0,
+    scale_and_shift=True,
+    head_channels=64,
+    decoder_attends_always=True,
+    project_resampled=False,
+    init=layers.lecun,
+    init_qkv=1.0,
+    init_last=0.0,
+)
+
+
+class UNetBlock(nnx.Module):
+    """Residual block told of the noise level, with optional resampling and attention."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features: int,
+        embedding: int,
+        *,
+        style: Style,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+        dropout: float,
+        filter_taps: Sequence[float] = (1, 1),
+        resample: str = "none",
+        use_attention: bool = False,
+    ):
+        self.features_in = features_in
+        self.style = style
+        self.dropout = dropout
+        self.filter_taps = tuple(filter_taps)
+        self.resample = resample
+        self.use_attention = use_attention
+
+        def norm(channels: int) -> layers.GroupNorm:
+            return layers.GroupNorm(channels, epsilon=style.epsilon, dtype=dtype)
+
+        def conv(width_in: int, width: int, kernel: int, scale: float = 1.0) -> nnx.Conv:
+            kernel_init = style.init(scale)
+            return layers.conv(width_in, width, kernel, init=kernel_init, rngs=rngs, dtype=dtype)
+
+        self.norm0 = norm(features_in)
+        self.conv0 = conv(features_in, features, 3)
+        told = 2 * features if style.scale_and_shift else features
+        self.affine = layers.linear(embedding, told, init=style.init(1.0), rngs=rngs, dtype=dtype)
+        self.norm1 = norm(features)
+        self.conv1 = conv(features, features, 3, style.init_last)
+        if features_in != features or (style.project_resampled and resample != "none"):
+            self.skip = conv(features_in, features, 1)
+        if use_attention:
+            self.norm2 = norm(features)
+            self.qkv = conv(features, 3 * features, 1, style.init_qkv)
+            self.proj = conv(features, features, 1, style.init_last)
+
+    def __call__(
+        self, x: Images, embedding: Float[Array, "b e"], dropout_keys: Array | None
+    ) -> Images:
+        h = self.conv0(self._resampled(jax.nn.silu(self.norm0(x))))
+        h = jax.nn.silu(self._told(h, self.affine(embedding)[:, None, None].astype(h.dtype)))
+        h = self.conv1(layers.dropout(h, self.dropout, dropout_keys))
+        skip = self._resampled(x)
+        x = (h + (self.skip(skip) if hasattr(self, "skip") else skip)) * self.style.skip_scale
+        if not self.use_attention:
+            return x
+        return (self._attended(x) + x) * self.style.skip_scale
+
+    def _resampled(self, x: Images) -> Images:
+        return RESAMPLE[self.resample](x, self.filter_taps)
+
+    def _told(self, h: Images, told: Float[Array, "b 1 1 e"]) -> Images:
+        if not self.style.scale_and_shift:
+            return self.norm1(h + told)
+        scale, shift = jnp.split(told, 2, axis=-1)
+        return self.norm1(h) * (1 + scale) + shift
+
+    def _attended(self, x: Images) -> Images:
+        b, height, width, c = x.shape
+        head = self.style.head_channels or c
+        qkv = self.qkv(self.norm2(x)).reshape(b, height * width, 3, c // head, head)
+        mixed = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return self.proj(mixed.reshape(x.shape))
+
+
+RESAMPLE = {
+    "none": lambda x, taps: x,
+    "down": layers.downsample,
+    "up": layers.upsample,
+}
+
+
+class ResidualInput(nnx.Module):
+    """NCSN++'s input pyramid: a convolution, then the filter at stride 2 (one padding for both)."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features: int,
+        *,
+        filter_taps: Sequence[float],
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+    ):
+        self.filter_taps = tuple(filter_taps)
+        padding = 1 + (len(filter_taps) - 1) // 2
+        options = {"padding": padding, "init": layers.glorot(), "rngs": rngs, "dtype": dtype}
+        self.conv = layers.conv(features_in, features, 3, **options)
+
+    def __call__(self, x: Images) -> Images:
+        return layers.decimate(self.conv(x), self.filter_taps)
+
+
+class UNet(nnx.Module):
+    """Encoder and decoder with skip connections.
+
+    A subclass defines _embed(c_noise, labels, augment_labels), shape (b, embedding_width), float32:
+    what every block is told.
+
+    Args:
+      style: of the blocks.
+      resolution: height and width of the images, a multiple of 2^(levels - 1).
+      image_channels, out_channels: of input and output; they differ with learned variances.
+      stem: width after the first convolution.
+      widths: of each level's blocks, the highest resolution first.
+      blocks: residual blocks a level.
+      attention_resolutions: heights at which blocks attend.
+      dropout: rate inside each block, active when dropout keys are passed.
+      embedding_width: of what `_embed` returns.
+      pyramid: feed a pyramid of inputs to the encoder (NCSN++).
+      filter_taps: resampling filter.
+    """
+
+    def __init__(
+        self,
+        *,
+        style: Style,
+        resolution: int,
+        image_channels: int,
+        out_channels: int,
+        stem: int,
+        widths: Sequence[int],
+        blocks: int,
+        attention_resolutions: Sequence[int],
+        dropout: float,
+        embedding_width: int,
+        filter_taps: Sequence[float] = (1, 1),
+        pyramid: bool = False,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        init = {"rngs": rngs, "dtype": dtype}
+        sizes = [resolution >> level for level in range(len(widths))]
+
+        def block(features_in: int, features: int, **options) -> UNetBlock:
+            shared = {"style": style, "dropout": dropout, "filter_taps": filter_taps, **init}
+            return UNetBlock(features_in, features, embedding_width, **shared, **options)
+
+        self.enc, self.dec = nnx.Dict(), nnx.Dict()
+        width, pyramid_width, skips = stem, image_channels, []
+        for size, features in zip(sizes, widths, strict=True):
+            if size == resolution:
+                self.enc[f"{size}x{size}_conv"] = layers.conv(
+                    image_channels, width, 3, init=style.init(1.0), **init
+                )
+            else:
+                self.enc[f"{size}x{size}_down"] = block(width, width, resample="down")
+            if size != resolution and pyramid:
+                self.enc[f"{size}x{size}_aux_residual"] = ResidualInput(
+                    pyramid_width, width, filter_taps=filter_taps, **init
+                )
+                pyramid_width = width
+            skips.append(width)
+            for index in range(blocks):
+                attend = size in attention_resolutions
+                name = f"{size}x{size}_block{index}"
+                self.enc[name] = block(width, features, use_attention=attend)
+                width = features
+                skips.append(width)
+
+        for size, features in reversed(list(zip(sizes, widths, strict=True))):
+            if size == sizes[-1]:
+                self.dec[f"{size}x{size}_in0"] = block(width, width, use_attention=True)
+                self.dec[f"{size}x{size}_in1"] = block(width, width)
+            else:
+                self.dec[f"{size}x{size}_up"] = block(width, width, resample="up")
+            first_attending = 0 if style.decoder_attends_always else blocks
+            for index in range(blocks + 1):
+                attend = size in attention_resolutions and index >= first_attending
+                name = f"{size}x{size}_block{index}"
+                self.dec[name] = block(width + skips.pop(), features, use_attention=attend)
+                width = features
+        # nnx.Dict sorts its keys when a module is split and merged: keep the running order.
+        self.enc_order, self.dec_order = tuple(self.enc), tuple(self.dec)
+        self.out_norm = layers.GroupNorm(width, epsilon=style.epsilon, dtype=dtype)
+        self.out_conv = layers.conv(
+            width, out_channels, 3, init=style.init(style.init_last), **init
+        )
+
+    def __call__(
+        self,
+        x: Images,
+        c_noise: PerExample,
+        labels: Labels,
+        *,
+        augment_labels: Float[Array, "b a"] | None = None,
+        dropout_keys: Array | None = None,
+    ) -> Images:
+        embedding = self._embed(c_noise, labels, augment_labels).astype(self.dtype)
+        block_keys = layers.numbered(dropout_keys)
+        x = pyramid = x.astype(self.dtype)
+        skips = []
+        for block in (self.enc[name] for name in self.enc_order):
+            if isinstance(block, ResidualInput):
+                x = skips[-1] = pyramid = (x + block(pyramid)) * math.sqrt(0.5)
+                continue
+            is_block = isinstance(block, UNetBlock)
+            x = block(x, embedding, next(block_keys)) if is_block else block(x)
+            skips.append(x)
+        for block in (self.dec[name] for name in self.dec_order):
+            if x.shape[-1] != block.features_in:
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+            x = block(x, embedding, next(block_keys))
+        return self.out_conv(jax.nn.silu(self.out_norm(x)))
