@@ -25,5 +25,15 @@ def edm_weight(sigma: PerExample, *, sigma_data: float = 0.5) -> PerExample:
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
+@typed
+def score_weight(sigma: PerExample) -> PerExample:
+    """1 / sigma^2: VP's and VE's, who weigh errors of the noise alike (EDM table 1)."""
+    return 1 / sigma**2
+
+
 Weight = Callable[[PerExample], PerExample]
-WEIGHTS: dict[str, Weight] = {"uniform": uniform_weight, "edm": edm_weight}
+WEIGHTS: dict[str, Weight] = {
+    "uniform": uniform_weight,
+    "edm": edm_weight,
+    "score": score_weight,
+}

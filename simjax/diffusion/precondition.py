@@ -93,11 +93,14 @@ PRECONDITIONS: dict[str, Callable[..., Coefficients]] = {
 
 @functools.cache
 def iddpm_levels() -> np.ndarray:
-    """u_j of EDM table 1 for iDDPM, shape (M + 1,), descending to u_M = 0 (C1, C2: same table)."""
+    """u_j of EDM table 1 for iDDPM, shape (M + 1,), descending to u_M = 0 (C1, C2: same table).
+
+    In float32 throughout, like the tables of the released networks, whose last levels that moves.
+    """
     c1, c2 = 0.001, 0.008
     angle = 0.5 * np.pi * np.arange(STEPS + 1) / STEPS / (c2 + 1)
-    alpha_bar = np.sin(angle) ** 2
-    return _levels(np.maximum(alpha_bar[:-1] / np.maximum(alpha_bar[1:], 1e-300), c1))
+    alpha_bar = np.sin(angle.astype(np.float32)) ** 2
+    return _levels(np.maximum(alpha_bar[:-1] / alpha_bar[1:], np.float32(c1)))
 
 
 @functools.cache

@@ -1,6 +1,7 @@
-"""EDM's second-order sampler, deterministic or with churn, for any denoiser.
+"""Integrates the probability-flow ODE from noise to data, for any denoiser.
 
-Reference: EDM, arXiv:2206.00364, algorithms 1 and 2. Used by evaluation and sample grids.
+Reference: EDM, arXiv:2206.00364: eq. 4, table 1, algorithms 1 and 2. The program contains the
+denoiser once, whatever the solver: one scan over the evaluations. Called from simjax/build.py.
 """
 
 import math
@@ -9,8 +10,28 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from simjax.typing import Array, Float, Images, Int, typed
+from simjax.diffusion import schedule
+from simjax.typing import Array, Float, Images, PerExample, Step, typed
+
+
+class Path(NamedTuple):
+    """The noise level sigma(t), its inverse, and the scale s(t) of the ODE's state s xt.
+
+    Each maps (n,) to (n,). Time ends at 0, where sigma = 0 and s = 1.
+    """
+
+    sigma: Callable[[PerExample], PerExample]
+    time: Callable[[PerExample], PerExample]
+    scale: Callable[[PerExample], PerExample]
+
+
+PATHS = {  # EDM table 1
+    "edm": Path(lambda t: t, lambda sigma: sigma, jnp.ones_like),
+    "vp": Path(schedule.vp, schedule.vp_time, lambda t: 1 / jnp.sqrt(1 + schedule.vp(t) ** 2)),
+    "ve": Path(jnp.sqrt, jnp.square, jnp.ones_like),
+}
 
 
 class Churn(NamedTuple):
@@ -22,52 +43,118 @@ class Churn(NamedTuple):
     inflation: float = 1.0
 
 
-@typed
+DrawNoise = Callable[[Step], Images]
+Stages = Float[np.ndarray, "stages 3"]  # rows of (node, previous, current)
+# A row is one evaluation of a step of width h from t: at t + node h it finds a slope, and leaves
+# the state at  start of the step + h (previous * the slope before + current * this slope).
+EULER: Stages = np.array([[0.0, 0.0, 1.0]])
+
+
+def heun_stages(alpha: float = 1.0) -> Stages:
+    """The second-order family of EDM's appendix D.2: 1 is Heun's method, 1/2 the midpoint rule."""
+    weight = 1 / (2 * alpha)
+    return np.array([[0.0, 0.0, alpha], [alpha, 1 - weight, weight]])
+
+
 def heun(
     denoise: Callable[..., Images],
     z: Images,
     sigmas: Float[Array, "steps"],
     *,
     alpha: float = 1.0,
+    path: Path = PATHS["edm"],
     churn: Churn = Churn(),
-    draw_noise: Callable[[Int[Array, ""]], Images] | None = None,
+    draw_noise: DrawNoise | None = None,
 ) -> Images:
-    """Integrates the probability-flow ODE from sigmas[0] to 0 in 2 * steps - 1 evaluations.
+    """`integrate` by Heun's method in 2 * steps - 1 evaluations."""
+    options = {"stages": heun_stages(alpha), "path": path, "churn": churn, "draw_noise": draw_noise}
+    return integrate(denoise, z, sigmas, **options)
+
+
+@typed
+def integrate(
+    denoise: Callable[..., Images],
+    z: Images,
+    sigmas: Float[Array, "steps"],
+    *,
+    stages: Stages,
+    path: Path = PATHS["edm"],
+    churn: Churn = Churn(),
+    draw_noise: DrawNoise | None = None,
+) -> Images:
+    """Samples from sigmas[0] to 0: x0, data units. The last step, to sigma = 0, is Euler's.
+
+    The state is x = s(t) xt, and  dx/dt = s' xt + s sigma' (xt - D(xt; sigma)) / sigma.
 
     Args:
       denoise: (xt, sigma (b,)) -> D(xt; sigma), data units.
-      z: N(0, I); the start is sigmas[0] * z.
+      z: N(0, I); the start is xt = sigmas[0] * z.
       sigmas: descending positive noise levels; a last step to sigma = 0 is implied.
-      alpha: where the second evaluation lies within a step; 1 is Heun, 1/2 the midpoint rule.
+      stages: EULER or heun_stages(alpha).
+      path: the time that steps are taken in, an entry of PATHS.
       churn: algorithm 2's stochasticity; amount 0 is deterministic.
       draw_noise: step index -> N(0, I) shaped like z; needed when churn.amount > 0.
     """
     if churn.amount and draw_noise is None:
-        raise ValueError("heun: churn.amount > 0 needs draw_noise.")
+        raise ValueError("integrate: churn.amount > 0 needs draw_noise.")
+    start = sigmas[0] * z
+
+    def evaluate(carry: tuple[Images, Images, Images], row: _Evaluation) -> tuple:
+        xt, begin, previous = carry
+        if churn.amount:  # row.noise = 0 at a step's second evaluation: drawn, but not added
+            xt = xt + row.noise * draw_noise(row.step)
+        begin = jnp.where(row.opens, row.scale * xt, begin)
+        denoised = denoise(xt, jnp.full(xt.shape[0], row.sigma, xt.dtype))
+        slope = row.drift * xt + row.pull * (xt - denoised)
+        x = begin + row.previous * previous + row.current * slope
+        return (x / row.scale_after, begin, slope), None
+
+    rows = _evaluations(sigmas, stages, path, churn)
+    # The first row neither reads `begin` nor weighs `previous`.
+    (xt, _, _), _ = jax.lax.scan(evaluate, (start, start, start), rows)
+    return xt
+
+
+class _Evaluation(NamedTuple):
+    """What one evaluation needs; each field is (evaluations,)."""
+
+    step: Array  # index of the step
+    opens: Array  # whether it is the step's first evaluation
+    noise: Array  # standard deviation of the noise to add to xt before it, data units
+    sigma: Array
+    scale: Array  # s
+    drift: Array  # s'
+    pull: Array  # s sigma' / sigma
+    previous: Array  # h times the weights of `Stages`
+    current: Array
+    scale_after: Array  # s where the evaluation leaves the state
+
+
+def _evaluations(sigmas: Array, stages: Stages, path: Path, churn: Churn) -> _Evaluation:
+    """The whole integration but its network: steps - 1 steps by `stages`, then Euler's to t = 0."""
     steps = sigmas.shape[0]
-    batch = z.shape[0]
+    gamma = min(churn.amount / steps, math.sqrt(2) - 1)  # algorithm 2's bound
+    raised = sigmas * jnp.where((churn.low <= sigmas) & (sigmas <= churn.high), 1 + gamma, 1)
+    noise = churn.inflation * jnp.sqrt(raised**2 - sigmas**2)
+    begin = path.time(raised)
+    width = jnp.append(path.time(sigmas[1:]), 0) - begin
 
-    def slope(xt: Images, sigma: Array) -> Images:
-        return (xt - denoise(xt, jnp.full((batch,), sigma, xt.dtype))) / sigma
-
-    def raise_noise(xt: Images, sigma: Array, index: Array) -> tuple[Images, Array]:
-        if not churn.amount:
-            return xt, sigma
-        gamma = min(churn.amount / steps, math.sqrt(2) - 1)
-        factor = jnp.where((churn.low <= sigma) & (sigma <= churn.high), 1 + gamma, 1)
-        extra = sigma * jnp.sqrt(factor**2 - 1) * churn.inflation
-        return xt + extra * draw_noise(index), sigma * factor
-
-    def step(xt: Images, levels: tuple[Array, Array, Array]) -> tuple[Images, None]:
-        sigma, sigma_next, index = levels
-        xt, sigma = raise_noise(xt, sigma, index)
-        width = sigma_next - sigma
-        first = slope(xt, sigma)
-        second = slope(xt + alpha * width * first, sigma + alpha * width)
-        mean = (1 - 1 / (2 * alpha)) * first + 1 / (2 * alpha) * second
-        return xt + width * mean, None
-
-    index = jnp.arange(steps)
-    xt, _ = jax.lax.scan(step, sigmas[0] * z, (sigmas[:-1], sigmas[1:], index[:-1]))
-    xt, sigma = raise_noise(xt, sigmas[-1], index[-1])
-    return xt - sigma * slope(xt, sigma)  # Euler to sigma = 0, where no slope exists
+    table = np.concatenate([np.tile(stages, (steps - 1, 1)), EULER])
+    step = np.repeat(np.arange(steps), len(stages))[: len(table)]
+    opens = table[:, 0] == 0
+    node, previous, current = width[step] * table.T.astype(sigmas.dtype)
+    t = begin[step] + node
+    sigma, sigma_slope = jax.jvp(path.sigma, (t,), (jnp.ones_like(t),))
+    scale, drift = jax.jvp(path.scale, (t,), (jnp.ones_like(t),))
+    return _Evaluation(
+        step=jnp.asarray(step),
+        opens=jnp.asarray(opens),
+        noise=jnp.where(opens, noise[step], 0),
+        sigma=sigma,
+        scale=scale,
+        drift=drift,
+        pull=scale * sigma_slope / sigma,
+        previous=previous,
+        current=current,
+        scale_after=path.scale(begin[step] + previous + current),
+    )

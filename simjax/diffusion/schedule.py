@@ -1,4 +1,4 @@
-"""Noise levels: the laws that training draws sigma from, and the ladder that a sampler descends.
+"""Noise levels: the laws that training draws sigma from, and the ladders that a sampler descends.
 
 References: EDM, arXiv:2206.00364, eq. 5 and table 1; SiD, arXiv:2404.04057, appendix; SIM,
 arXiv:2410.16794, appendix B. Called from simjax/build.py, which binds a law to its options.
@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from simjax.diffusion import precondition
 from simjax.typing import Array, Float, Key, PerExample, typed
 
 
@@ -38,12 +40,67 @@ def karras(
 
 
 @typed
+def vp(t: PerExample, *, beta_d: float = 19.9, beta_min: float = 0.1) -> PerExample:
+    """VP's sigma = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t from 0 to 1 (EDM table 1)."""
+    return jnp.sqrt(jnp.expm1(beta_d * t**2 / 2 + beta_min * t))
+
+
+@typed
+def vp_time(sigma: PerExample, *, beta_d: float = 19.9, beta_min: float = 0.1) -> PerExample:
+    """The inverse of `vp`, accurate at small sigma."""
+    log = jnp.log1p(sigma**2)
+    return 2 * log / (beta_min + jnp.sqrt(beta_min**2 + 2 * beta_d * log))
+
+
+@typed
+def geometric(t: PerExample, *, sigma_min: float = 0.02, sigma_max: float = 100.0) -> PerExample:
+    """sigma_min at t = 0 to sigma_max at t = 1 in equal ratios; defaults are VE's (EDM table 1)."""
+    return sigma_min * (sigma_max / sigma_min) ** t
+
+
+@typed
 def karras_ladder(
     steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Float[Array, "steps"]:
     """The sampler's noise levels, descending from sigma_max to sigma_min; zero is not included."""
-    t = 1 - jnp.arange(steps, dtype=jnp.result_type(float)) / max(steps - 1, 1)
-    return karras(t, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+    return karras(_descending(steps), sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+
+
+@typed
+def vp_ladder(
+    steps: int, *, t_min: float = 1e-3, beta_d: float = 19.9, beta_min: float = 0.1
+) -> Float[Array, "steps"]:
+    """VP's levels at times descending from 1 to t_min, eps_s of EDM table 1, in equal steps."""
+    return vp(t_min + (1 - t_min) * _descending(steps), beta_d=beta_d, beta_min=beta_min)
+
+
+@typed
+def ve_ladder(
+    steps: int, *, sigma_min: float = 0.02, sigma_max: float = 100.0
+) -> Float[Array, "steps"]:
+    """VE's levels, descending from sigma_max to sigma_min in equal ratios (EDM table 1)."""
+    return geometric(_descending(steps), sigma_min=sigma_min, sigma_max=sigma_max)
+
+
+@typed
+def iddpm_ladder(steps: int, *, first: int = 8) -> Float[Array, "steps"]:
+    """iDDPM's u_j, j rising in equal steps from first (j0 of EDM table 1) to M - 1, rounded."""
+    levels = precondition.iddpm_levels()[first:-1]
+    index = np.floor(np.linspace(0, len(levels) - 1, steps) + 0.5).astype(int)
+    return jnp.asarray(levels[index], jnp.result_type(float))
+
+
+Ladder = Callable[..., Float[Array, "steps"]]  # (steps, **options)
+LADDERS: dict[str, Ladder] = {
+    "karras": karras_ladder,
+    "vp": vp_ladder,
+    "ve": ve_ladder,
+    "iddpm": iddpm_ladder,
+}
+
+
+def _descending(steps: int) -> Float[Array, "steps"]:
+    return 1 - jnp.arange(steps, dtype=jnp.result_type(float)) / max(steps - 1, 1)
 
 
 def sample_lognormal(key: Key, batch: int, **options: float) -> PerExample:
@@ -56,5 +113,20 @@ def sample_karras(key: Key, batch: int, *, t_max: float = 0.8, **options: float)
     return karras(jax.random.uniform(key, (batch,), maxval=t_max), **options)
 
 
+def sample_vp(key: Key, batch: int, *, t_min: float = 1e-5, **options: float) -> PerExample:
+    """Draws sigma with t ~ U(t_min, 1), VP's training law (EDM table 1)."""
+    return vp(jax.random.uniform(key, (batch,), minval=t_min), **options)
+
+
+def sample_ve(key: Key, batch: int, **options: float) -> PerExample:
+    """Draws sigma with t ~ U(0, 1): its logarithm is uniform, VE's training law (EDM table 1)."""
+    return geometric(jax.random.uniform(key, (batch,)), **options)
+
+
 SigmaLaw = Callable[..., PerExample]  # (key, batch, **options)
-SIGMA_LAWS: dict[str, SigmaLaw] = {"lognormal": sample_lognormal, "karras": sample_karras}
+SIGMA_LAWS: dict[str, SigmaLaw] = {
+    "lognormal": sample_lognormal,
+    "karras": sample_karras,
+    "vp": sample_vp,
+    "ve": sample_ve,
+}

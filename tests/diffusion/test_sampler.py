@@ -1,9 +1,10 @@
-"""EDM's sampler on Gaussian data, where the ODE, and the variance under churn, are closed forms.
+"""The sampler on Gaussian data, where the ODE, and the variance under churn, are closed forms.
 
-Data N(0, s^2): D(xt; sigma) = xt s^2 / (s^2 + sigma^2), and along the probability-flow ODE
-dxt/dsigma = (xt - D) / sigma, the ratio xt / sqrt(s^2 + sigma^2) is constant.
+Data N(0, S^2): D(xt; sigma) = xt S^2 / (S^2 + sigma^2), and along the probability-flow ODE
+dxt/dsigma = (xt - D) / sigma, the ratio xt / sqrt(S^2 + sigma^2) is constant, on every path.
 """
 
+import functools
 import itertools
 import math
 
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 from simjax.diffusion import sampler, schedule
-from simjax.diffusion.sampler import Churn
+from simjax.diffusion.sampler import EULER, PATHS, Churn, heun_stages
 
 S = 0.5
+every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 
 def denoise(xt, sigma):
@@ -24,6 +26,28 @@ def denoise(xt, sigma):
 
 def marginal_std(sigma):
     return np.sqrt(S**2 + sigma**2)
+
+
+def vp_last_step(sigma):
+    """s' and sigma' in closed form, for s = 1 / sqrt(1 + sigma^2) at beta_d = 19.9, beta_min = 0.1.
+
+    t solves beta_d t^2 / 2 + beta_min t = log(1 + sigma^2).
+    """
+    t = (np.sqrt(0.1**2 + 2 * 19.9 * np.log(1 + sigma**2)) - 0.1) / 19.9
+    s, d_sigma = (1 + sigma**2) ** -0.5, (19.9 * t + 0.1) * (1 + sigma**2) / (2 * sigma)
+    return s + t * s**3 * sigma * d_sigma, t * s * d_sigma / sigma
+
+
+# Euler's step to sigma = 0 is  a xt - b (xt - D(xt; sigma)): (a, b) of sigma. An entry of PATHS
+# without a line here fails the collection.
+LAST_STEPS = {
+    "edm": lambda sigma: (1, 1),  # t = sigma
+    "ve": lambda sigma: (1, 0.5),  # t = sigma^2
+    "vp": vp_last_step,
+}
+every_last_step = pytest.mark.parametrize(
+    ("path", "last_step"), [(path, LAST_STEPS[name]) for name, path in PATHS.items()], ids=PATHS
+)
 
 
 def impulse(index, steps):
@@ -35,29 +59,65 @@ def impulse(index, steps):
     return jnp.eye(steps + 1)[index].reshape(1, 1, steps + 1, 1)
 
 
-def variance_with_churn(sigmas, churn):
+def variance_with_churn(sigmas, churn, path=PATHS["edm"]):
     steps = len(sigmas)
     z = impulse(steps, steps) * marginal_std(sigmas[0]) / sigmas[0]  # starts on the marginal law
     draw_noise = lambda index: impulse(index, steps)  # noqa: E731
-    result = sampler.heun(denoise, z, sigmas, churn=churn, draw_noise=draw_noise)
+    result = jax.jit(
+        lambda: sampler.heun(denoise, z, sigmas, path=path, churn=churn, draw_noise=draw_noise)
+    )()
     return float(jnp.sum(result**2))
 
 
-@pytest.mark.parametrize(("alpha", "order"), [(1.0, 2), (2 / 3, 2), (0.5, 3)])
-def test_error_on_the_known_solution_falls_with_the_order_of_the_method(alpha, order):
-    # Second order; on this ODE the midpoint rule's leading error happens to vanish.
+@every_path
+@pytest.mark.parametrize(
+    ("stages", "order"),
+    [(EULER, 1), (heun_stages(), 2), (heun_stages(2 / 3), 2), (heun_stages(0.5), 2)],
+    ids=["euler", "heun", "two-thirds", "midpoint"],
+)
+def test_error_on_the_known_solution_falls_with_the_order_of_the_method(path, stages, order):
+    if path is not PATHS["vp"] and stages[-1, 0] == 0.5:
+        order = 3  # without a scale the midpoint rule's leading error happens to vanish
+    integrate = jax.jit(functools.partial(sampler.integrate, denoise, stages=stages, path=path))
     z = jnp.array([1.0, -0.3]).reshape(2, 1, 1, 1)
-    top, bottom = 3.0, 0.2
+    top, bottom = 2.0, 0.5
     solution = top * z * marginal_std(bottom) / marginal_std(top)
-    expected = denoise(solution, jnp.full(2, bottom))  # the last step, to sigma = 0, is Euler's
+    expected = integrate(solution / bottom, jnp.array([bottom]))  # the last step alone
 
     def error(intervals):
-        sigmas = jnp.linspace(top, bottom, intervals + 1)
-        return jnp.max(jnp.abs(sampler.heun(denoise, z, sigmas, alpha=alpha) - expected))
+        times = jnp.linspace(*path.time(jnp.array([top, bottom])), intervals + 1)
+        return jnp.max(jnp.abs(integrate(z, path.sigma(times)) - expected))
 
-    errors = [error(intervals) for intervals in (32, 64, 128)]
+    errors = [error(intervals) for intervals in (64, 128, 256)]
     orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
     np.testing.assert_allclose(orders, order, atol=0.15)
+
+
+@every_last_step
+@pytest.mark.parametrize("stages", [EULER, heun_stages(0.5)], ids=["euler", "midpoint"])
+def test_last_step_is_eulers_on_the_path(path, last_step, stages):
+    z, sigma = jnp.array([1.0, -2.0]).reshape(2, 1, 1, 1), 2.5
+    result = sampler.integrate(denoise, z, jnp.array([sigma]), stages=stages, path=path)
+    keep, pull = last_step(sigma)
+    xt = sigma * z
+    expected = keep * xt - pull * (xt - denoise(xt, jnp.full(2, sigma)))
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
+
+
+@every_path
+def test_time_inverts_sigma_and_ends_without_noise_and_scale(path):
+    time = np.array([1e-5, 1e-3, 0.1, 0.5, 1.0])
+    np.testing.assert_allclose(path.time(path.sigma(time)), time, rtol=1e-12)
+    ends = [function(np.zeros(1))[0] for function in path]
+    np.testing.assert_array_equal(ends, [0, 0, 1])
+
+
+def test_vp_scales_the_state_to_unit_variance_on_unit_noise():
+    time = np.array([1e-3, 0.1, 1.0])
+    alpha_bar = np.exp(-19.9 / 2 * time**2 - 0.1 * time)  # exp of minus the integral of beta
+    np.testing.assert_allclose(PATHS["vp"].scale(time), np.sqrt(alpha_bar), rtol=1e-12)
+    sigma = PATHS["vp"].sigma(time)
+    np.testing.assert_allclose(sigma, np.sqrt(1 / alpha_bar - 1), rtol=1e-9)
 
 
 def test_edms_ladder_leads_to_the_known_solution_without_noise():
@@ -66,26 +126,57 @@ def test_edms_ladder_leads_to_the_known_solution_without_noise():
     np.testing.assert_allclose(result, 80 * z * S / marginal_std(80), rtol=2e-3)
 
 
-@pytest.mark.parametrize("steps", [2, 5, 18])
-def test_denoiser_is_evaluated_twice_a_step_and_once_at_the_last(steps):
+@every_path
+@pytest.mark.parametrize(("steps", "alpha"), [(1, 1.0), (2, 1.0), (7, 1.0), (7, 0.5)])
+def test_heun_evaluates_the_denoiser_twice_a_step_and_once_at_the_last(path, steps, alpha):
+    sigmas = schedule.karras_ladder(steps)
+    seen = noise_levels_seen(functools.partial(sampler.heun, alpha=alpha, path=path), sigmas)
+    time = path.time(sigmas)
+    within = path.sigma(time[:-1] + alpha * jnp.diff(time))
+    assert len(seen) == 2 * steps - 1
+    np.testing.assert_allclose(seen[0::2], sigmas, rtol=1e-9)
+    np.testing.assert_allclose(seen[1::2], within, rtol=1e-9)
+
+
+@every_path
+def test_euler_evaluates_the_denoiser_once_a_step(path):
+    sigmas = schedule.karras_ladder(7)
+    integrate = functools.partial(sampler.integrate, stages=EULER, path=path)
+    np.testing.assert_allclose(noise_levels_seen(integrate, sigmas), sigmas, rtol=1e-9)
+
+
+def noise_levels_seen(integrate, sigmas):
     seen = []
 
     def counted(xt, sigma):
         seen.append(float(sigma[0]))
         return denoise(xt, sigma)
 
-    sigmas = schedule.karras_ladder(steps)
     with jax.disable_jit():  # lax.scan becomes a Python loop
-        sampler.heun(counted, jnp.ones((1, 1, 1, 1)), sigmas)
-    assert len(seen) == 2 * steps - 1
-    np.testing.assert_allclose(seen[0::2], sigmas, rtol=1e-9)
-    np.testing.assert_allclose(seen[1::2], sigmas[1:], rtol=1e-9)
+        integrate(counted, jnp.ones((1, 1, 1, 1)), sigmas)
+    return seen
 
 
-def test_one_step_is_the_denoiser_at_the_first_level():
-    z = jnp.array([1.0, -2.0]).reshape(2, 1, 1, 1)
-    result = sampler.heun(denoise, z, jnp.array([2.5]))
-    np.testing.assert_allclose(result, denoise(2.5 * z, jnp.full(2, 2.5)), rtol=1e-12)
+@pytest.mark.parametrize("stages", [EULER, heun_stages()])
+@pytest.mark.parametrize("churn", [Churn(), Churn(amount=1.0)])
+def test_program_contains_the_denoiser_once(stages, churn):
+    # Compilation time and program size of a U-Net: traced once, and one erf in the program.
+    traces = []
+
+    def marked(xt, sigma):
+        traces.append(sigma)
+        return jax.lax.erf(xt)
+
+    def sample(z):
+        ladder = schedule.karras_ladder(18)
+        draw_noise = lambda index: z + index  # noqa: E731
+        return sampler.integrate(
+            marked, z, ladder, stages=stages, churn=churn, draw_noise=draw_noise
+        )
+
+    program = jax.jit(sample).lower(jnp.ones((1, 2, 2, 1))).as_text()
+    assert len(traces) == 1
+    assert program.count("erf") == 1
 
 
 def test_churn_keeps_the_marginal_variance():
@@ -99,16 +190,19 @@ def test_churn_keeps_the_marginal_variance():
     assert 3 < errors[0] / errors[1] < 5
 
 
+@every_last_step
 @pytest.mark.parametrize(("amount", "raised"), [(0.3, 1.3), (10.0, math.sqrt(2))])
 @pytest.mark.parametrize("inflation", [1.0, 1.007])
-def test_churn_raises_sigma_by_gamma_which_is_capped(amount, raised, inflation):
-    # One step from sigma: variance of xt, then the denoiser at the raised level.
+def test_churn_raises_sigma_by_gamma_which_is_capped(path, last_step, amount, raised, inflation):
+    # One step from sigma: variance of xt, then Euler's step from the raised level.
     sigma = 2.0
     top = raised * sigma
     variance = S**2 + sigma**2 + inflation**2 * (top**2 - sigma**2)
-    expected = variance * (S**2 / (S**2 + top**2)) ** 2
+    keep, pull = last_step(top)
+    expected = variance * (keep - pull * (1 - S**2 / (S**2 + top**2))) ** 2
     churn = Churn(amount=amount, inflation=inflation)
-    np.testing.assert_allclose(variance_with_churn(jnp.array([sigma]), churn), expected, rtol=1e-12)
+    result = variance_with_churn(jnp.array([sigma]), churn, path)
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("churn", [Churn(2.0, low=100.0), Churn(2.0, high=1e-4)])

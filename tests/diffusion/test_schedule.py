@@ -1,4 +1,6 @@
-"""Noise levels: closed forms of the laws and of the ladder, and draws against their laws' CDFs."""
+"""Noise levels: closed forms of the laws and of the ladders, and draws against their laws' CDFs."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simjax.diffusion import schedule
+from simjax.diffusion import precondition, schedule
+
+# Highest and lowest level. An entry of LADDERS without a line here fails the collection.
+LADDER_ENDS = {  # EDM table 1; for VP, beta_d = 19.9, beta_min = 0.1 at t = 1 and at t = 1e-3
+    "karras": (80, 0.002),
+    "vp": (math.sqrt(math.exp(10.05) - 1), math.sqrt(math.exp(1.0995e-4) - 1)),
+    "ve": (100, 0.02),
+    "iddpm": (80.2037, 0.0064),
+}
+ENDS = [
+    pytest.param(ladder, LADDER_ENDS[name], id=name) for name, ladder in schedule.LADDERS.items()
+]
 
 
 def karras_time(sigma, sigma_min=0.002, sigma_max=80.0, rho=7.0):
@@ -24,6 +37,14 @@ CDFS = {
     "karras": [
         ({}, lambda sigma: karras_time(sigma) / 0.8),
         ({"t_max": 1.0, "rho": 5.0}, lambda sigma: karras_time(sigma, rho=5.0)),
+    ],
+    "vp": [
+        ({}, lambda sigma: schedule.vp_time(sigma)),
+        ({"t_min": 0.5}, lambda sigma: 2 * schedule.vp_time(sigma) - 1),
+    ],
+    "ve": [
+        ({}, lambda sigma: np.log(sigma / 0.02) / np.log(5000)),
+        ({"sigma_min": 1, "sigma_max": 10}, lambda sigma: np.log10(sigma)),
     ],
 }
 CASES = [
@@ -77,8 +98,47 @@ def test_ladder_descends_edms_levels_and_leaves_out_zero():
     np.testing.assert_allclose(ladder[jnp.array([0, -1])], [80, 0.002], rtol=1e-12)
 
 
-def test_ladder_of_one_step_is_sigma_max():
-    np.testing.assert_allclose(schedule.karras_ladder(1, sigma_max=2.5), [2.5], rtol=1e-12)
+def test_vp_ladder_descends_from_time_1_to_eps_s_in_equal_steps():
+    # EDM table 1: sigma(t) with beta_d = 19.9, beta_min = 0.1, t_i = 1 + i / (N - 1) (eps_s - 1).
+    t = 1 + np.arange(10) / 9 * (1e-3 - 1)
+    expected = np.sqrt(np.exp(19.9 / 2 * t**2 + 0.1 * t) - 1)
+    np.testing.assert_allclose(schedule.vp_ladder(10), expected, rtol=1e-10)
+
+
+def test_ve_ladder_descends_in_equal_ratios():
+    # EDM table 1: sigma_i^2 = sigma_max^2 (sigma_min^2 / sigma_max^2)^(i / (N - 1)).
+    variance = 100**2 * (0.02**2 / 100**2) ** (np.arange(10) / 9)
+    np.testing.assert_allclose(schedule.ve_ladder(10), np.sqrt(variance), rtol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [2, 10, 57])
+def test_iddpm_ladder_is_every_so_many_levels_of_the_table(steps):
+    # EDM table 1: u_floor(j0 + (M - 1 - j0) / (N - 1) i + 1 / 2), j0 = 8; u_M = 0 is left out.
+    j = [math.floor(8 + 991 / (steps - 1) * i + 0.5) for i in range(steps)]
+    np.testing.assert_array_equal(schedule.iddpm_ladder(steps), precondition.iddpm_levels()[j])
+
+
+@pytest.mark.parametrize(("ladder", "ends"), ENDS)
+def test_ladder_descends_between_its_ends_and_starts_at_the_top(ladder, ends):
+    levels = ladder(20)
+    assert levels.shape == (20,)
+    np.testing.assert_allclose(levels[jnp.array([0, -1])], ends, rtol=5e-3)
+    assert jnp.all(jnp.diff(levels) < 0)
+    np.testing.assert_array_equal(ladder(1), levels[:1])
+
+
+@pytest.mark.parametrize(("beta_d", "beta_min"), [(19.9, 0.1), (5.0, 0.7)])
+def test_vp_time_inverts_vp(beta_d, beta_min):
+    t = np.array([1e-5, 1e-3, 0.1, 1.0])
+    options = {"beta_d": beta_d, "beta_min": beta_min}
+    sigma = schedule.vp(t, **options)
+    np.testing.assert_allclose(sigma, np.sqrt(np.exp(beta_d / 2 * t**2 + beta_min * t) - 1))
+    np.testing.assert_allclose(schedule.vp_time(sigma, **options), t, rtol=1e-12)
+
+
+def test_vp_time_keeps_its_digits_in_single_precision():
+    t = np.array([1e-5, 1e-4, 1e-3], np.float32)
+    np.testing.assert_allclose(schedule.vp_time(schedule.vp(t)), t, rtol=1e-6)
 
 
 def test_equal_keys_give_equal_draws_and_other_keys_others():
