@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # What is ported so far. A recorded case of anything else is deselected and named in the header.
-SUPPORTED_NETWORKS = ("SongUNet",)
-SUPPORTED_WRAPPERS = ("EDMPrecond", "VPPrecond", "VEPrecond")
-SUPPORTED_SAMPLING = {
-    "wrapper": ("EDMPrecond",),
-    "discretization": ("edm",),
-    "schedule": ("linear",),
-    "scaling": ("none",),
-    "solver": ("heun",),
-}
+SUPPORTED_NETWORKS = ("SongUNet", "DhariwalUNet")
+SUPPORTED_WRAPPERS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
+# The reference's names of a sampler's parts, and simjax's.
+SUPPORTED_LADDERS = {"edm": "karras", "vp": "vp", "ve": "ve", "iddpm": "iddpm"}  # discretization
+SUPPORTED_PATHS = {("linear", "none"): "edm", ("vp", "vp"): "vp", ("ve", "none"): "ve"}
+SUPPORTED_SOLVERS = ("heun", "euler")
+SUPPORTED_AUGMENTATION = ("p", "xflip", "yflip", "rotate_int", "translate_int", "scale")
+SUPPORTED_AUGMENTATION += ("rotate_frac", "aniso", "translate_frac", "brightness", "contrast")
+SUPPORTED_AUGMENTATION += ("lumaflip", "hue", "saturation")  # their strengths are fixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,12 @@ def report(directory: pathlib.Path) -> list[str]:
     return lines
 
 
+def sampling_parts(options: dict[str, Any]) -> tuple[str, tuple[str, str], str]:
+    """Discretization, (schedule, scaling) and solver of a sampler's keyword arguments."""
+    path = (options.get("schedule", "linear"), options.get("scaling", "none"))
+    return options.get("discretization", "edm"), path, options.get("solver", "heun")
+
+
 def _json(arrays: Any, key: str) -> Any:
     return json.loads(str(arrays[key]))
 
@@ -83,11 +89,10 @@ def _network_reason(config: dict[str, Any]) -> str:
 
 
 def _sampling_reason(case: dict[str, Any]) -> str:
-    options = {"wrapper": case["precond"]} | case["kwargs"]
-    for name, known in SUPPORTED_SAMPLING.items():
-        if options.get(name, known[0]) not in known:
-            return f"{name} {options[name]}"
-    return _network_reason(case["config"])
+    parts = sampling_parts(case["kwargs"])
+    known = (SUPPORTED_LADDERS, SUPPORTED_PATHS, SUPPORTED_SOLVERS)
+    missing = [str(part) for part, table in zip(parts, known, strict=True) if part not in table]
+    return ", ".join(missing) or _network_reason(case["config"])
 
 
 def _whole(arrays: Any) -> Iterator[tuple[str, str]]:
@@ -115,8 +120,20 @@ def _sampling_cases(arrays: Any) -> Iterator[tuple[str, str]]:
         yield name, _sampling_reason(case)
 
 
+def _augmentation_cases(arrays: Any) -> Iterator[tuple[str, str]]:
+    for name, case in _json(arrays, "cases").items():
+        unknown = sorted(case["kwargs"].keys() - set(SUPPORTED_AUGMENTATION))
+        yield name, f"options {', '.join(unknown)}" if unknown else ""
+
+
+def _tables(arrays: Any) -> Iterator[tuple[str, str]]:
+    if "round/sigma" in arrays.files:
+        yield "", ""
+
+
 FIXTURES = {
     "network_case": Fixture("net_*.npz", _whole),
+    "table_case": Fixture("net_*.npz", _tables),
     "sid_loss_case": Fixture("loss_sid*.npz", _whole),
     "sid_generator_case": Fixture("loss_sid*.npz", _generator_cases),
     "diff_instruct_loss_case": Fixture("loss_diff_instruct*.npz", _whole),
@@ -124,5 +141,6 @@ FIXTURES = {
     "sampling_case": Fixture("samplers*.npz", _sampling_cases),
     "sid_trajectory_case": Fixture("trajectory_sid*.npz", _whole),
     "diff_instruct_trajectory_case": Fixture("trajectory_diff_instruct*.npz", _whole),
+    "augment_case": Fixture("augment*.npz", _augmentation_cases),
     "metrics_case": Fixture("metrics*.npz", _features),
 }

@@ -5,7 +5,7 @@ import functools
 import inspect
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from simjax import build
 from simjax.diffusion import noise, schedule
 from simjax.diffusion.precondition import PRECONDITIONS, Precondition
 from simjax.losses import distances
 from simjax.networks.denoiser import Denoiser, as_denoise
-from simjax.networks.song_unet import SongUNet
 from simjax.porting import rules
 from simjax.porting.maps import edm
 from simjax.train import step
@@ -75,13 +75,14 @@ class Network:
     params: Params
     module: Denoiser
     precondition: Precondition
+    mapping: Sequence[rules.Rule]
     official: Tensors
 
     def tree(self, tensors: Tensors) -> Params:
         """Gradients or masks under official names, as our parameter tree; absent ones are zero."""
         whole = {name: np.zeros(value.shape) for name, value in self.official.items()} | tensors
         template = nnx.to_pure_dict(nnx.state(self.module))
-        return _restricted(rules.apply(edm.SONG_UNET, whole, template), self.params)
+        return _restricted(rules.apply(self.mapping, whole, template), self.params)
 
 
 _DENOISERS: dict[Any, Denoise] = {}  # equal networks share one compiled function
@@ -89,27 +90,32 @@ _DENOISERS: dict[Any, Denoise] = {}  # equal networks share one compiled functio
 
 def network(config: Mapping[str, Any], tensors: Tensors) -> Network:
     """Builds the network that the constructor arguments describe, and ports its tensors."""
-    options = dataclasses.asdict(edm.song_unet(config))
-    family = PRECONDITIONS[edm.PRECONDITIONS[config["precond"]]]
+    wrapper = edm.WRAPPERS[config["precond"]]
+    family = PRECONDITIONS[wrapper.precondition]
     constants = {k: config[k] for k in inspect.signature(family).parameters if k in config}
     precondition = functools.partial(family, **constants)
+    outside = {"precond", "model_type", "sigma_data", *constants, *wrapper.known, *edm.IGNORED}
+    inner = {name: value for name, value in config.items() if name not in outside}
+    described = edm.network(config.get("model_type", wrapper.model), inner)
+    mapping = edm.rules(described)
 
-    def build():
-        return Denoiser(SongUNet(**options, dtype=jnp.float32, rngs=nnx.Rngs(0)), precondition)
+    def make():
+        inside = build.network(described, wrapper.precondition, jnp.float32, nnx.Rngs(0))
+        return Denoiser(inside, precondition)
 
-    module = nnx.eval_shape(build)  # shapes only: every number comes from the file
+    module = nnx.eval_shape(make)  # shapes only: every number comes from the file
     template = nnx.to_pure_dict(nnx.state(module))
-    nnx.update(module, rules.apply(edm.SONG_UNET, tensors, template))
+    nnx.update(module, rules.apply(mapping, tensors, template))
     denoise, params = as_denoise(module)
     frequencies = tensors.get("model.map_noise.freqs", np.zeros(0)).tobytes()
     key = json.dumps(config, sort_keys=True), frequencies
     denoise = _DENOISERS.setdefault(key, jax.jit(denoise))
-    return Network(denoise, params, module, precondition, tensors)
+    return Network(denoise, params, module, precondition, mapping, tensors)
 
 
-def path_of(name: str) -> str:
+def path_of(name: str, mapping: Sequence[rules.Rule]) -> str:
     """Where the porting rules put an official parameter, as "a/b/c"."""
-    for rule in edm.SONG_UNET:
+    for rule in mapping:
         if match := rules.re.fullmatch(rule.pattern, name):
             return match.expand(rule.path)
     raise KeyError(name)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simjax.diffusion import noise
+from simjax.diffusion import noise, schedule
 from simjax.losses import denoising, diff_instruct, sid
 from simjax.train import step
 
@@ -23,6 +23,12 @@ EDM_TOLERANCES = {  # loss and scalar, gradients
     "EDMPrecond": (2e-5, 1e-4),
     "VPPrecond": (1e-4, 1e-3),
     "VEPrecond": (1e-4, 1e-3),
+}
+
+LAWS = {  # the random numbers that were recorded, what they make of sigma, and its weight
+    "EDMPrecond": ("rnd_normal", schedule.lognormal, noise.edm_weight),
+    "VPPrecond": ("rnd_uniform", lambda u: schedule.vp(1 + u * (1e-5 - 1)), noise.score_weight),
+    "VEPrecond": ("rnd_uniform", schedule.geometric, noise.score_weight),
 }
 
 
@@ -62,7 +68,8 @@ class Setting:
         z = self.recording.images(f"in/z_unit{suffix}")
         eps = self.recording.images(f"in/noise{suffix}")
         labels = self.recording.labels(f"in/labels{suffix}", len(z))
-        return step.Draws(z=z, labels=labels, sigma=sigma, eps=eps, dropout_keys=None)
+        keys = {"dropout_keys": None, "augment_keys": None}
+        return step.Draws(z=z, labels=labels, sigma=sigma, eps=eps, **keys)
 
     def fake_draws(self):
         return self.draws(
@@ -207,12 +214,10 @@ def test_denoising_loss_on_images(edm_loss_case):
     network = official.network(config, recording.tensors(f"param_{name}/"))
     loss_tolerance, grad_tolerance = EDM_TOLERANCES[config["precond"]]
     x0, eps = recording.images(f"{name}/images"), recording.images(f"{name}/noise")
-    sigma = recording.per_example(f"{name}/sigma")  # simjax has no VP or VE law to draw it by
-    weight = 1 / sigma**2
-    if config["precond"] == "EDMPrecond":
-        ours = official.lognormal(recording[f"{name}/rnd_normal"], {})
-        assert official.rel(ours, sigma) <= SIGMA
-        sigma, weight = ours, noise.edm_weight(ours)
+    unit, law, weigh = LAWS[config["precond"]]
+    sigma = law(recording.per_example(f"{name}/{unit}"))
+    assert official.rel(sigma, recording.per_example(f"{name}/sigma")) <= SIGMA
+    weight = weigh(sigma)
     labels = recording.labels(f"{name}/labels", len(x0))
     kwargs = {"augment_labels": recording.get(f"{name}/augment_labels")}
 
@@ -229,7 +234,7 @@ def test_denoising_loss_on_images(edm_loss_case):
         assert_gradients(grads, network, recording, f"{name}/grad/", grad_tolerance)
     if f"{name}/grad_names" in recording:
         grads, expected = official.flat(grads), recording[f"{name}/grad_l2"]
-        paths = [official.path_of(str(n)) for n in recording[f"{name}/grad_names"]]
+        paths = [official.path_of(str(n), network.mapping) for n in recording[f"{name}/grad_names"]]
         norms = np.array([np.linalg.norm(grads[path]) for path in paths])
         allowed = grad_tolerance * np.maximum(expected, 1e-3 * expected.max())
         assert np.all(np.abs(norms - expected) <= allowed)

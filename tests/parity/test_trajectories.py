@@ -79,6 +79,7 @@ def _run(recording, loss, fake_score_scale, generator_sigma) -> Run:
             sigma=sigma,
             eps=images(f"in/{kind}_noise"),
             dropout_keys=None,
+            augment_keys=None,
         )
 
     def fake_sigma(i):
@@ -137,7 +138,7 @@ def iterate(run: Run):
 
     fns, teacher = run.fns, run.network.params
     carry = state.init_distillation(
-        teacher, fake_score_tx=fns.fake_score_tx, generator_tx=fns.generator_tx
+        teacher, teacher, fake_score_tx=fns.fake_score_tx, generator_tx=fns.generator_tx
     )
     carry = carry.replace(step=jnp.asarray(_first_step(run.hyper)[0], jnp.int32))
     yield carry, {}

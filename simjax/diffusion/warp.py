@@ -1,0 +1,90 @@
+"""Affine resampling of images without aliasing, as EDM's augmentation does it.
+
+An image continues by reflection, is upsampled by 2 through the sym6 wavelet's low-pass filter,
+sampled bilinearly at transformed positions and downsampled by 2 through the same filter, which
+gives back the image where nothing moved. References: StyleGAN2-ADA, arXiv:2006.06676, appendix B.1;
+EDM, arXiv:2206.00364, appendix F.2. Called from simjax/diffusion/augment.py.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from simjax.typing import Array, Float, typed
+
+# Orthonormal low-pass filter sym6: Daubechies, Ten Lectures on Wavelets (1992), symlet of order 6.
+SYM6 = np.array(
+    [
+        0.015404109327027373,
+        0.0034907120842174702,
+        -0.11799011114819057,
+        -0.048311742585633,
+        0.4910559419267466,
+        0.787641141030194,
+        0.3379294217276218,
+        -0.07263752278646252,
+        -0.021060292512300564,
+        0.04472490177066578,
+        0.0017677118642428036,
+        -0.007800708325034148,
+    ]
+)
+LEAD = 5  # taps before the one that falls on the pixel: upsampled position 2 i is pixel i
+
+
+@typed
+def affine(image: Float[Array, "n n c"], inverse: Float[Array, "3 3"]) -> Float[Array, "n n c"]:
+    """The image at output position (x, y) is the input at inverse (x, y, 1).
+
+    Positions are in image widths from the centre, x to the right, y down. Reflection reaches
+    n - 1 pixels beyond each edge, the most that EDM pads; farther out are zeros.
+    """
+    size = len(image)
+    up, down = upsampling(size).astype(image.dtype), downsampling(size).astype(image.dtype)
+    fine = jnp.einsum("yi,ijc,xj->yxc", up, image, up, precision="highest")
+    position = jnp.arange(-LEAD, 2 * size + LEAD, dtype=image.dtype) - (size - 1)  # from the centre
+    x, y = position, position[:, None]
+    (a, b, c), (d, e, f), _ = inverse
+    x, y = a * x + b * y + 2 * size * c, d * x + e * y + 2 * size * f
+    samples = bilinear(fine, x, y, origin=3 * size - 2)
+    return jnp.einsum("iy,yxc,jx->ijc", down, samples, down, precision="highest")
+
+
+@typed
+def bilinear(
+    image: Float[Array, "n n c"], x: Float[Array, "m m"], y: Float[Array, "m m"], *, origin: int
+) -> Float[Array, "m m c"]:
+    """Values at x and y, in pixels from pixel (origin, origin); the border continues outside.
+
+    The integer origin is added after rounding down, which keeps the digits of small x and y.
+    """
+
+    def split(position):  # the pixel before it, and how far the position is towards the next
+        low = jnp.clip(jnp.floor(position), -origin, len(image) - 2 - origin)
+        return low.astype(jnp.int32) + origin, jnp.clip(position - low, 0, 1)[..., None]
+
+    (column, right), (row, down) = split(x), split(y)
+
+    def at(rows, columns):
+        return image.at[rows, columns].get(mode="promise_in_bounds")
+
+    above = (1 - right) * at(row, column) + right * at(row, column + 1)
+    below = (1 - right) * at(row + 1, column) + right * at(row + 1, column + 1)
+    return (1 - down) * above + down * below
+
+
+def upsampling(size: int) -> np.ndarray:
+    """(6 size - 2, size): reflects, inserts zeros and filters; its first and last row are zero.
+
+    Row r is at upsampled position r - 2 size + 1 where pixel i is at 2 i.
+    """
+    reflected = np.pad(np.eye(size), ((size - 1, size - 1), (0, 0)), mode="reflect")
+    stretched = np.zeros((2 * len(reflected), size))
+    stretched[::2] = reflected
+    filtered = np.apply_along_axis(np.convolve, 0, stretched, np.sqrt(2) * SYM6)
+    return np.pad(filtered[LEAD : LEAD - len(SYM6) + 1], ((1, 1), (0, 0)))
+
+
+def downsampling(size: int) -> np.ndarray:
+    """(size, 2 size + 10): the transpose of upsampling without reflection, at half the gain."""
+    rows = [np.pad(SYM6, (2 * i, 2 * (size - 1 - i))) for i in range(size)]
+    return np.stack(rows) / np.sqrt(2)
