@@ -1,5 +1,6 @@
-"""Real images by name: each source loads (images (n, h, w, c) in [-1, 1], labels (n,))."""
+"""Real images: `open` a source, `read` what is asked for. Distillation needs none of it."""
 
-from simjax.data import digits
+from simjax.data.dataset import Dataset, batches, to_unit
+from simjax.data.loader import SOURCES, open
 
-SOURCES = {"digits": digits.load}
+__all__ = ["SOURCES", "Dataset", "batches", "open", "to_unit"]

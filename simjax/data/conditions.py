@@ -1,8 +1,6 @@
 """Draws of what a sample is conditioned on, and of the noise and real images beside it."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from simjax.typing import Array, Key, Labels
 
@@ -17,7 +15,7 @@ def draw_labels(key: Key, batch: int, label_dim: int) -> Labels:
     return one_hot(jax.random.randint(key, (batch,), 0, max(label_dim, 1)), label_dim)
 
 
-def draw_data(key: Key, images: np.ndarray, labels: np.ndarray, batch: int) -> tuple[Array, Array]:
-    """A batch of (images, labels) with replacement, from arrays small enough to be constants."""
+def draw_data(key: Key, images: Array, classes: Array, batch: int) -> tuple[Array, Array]:
+    """A batch of (images, class numbers), drawn with replacement."""
     index = jax.random.randint(key, (batch,), 0, len(images))
-    return jnp.asarray(images)[index], jnp.asarray(labels)[index]
+    return images[index], classes[index]

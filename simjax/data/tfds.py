@@ -1,0 +1,52 @@
+"""Image data sets of TensorFlow Datasets, read in any order through tfds.data_source.
+
+The library imports slowly and is needed by nothing else, so it is imported when asked for.
+"""
+
+import numpy as np
+
+from simjax.config import ConfigError
+from simjax.data.dataset import Classes, Dataset, Pixels
+
+
+def open_tfds(where: str, split: str) -> Dataset:
+    """A data set with a feature "image" of one size, and "label" if it has classes.
+
+    Raises:
+      ConfigError: it cannot be had, or its images are not bytes of one size.
+    """
+    import tensorflow_datasets as tfds
+
+    name = f"tfds:{where}"
+    try:
+        source = tfds.data_source(where, split=split)
+        features = dict(source.dataset_info.features.items())
+    except ImportError as error:
+        raise ConfigError(f"{name} needs {error.name}: pip install {error.name}.") from error
+    except (OSError, ValueError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")  # the rest lists all data sets there are
+        raise ConfigError(
+            f"{name}, split {split!r}: {reason}. What cannot be downloaded here, or is stored as "
+            "tfrecord, prepare by `tfds build NAME --file_format=array_record`, elsewhere if need "
+            "be, and copy ~/tensorflow_datasets (or $TFDS_DATA_DIR)."
+        ) from error
+    image = features.get("image")
+    if image is None or len(image.shape) != 3 or None in image.shape or image.dtype != np.uint8:
+        raise ConfigError(
+            f"{name} has features {sorted(features)} with image {image}; expected uint8 images of "
+            "one size."
+        )
+
+    def read(indices: Classes) -> Pixels:
+        images = np.empty((len(indices), *image.shape), np.uint8)
+        for number, index in enumerate(indices):
+            images[number] = source[int(index)]["image"]
+        return images
+
+    labels, label_dim = None, 0
+    if "label" in features:
+        undecoded = {"image": tfds.decode.SkipDecoding()}
+        quick = tfds.data_source(where, split=split, decoders=undecoded)
+        labels = np.array([quick[index]["label"] for index in range(len(quick))], np.int32)
+        label_dim = features["label"].num_classes
+    return Dataset(name, len(source), tuple(image.shape), labels, label_dim, read)

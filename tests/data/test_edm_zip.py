@@ -1,0 +1,182 @@
+"""EDM's data set zips: read as they were written, and refused when they are not what they say."""
+
+import io
+import json
+import struct
+import tracemalloc
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simjax import data
+from simjax.config import ConfigError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), np.uint8)
+CLASSES = [3, 0, 1, 3, 0]
+NAMES = [f"0000{i % 2}/img{i:08d}.png" for i in range(5)]
+ORDER = [0, 2, 4, 1, 3]  # by name: folder 00000 first
+
+
+def png(image: np.ndarray, mode: str | None = None, kind: str = "png") -> bytes:
+    file = io.BytesIO()
+    picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
+    picture.convert(mode or picture.mode).save(file, format=kind)
+    return file.getvalue()
+
+
+def bomb_png(width: int, height: int) -> bytes:
+    """A well-formed header that promises width x height RGB, and hardly anything behind it."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(1000))),
+        (b"IEND", b""),
+    ]
+    body = b""
+    for kind, content in chunks:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        body += struct.pack(">I", len(content)) + kind + content + checksum
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+GOOD = {name: png(image) for name, image in zip(NAMES, IMAGES, strict=True)}
+PAIRS = [[name, label] for name, label in zip(NAMES, CLASSES, strict=True)]
+
+
+def write(path, files: dict[str, bytes], labels="absent") -> str:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+        if labels != "absent":
+            archive.writestr("dataset.json", json.dumps({"labels": labels}))
+    return f"zip:{path}"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "images.zip"
+
+
+def refused(source: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        data.open(source).load()
+
+
+def test_images_come_in_the_order_of_their_names_with_their_labels(path):
+    found = data.open(write(path, GOOD, PAIRS[::-1]))
+    assert (found.size, found.shape, found.label_dim) == (5, (6, 4, 3), 4)
+    assert found.labels.dtype == np.int32
+    np.testing.assert_array_equal(found.labels, np.array(CLASSES)[ORDER])
+    np.testing.assert_array_equal(found.load(), IMAGES[ORDER])
+    np.testing.assert_array_equal(found.read(np.array([3, 0])), IMAGES[[1, 0]])
+    assert found.read(np.arange(0)).shape == (0, 6, 4, 3)
+    np.testing.assert_array_equal(found.prior(), [0.4, 0.2, 0, 0.4])
+
+
+@pytest.mark.parametrize("labels", [None, "absent"])
+def test_images_may_be_unlabelled(path, labels):
+    found = data.open(write(path, GOOD, labels))
+    assert found.labels is None
+    assert found.label_dim == 0
+
+
+def test_grey_images_have_one_channel(path):
+    found = data.open(write(path, {"a.png": png(IMAGES[0, ..., :1])}))
+    np.testing.assert_array_equal(found.load(), IMAGES[:1, ..., :1])
+
+
+def test_equal_content_has_an_equal_fingerprint_wherever_it_lies(path):
+    found = data.open(write(path, GOOD, PAIRS))
+    copy = data.dataset.in_memory("copy", IMAGES[ORDER], found.labels, 4)
+    assert found.fingerprint() == copy.fingerprint()
+
+
+def test_missing_files_and_other_splits_are_refused(path):
+    refused(f"zip:{path}", "no such file; put a zip made by EDM's dataset_tool.py there")
+    with pytest.raises(ConfigError, match="has no split 'test'"):
+        data.open(write(path, GOOD), split="test")
+    path.write_bytes(b"no zip")
+    refused(f"zip:{path}", "cannot be opened: File is not a zip file")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no PNG files"),
+        ({"../a.png": GOOD[NAMES[0]]}, "'../a.png' leaves its folder"),
+        ({"/a.png": GOOD[NAMES[0]]}, "'/a.png' leaves its folder"),
+        ({"b\\..\\a.png": GOOD[NAMES[0]]}, "leaves its folder"),
+        ({"a.jpg": b""}, "'a.jpg' is neither a PNG file nor dataset.json"),
+        (
+            {"a.png": png(IMAGES[0], kind="jpeg")},
+            "a.png cannot be decoded: cannot identify image file",
+        ),
+        ({"a.png": GOOD[NAMES[0]][:60]}, "a.png cannot be decoded"),
+        ({"a.png": png(IMAGES[0], "RGBA")}, "a.png is a PNG of mode RGBA; expected 8-bit RGB"),
+        ({"a.png": png(IMAGES[0], "P")}, "mode P"),
+        ({"a.png": GOOD[NAMES[0]], "b.png": png(IMAGES[0, :5])}, r"b.png is \(5, 4, 3\), expected"),
+        ({"a.png": GOOD[NAMES[0]], "b.png": png(IMAGES[0, ..., :1])}, r"b.png is \(6, 4, 1\)"),
+        ({"a.png": bomb_png(9000, 10)}, "a.png is .* expected at most 4096 x 4096"),
+        ({"a.png": bytes(65 << 20)}, "'a.png' has 68157440 bytes, more than the 67108864 allowed"),
+    ],
+)
+def test_other_contents_are_refused(path, files, message):
+    refused(write(path, files), message)
+
+
+def test_a_promise_of_many_pixels_takes_no_memory(path):
+    source = write(path, {"a.png": bomb_png(9000, 9000)})
+    tracemalloc.start()
+    refused(source, "expected at most 4096 x 4096 pixels")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+def test_two_files_of_one_name_are_refused(path):
+    write(path, GOOD)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(NAMES[0], b"")
+    refused(f"zip:{path}", "has two files of one name")
+
+
+def test_encrypted_files_are_refused(path):
+    write(path, {"a.png": GOOD[NAMES[0]]})
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"PK\1\2") + 8] |= 1  # general purpose flags of the directory's entry
+    path.write_bytes(raw)
+    refused(f"zip:{path}", "a.png cannot be decoded: .* is encrypted")
+
+
+def test_damaged_files_are_refused(path):
+    write(path, {"a.png": GOOD[NAMES[0]]})
+    raw = bytearray(path.read_bytes())
+    raw[60] ^= 1
+    path.write_bytes(raw)
+    refused(f"zip:{path}", "a.png cannot be decoded")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (PAIRS[1:], "has no entry '00000/img00000000.png'"),
+        ([*PAIRS, ["c.png", 1]], "labels 'c.png', which is not in the zip"),
+        ([[name, [0.0, 1.0]] for name in NAMES], "no class numbers"),
+        ([[name, "cat"] for name in NAMES], "no class numbers"),
+        ([[name, 2**32] for name in NAMES], "no class numbers below 100000"),
+        ([[name, 2**70] for name in NAMES], "no class numbers"),
+        ([[name, -1] for name in NAMES], "has labels from -1 to -1"),
+        (["a", "b"], "is not EDM's list of labels"),
+        (7, "is not EDM's list of labels"),
+    ],
+)
+def test_labels_that_do_not_match_are_refused(path, labels, message):
+    refused(write(path, GOOD, labels), message)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"other": 1}', b"[" * 100_000, b"\xff"])
+def test_dataset_json_must_be_what_it_is_called(path, content):
+    message = "dataset.json (is not EDM's list of labels|has no entry 'labels')"
+    refused(write(path, GOOD | {"dataset.json": content}), message)

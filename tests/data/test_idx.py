@@ -1,0 +1,95 @@
+"""MNIST-format files: read exactly, and refused when they are not what they say."""
+
+import gzip
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from simjax import data
+from simjax.config import ConfigError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
+LABELS = np.array([3, 0, 1, 3, 2, 0], np.uint8)
+
+
+def encoded(array: np.ndarray) -> bytes:
+    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Training files gzipped, test files (the first two images) plain."""
+    with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
+        file.write(encoded(IMAGES))
+    with gzip.open(tmp_path / "train-labels-idx1-ubyte.gz", "wb") as file:
+        file.write(encoded(LABELS))
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(encoded(IMAGES[:2]))
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(encoded(LABELS[:2]))
+    return tmp_path
+
+
+def refused(folder, message: str, split: str = "test") -> None:
+    with pytest.raises(ConfigError, match=message):
+        data.open(f"idx:{folder}", split=split)
+
+
+def test_images_and_labels_are_read(folder):
+    found = data.open(f"idx:{folder}")
+    assert (found.size, found.shape, found.label_dim) == (6, (5, 4, 1), 4)
+    assert found.labels.dtype == np.int32
+    np.testing.assert_array_equal(found.labels, LABELS)
+    np.testing.assert_array_equal(found.load(), IMAGES[..., None])
+    np.testing.assert_array_equal(found.read(np.array([4, 1])), IMAGES[[4, 1]][..., None])
+
+
+def test_the_test_split_has_its_own_files(folder):
+    np.testing.assert_array_equal(data.open(f"idx:{folder}", split="test").labels, LABELS[:2])
+    refused(folder, "has no split 'validation'; known: train, test", "validation")
+
+
+def test_missing_files_are_named_with_a_place_to_get_them(tmp_path):
+    refused(tmp_path, "neither t10k-images-idx3-ubyte nor .*gz; put the four files .* there")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (encoded(LABELS), "begins with 00 00 08 01, expected 00 00 08 03"),
+        (b"\0\0\x0d\3" + encoded(IMAGES)[4:], "begins with 00 00 0d 03"),
+        (b"<html>", "begins with 3c 68 74 6d"),
+        (b"", "begins with , expected"),
+        (encoded(IMAGES)[:9], "cannot be read: unpack requires"),
+        (encoded(IMAGES)[:-1], "says 6 x 5 x 4 = 120 bytes, but holds 119"),
+        (encoded(IMAGES) + b"?", "says 6 x 5 x 4 = 120 bytes, but holds more than 120"),
+        (encoded(IMAGES[:0]), "has no images"),
+        (encoded(IMAGES[:3]), "has 2 labels for 3 images"),
+    ],
+)
+def test_malformed_files_are_refused(folder, content, message):
+    (folder / "t10k-images-idx3-ubyte").write_bytes(content)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"plain" + data])
+def test_damaged_gzip_files_are_refused(folder, damage):
+    path = folder / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    refused(folder, "images-idx3-ubyte.gz cannot be read: .*; fetch it again", "train")
+
+
+@pytest.mark.parametrize(
+    ("shape", "zeros"),
+    [((1 << 31, 1 << 31, 4), 0), ((100_000, 100, 100), 10), ((1, 2, 2), 50 << 20)],
+    ids=["overflowing promise", "false promise", "bomb"],
+)
+def test_memory_is_taken_for_what_is_there_and_promised(folder, shape, zeros):
+    with gzip.open(folder / "train-images-idx3-ubyte.gz", "wb", 1) as file:
+        file.write(b"\0\0\x08\3" + struct.pack(">3I", *shape) + bytes(zeros))
+    tracemalloc.start()
+    refused(folder, "bytes, but holds", "train")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
