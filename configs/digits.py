@@ -14,9 +14,10 @@ def get_config() -> c.Config:
     return c.Config(
         steps=1000,
         batch=64,
+        evaluation=c.Evaluation(samples=1797, teacher_steps=(18, 9), batch=600),
         sample_every=200,
         checkpoint_every=200,
-        data=c.Data(name="digits"),
+        data=c.Data(source="digits"),
         network=c.SongUNet(
             resolution=8,
             image_channels=1,

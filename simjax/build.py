@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 from simjax import config as c
 from simjax import data, sharding
 from simjax.data import conditions
-from simjax.diffusion import noise, precondition, sampler, schedule
+from simjax.diffusion import augment, noise, precondition, sampler, schedule
 from simjax.losses import distances, sim
+from simjax.networks.adm_unet import AdmUNet
 from simjax.networks.denoiser import Denoiser, as_denoise
 from simjax.networks.song_unet import SongUNet
 from simjax.train import optim, state, step, teacher_step
@@ -27,11 +28,11 @@ from simjax.typing import Array, Denoise, Images, Key, Labels, Params, PerExampl
 
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+NETWORKS = {c.SongUNet: SongUNet, c.AdmUNet: AdmUNet}
+LEARNED_VARIANCE = ("iddpm",)  # families whose networks put out variances too, which D drops
+
 CHOICES = {
     "compute_dtype": COMPUTE_DTYPES,
-    "data.name": data.SOURCES,
-    "network.embedding": ("positional", "fourier"),
-    "network.encoder": ("standard", "residual"),
     "teacher.precondition": precondition.PRECONDITIONS,
     "teacher.weight": noise.WEIGHTS,
     "teacher.sigma.law": schedule.SIGMA_LAWS,
@@ -43,6 +44,10 @@ CHOICES = {
     "loss.distance": distances.DISTANCES,
     "loss.units": ("denoiser", "score"),
 }
+SONG_CHOICES = {
+    "network.embedding": ("positional", "fourier"),
+    "network.encoder": ("standard", "residual"),
+}
 
 
 def check(config: c.Config, devices: int) -> None:
@@ -51,20 +56,43 @@ def check(config: c.Config, devices: int) -> None:
     Raises:
       ConfigError: with the field, what it may be and the remedy.
     """
-    c.validate(config, CHOICES, devices)
+    inside = SONG_CHOICES if isinstance(config.network, c.SongUNet) else {}
+    c.validate(config, CHOICES | inside, devices)
 
 
-def denoiser(config: c.Config) -> tuple[Denoise, Params]:
-    """D(params, xt, sigma, labels) and freshly initialised parameters, drawn from config.seed."""
-    network = SongUNet(
-        **dataclasses.asdict(config.network),
-        dtype=COMPUTE_DTYPES[config.compute_dtype],
-        rngs=nnx.Rngs(config.seed),
-    )
-    family = precondition.PRECONDITIONS[config.teacher.precondition]
+def network(options: c.Network, precondition: str, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
+    """F of a preconditioning family, freshly initialised."""
+    outputs = options.image_channels * (2 if precondition in LEARNED_VARIANCE else 1)
+    values = dataclasses.asdict(options) | {"out_channels": outputs}
+    return NETWORKS[type(options)](**values, dtype=dtype, rngs=rngs)
+
+
+def module(config: c.Config) -> Denoiser:
+    """D with parameters drawn from config.seed; cheap inside nnx.eval_shape."""
+    teacher = config.teacher
+    family = precondition.PRECONDITIONS[teacher.precondition]
     if family is precondition.edm:
-        family = functools.partial(family, sigma_data=config.teacher.sigma_data)
-    return as_denoise(Denoiser(network, family))
+        family = functools.partial(family, sigma_data=teacher.sigma_data)
+    dtype = COMPUTE_DTYPES[config.compute_dtype]
+    inside = network(config.network, teacher.precondition, dtype, nnx.Rngs(config.seed))
+    return Denoiser(inside, family)
+
+
+def weights_like(config: c.Config) -> Params:
+    """Shapes of everything in D that has a value: its parameters and its fixed constants."""
+    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: module(config))))
+
+
+def denoiser(config: c.Config, weights: Params) -> tuple[Denoise, Params]:
+    """D(params, xt, sigma, labels) and its parameters; `weights` is a tree like weights_like's."""
+    shell = nnx.eval_shape(lambda: module(config))
+    nnx.update(shell, weights)
+    return as_denoise(shell)
+
+
+def count(params: Params) -> int:
+    """How many numbers a tree of parameters holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def image_shape(config: c.Config) -> tuple[int, int, int]:
@@ -74,24 +102,23 @@ def image_shape(config: c.Config) -> tuple[int, int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A compiled training call and what it starts from: state = init(params)."""
+    """A compiled training call and what makes its first state, from parameters."""
 
     call: Call
-    init: Callable[[Params], Any]
+    init: Callable[..., Any]  # train/state.py
     steps: int
     steps_per_call: int
     batch: int
 
 
 def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
-    """Training of a teacher on config.data."""
+    """Training of a teacher; the call's constants are all (images, class numbers)."""
     teacher = config.teacher
-    images, classes = data.SOURCES[config.data.name]()
-    labels = conditions.one_hot(classes, config.network.label_dim)
     tx = _adam(teacher.optim, teacher.steps)
 
-    def draw_data(key: Key) -> tuple[Images, Labels]:
-        batch = conditions.draw_data(key, images, labels, teacher.batch)
+    def draw_data(key: Key, images: Array, classes: Array) -> tuple[Images, Labels]:
+        x0, drawn = conditions.draw_data(key, images, classes, teacher.batch)
+        batch = (data.to_unit(x0), conditions.one_hot(drawn, config.network.label_dim))
         return sharding.split_batch(batch, mesh)
 
     fns = teacher_step.TeacherFns(
@@ -99,15 +126,17 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
         weight=_weight(teacher.weight, config),
         draw_data=draw_data,
         draw_sigma=functools.partial(_draw_sigma, law=teacher.sigma, batch=teacher.batch),
+        augment=_augment(teacher.augment),
         tx=tx,
         ema_decay=_ema_decay(teacher.ema, teacher.batch),
     )
 
-    def one_step(carry, constants, key):
-        return teacher_step.teacher_step(carry, key, fns=fns)
-
     return Training(
-        call=compile_steps(one_step, mesh=mesh, steps_per_call=config.steps_per_call),
+        call=compile_steps(
+            functools.partial(teacher_step.teacher_step, fns=fns),
+            mesh=mesh,
+            steps_per_call=config.steps_per_call,
+        ),
         init=functools.partial(state.init_pretraining, tx=tx),
         steps=teacher.steps,
         steps_per_call=config.steps_per_call,
@@ -146,6 +175,7 @@ def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
         fake_score_tx=_adam(fake_score.optim, config.steps),
         generator_tx=_adam(generator.optim, config.steps),
         ema_decay=_ema_decay(generator.ema, config.batch),
+        augment=_augment(fake_score.augment),
         sigma_init=generator.sigma_init,
         fake_score_scale=fake_score.scale,
         accumulate=config.accumulate,
@@ -173,31 +203,77 @@ def generator_loss(config: c.Config) -> Callable[[Images, Images, Images, PerExa
     return loss
 
 
-def teacher_sampler(denoise: Denoise, steps: int) -> Callable[[Params, Images, Labels], Images]:
-    """(params, z, labels) -> samples by deterministic Heun on EDM's ladder, 2 * steps - 1 NFE."""
+def teacher_sampler(
+    denoise: Denoise, options: c.Sampler, steps: int
+) -> Callable[[Params, Images, Labels, Array], Images]:
+    """(params, z, labels, keys) -> samples by Heun on EDM's ladder, 2 * steps - 1 evaluations.
 
-    def sample(params, z, labels):
+    One key an example draws the churn's noise.
+    """
+    ends = {"sigma_min": options.sigma_min, "sigma_max": options.sigma_max, "rho": options.rho}
+    churn = sampler.Churn(
+        options.churn, options.churn_low, options.churn_high, options.churn_inflation
+    )
+
+    def sample(params, z, labels, keys):
         def conditioned(xt, sigma):
             return denoise(params, xt, sigma, labels)
 
-        return sampler.heun(conditioned, z, schedule.karras_ladder(steps))
+        def draw_noise(index):
+            return _normal(jax.vmap(jax.random.fold_in, (0, None))(keys, index), z.shape[1:])
+
+        sigmas = schedule.karras_ladder(steps, **ends)
+        return sampler.heun(conditioned, z, sigmas, churn=churn, draw_noise=draw_noise)
 
     return jax.jit(sample)
 
 
 def one_step_sampler(
     denoise: Denoise, sigma_init: float
-) -> Callable[[Params, Images, Labels], Images]:
-    """(params, z, labels) -> samples by one evaluation at sigma_init."""
+) -> Callable[[Params, Images, Labels, Array], Images]:
+    """(params, z, labels, keys) -> samples by one evaluation at sigma_init; keys are not used."""
 
-    def sample(params, z, labels):
+    def sample(params, z, labels, keys):
         return denoise(params, sigma_init * z, jnp.full(z.shape[0], sigma_init), labels)
 
     return jax.jit(sample)
 
 
+PURPOSES = ("pretraining", "distillation", "pictures", "evaluation")
+
+
+def key(config: c.Config, purpose: str) -> Key:
+    """One root key a run, one branch a purpose."""
+    return jax.random.fold_in(jax.random.key(config.seed), PURPOSES.index(purpose))
+
+
+def grid_inputs(config: c.Config) -> tuple[Images, Labels, Array]:
+    """z, labels and keys of every sample picture of a run, columns of classes."""
+    count = config.grid**2
+    z_key, noise_key = jax.random.split(key(config, "pictures"))
+    z = jax.random.normal(z_key, (count, *image_shape(config)))
+    classes = jnp.arange(count) % max(config.network.label_dim, 1)
+    labels = conditions.one_hot(classes, config.network.label_dim)
+    return z, labels, jax.random.split(noise_key, count)
+
+
+def check_data(config: c.Config, dataset: data.Dataset) -> None:
+    """Refuses images or labels of another shape than the network's.
+
+    Raises:
+      ConfigError: with both.
+    """
+    found = (tuple(dataset.shape), dataset.label_dim)
+    expected = (image_shape(config), config.network.label_dim)
+    if found[0] != expected[0] or (expected[1] and found[1] != expected[1]):
+        raise c.ConfigError(
+            f"data.source = {config.data.source!r} has images of {found[0]} and {found[1]} "
+            f"classes; the network takes {expected[0]} and {expected[1]}."
+        )
+
+
 def _draws(key: Key, *, config: c.Config, law: c.Sigma, mesh: Mesh) -> step.Draws:
-    z_key, label_key, sigma_key, eps_key, dropout_key = jax.random.split(key, 5)
+    z_key, label_key, sigma_key, eps_key, dropout_key, augment_key = jax.random.split(key, 6)
     shape = (config.batch, *image_shape(config))
     draws = step.Draws(
         z=jax.random.normal(z_key, shape),
@@ -205,6 +281,7 @@ def _draws(key: Key, *, config: c.Config, law: c.Sigma, mesh: Mesh) -> step.Draw
         sigma=_draw_sigma(sigma_key, law=law, batch=config.batch),
         eps=jax.random.normal(eps_key, shape),
         dropout_keys=jax.random.split(dropout_key, config.batch),
+        augment_keys=jax.random.split(augment_key, config.batch),
     )
     return sharding.split_batch(draws, mesh)
 
@@ -213,6 +290,8 @@ def _draw_sigma(key: Key, *, law: c.Sigma, batch: int) -> PerExample:
     options = {
         "lognormal": ("mean", "std", "low", "high"),
         "karras": ("t_max", "sigma_min", "sigma_max", "rho"),
+        "vp": (),
+        "ve": (),
     }[law.law]
     values = {name: getattr(law, name) for name in options}
     return schedule.SIGMA_LAWS[law.law](key, batch, **values)
@@ -235,3 +314,11 @@ def _ema_decay(options: c.Ema, batch: int) -> Callable[[Array], Scalar]:
         return optim.ema_decay(images_seen, batch, **dataclasses.asdict(options))
 
     return decay
+
+
+def _augment(probability: float) -> step.Augment:
+    return functools.partial(augment.augment, p=probability) if probability else step.as_they_are
+
+
+def _normal(keys: Array, shape: tuple[int, ...]) -> Images:
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

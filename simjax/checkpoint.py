@@ -89,41 +89,56 @@ class Checkpoints:
         )
 
 
-def save_teacher(directory: epath.Path, params: Params, provenance: dict[str, Any]) -> None:
-    """Stores a teacher with where it came from and the sha256 of its parameters; all or nothing."""
-    note = provenance | {"sha256": params_sha256(params)}
+def save_teacher(directory: epath.Path, weights: Params, provenance: dict[str, Any]) -> None:
+    """Stores a network's parameters and constants with where they came from; all or nothing."""
+    note = provenance | {"sha256": params_sha256(weights)}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
             epath.Path(directory),
             ocp.args.Composite(
-                params=ocp.args.StandardSave(params), provenance=ocp.args.JsonSave(note)
+                params=ocp.args.StandardSave(weights), provenance=ocp.args.JsonSave(note)
             ),
         )
 
 
-def load_teacher(directory: epath.Path, like: Params) -> tuple[Params, dict[str, Any]]:
-    """The stored teacher's parameters and provenance.
+def load_provenance(directory: epath.Path) -> dict[str, Any]:
+    """Where a stored teacher came from.
 
     Raises:
-      ConfigError: it cannot be read, or its parameters are not those that were stored.
+      ConfigError: it cannot be read.
     """
-    directory = epath.Path(directory)
+    return _restore_teacher(directory, provenance=ocp.args.JsonRestore()).provenance
+
+
+def load_teacher(directory: epath.Path, like: Params) -> Params:
+    """A stored teacher's parameters and constants, with the structure and shardings of `like`.
+
+    Raises:
+      ConfigError: they cannot be read, or are not those that were stored.
+    """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    args = ocp.args.Composite(
-        params=ocp.args.StandardRestore(abstract), provenance=ocp.args.JsonRestore()
+    stored = _restore_teacher(
+        directory, params=ocp.args.StandardRestore(abstract), provenance=ocp.args.JsonRestore()
     )
+    found, expected = params_sha256(stored.params), stored.provenance["sha256"]
+    if found != expected:
+        raise _unusable(directory, f"sha256 {found}, expected {expected}")
+    return stored.params
+
+
+def _restore_teacher(directory: epath.Path, **items: Any) -> Any:
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            stored = checkpointer.restore(directory, args)
-        found = params_sha256(stored.params)
-        if found != stored.provenance["sha256"]:
-            raise ValueError(f"sha256 {found}, expected {stored.provenance['sha256']}")
+            return checkpointer.restore(epath.Path(directory), ocp.args.Composite(**items))
     except Exception as error:  # any damage has the same remedy
-        raise ConfigError(
-            f"the teacher in {directory} cannot be used: {str(error).splitlines()[0]}; "
-            "delete that directory to make it again."
-        ) from error
-    return stored.params, stored.provenance
+        raise _unusable(directory, str(error).splitlines()[0]) from error
+
+
+def _unusable(directory: epath.Path, reason: str) -> ConfigError:
+    return ConfigError(
+        f"the teacher in {directory} cannot be used: {reason}; delete that directory to make it "
+        "again."
+    )
 
 
 def params_sha256(params: Params) -> str:

@@ -8,9 +8,12 @@ above it read a Config; everything below takes plain values.
 
 import dataclasses
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
+
+MODES = ("distill", "evaluate", "port")  # run.py has a function for each
+AUGMENT_DIM = 9  # labels of EDM's augmentation pipe
 
 
 class ConfigError(ValueError):
@@ -21,7 +24,8 @@ class ConfigError(ValueError):
 class Data:
     """The real images: they train a teacher and judge samples; distillation never reads them."""
 
-    name: str = "digits"  # data.SOURCES
+    source: str = ""  # none, digits, tfds:NAME, zip:PATH, idx:DIR (simjax/data)
+    split: str = "train"
 
 
 @dataclass
@@ -44,10 +48,28 @@ class SongUNet:
 
 
 @dataclass
+class AdmUNet:
+    """The U-Net of Dhariwal and Nichol; defaults are EDM's ImageNet 64 network (EDM table 7)."""
+
+    resolution: int = 64
+    image_channels: int = 3
+    label_dim: int = 1000
+    augment_dim: int = 0
+    channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    blocks: int = 3
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    dropout: float = 0.10
+
+
+Network = SongUNet | AdmUNet
+
+
+@dataclass
 class Sigma:
     """The law that training draws noise levels from (diffusion.schedule.SIGMA_LAWS)."""
 
-    law: str = "lognormal"
+    law: str = "lognormal"  # or karras; vp and ve take no options
     mean: float = -1.2  # lognormal: of ln sigma
     std: float = 1.2
     low: float = 0.0  # lognormal: clipping range
@@ -79,15 +101,33 @@ class Ema:
 
 
 @dataclass
-class Teacher:
-    """The pretrained model. A run directory without one trains it first, on config.data."""
+class Sampler:
+    """The teacher's sampler: EDM's algorithm 2 on its ladder; churn 0 is deterministic."""
 
+    sigma_min: float = 0.002  # EDM table 1
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    churn: float = 0.0
+    churn_low: float = 0.0  # range of sigma in which churn acts
+    churn_high: float = float("inf")
+    churn_inflation: float = 1.0
+
+
+@dataclass
+class Teacher:
+    """The pretrained model: one that `source` names, or one trained first, on config.data."""
+
+    source: str = ""  # a known name (porting/zoo.py), a URL, a file; it brings its network
+    sha256: str = ""  # that the file must have; empty accepts, and records, what comes
+    sampler: Sampler = field(default_factory=Sampler)
+    # The rest is for training one here.
     precondition: str = "edm"  # diffusion.precondition.PRECONDITIONS
     sigma_data: float = 0.5  # EDM table 1
-    steps: int = 0  # of pretraining; no default fits all data
+    steps: int = 0  # no default fits all data
     batch: int = 256
     sigma: Sigma = field(default_factory=Sigma)
     weight: str = "edm"
+    augment: float = 0.0  # probability of each of EDM's augmentations
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, beta1=0.9))  # EDM, CIFAR-10
     ema: Ema = field(default_factory=Ema)
 
@@ -96,6 +136,7 @@ class Teacher:
 class Generator:
     """G(z) = D(sigma_init z; sigma_init), updated by the method's loss."""
 
+    source: str = ""  # weights to start from, as teacher.source; empty: the teacher's
     sigma_init: float = 2.5
     sigma: Sigma = field(default_factory=lambda: Sigma(mean=-3.5, std=2.5))
     weight: str = "uniform"
@@ -110,6 +151,7 @@ class FakeScore:
     sigma: Sigma = field(default_factory=Sigma)
     weight: str = "edm"
     scale: float = 1.0  # of the loss
+    augment: float = 0.0  # probability of each of EDM's augmentations; SiD on CIFAR-10: 0.12
     optim: Optim = field(default_factory=Optim)
 
 
@@ -132,15 +174,17 @@ class Loss:
 class Evaluation:
     """What is measured at the end of a run."""
 
-    samples: int = 1797  # digits: as many as there are real ones
-    teacher_steps: tuple[int, ...] = (18, 9)  # Heun steps; n steps cost 2 n - 1 evaluations
-    batch: int = 600  # our choice
+    samples: int = 1000  # our choice
+    teacher_steps: tuple[int, ...] = (18,)  # Heun steps (EDM, CIFAR-10); n cost 2 n - 1 evaluations
+    batch: int = 100  # our choice
+    real_images: int = 10_000  # at most so many are compared with; our choice
 
 
 @dataclass
 class Config:
     """One experiment."""
 
+    mode: str = "distill"  # MODES
     seed: int = 0
     steps: int = 1000
     batch: int = 256
@@ -148,12 +192,14 @@ class Config:
     steps_per_call: int = 1  # whole steps scanned inside one compiled call
     compute_dtype: str = "float32"  # inside the networks; or "bfloat16"
     data: Data = field(default_factory=Data)
-    network: SongUNet = field(default_factory=SongUNet)
+    network: Network | None = None  # None: the one that comes with teacher.source
+    dropout: float | None = None  # of whichever is being updated; None: the network's own
     teacher: Teacher = field(default_factory=Teacher)
     generator: Generator = field(default_factory=Generator)
     fake_score: FakeScore = field(default_factory=FakeScore)
     loss: Loss = field(default_factory=Loss)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    grid: int = 10  # images a side of the sample pictures
     log_every: int = 100
     sample_every: int = 1000
     checkpoint_every: int = 1000
@@ -166,17 +212,13 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
     Raises:
       ConfigError: with what came, what was expected and what to do.
     """
+    require_known("mode", config.mode, MODES)
     for path, known in choices.items():
-        _require_known(path, get_field(config, path), known)
+        require_known(path, get_field(config, path), known)
     for path in ("steps", "batch", "accumulate", "steps_per_call", "log_every", "sample_every"):
         _require_positive(config, path)
     for path in ("checkpoint_every", "keep_checkpoints", "teacher.batch", "evaluation.samples"):
         _require_positive(config, path)
-    if not config.teacher.steps > 0:
-        raise ConfigError(
-            f"teacher.steps = {config.teacher.steps}: a run trains its own teacher first; say how "
-            "long, e.g. --config.teacher.steps=1500."
-        )
     for path in ("generator.optim.lr", "fake_score.optim.lr", "generator.sigma_init"):
         _require_positive(config, path)
     if config.batch % config.accumulate:
@@ -185,7 +227,7 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
         )
     for path, batch in [
         ("batch", config.batch // config.accumulate),
-        ("teacher.batch", config.teacher.batch),
+        ("teacher.batch", config.teacher.batch if config.teacher.steps else 0),
     ]:
         if batch % devices:
             raise ConfigError(
@@ -199,6 +241,79 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
                 f"{path} = {get_field(config, path)} is not a multiple of steps_per_call = "
                 f"{config.steps_per_call}; steps are only seen at the ends of compiled calls."
             )
+
+
+def require_teacher(config: Config) -> None:
+    """Refuses a distillation that neither names a teacher nor can train one.
+
+    Raises:
+      ConfigError: with the fields that would do.
+    """
+    source, steps, network = config.teacher.source, config.teacher.steps, config.network
+    if source and (steps or network is not None):
+        raise ConfigError(
+            f"teacher.source = {source!r} brings its network and needs no training; leave out "
+            "network and teacher.steps."
+        )
+    if not source and not (steps > 0 and network is not None and config.data.source):
+        raise ConfigError(
+            "there is no teacher: name one, e.g. --config.teacher.source="
+            "edm-cifar10-32x32-cond-vp, or train one here, which needs teacher.steps (now "
+            f"{steps}), a network and data.source."
+        )
+
+
+def require_source(config: Config, path: str) -> None:
+    """Refuses a mode without the weights that it is about.
+
+    Raises:
+      ConfigError: naming the field.
+    """
+    if not get_field(config, path):
+        raise ConfigError(
+            f"mode {config.mode!r} needs {path}: --config.{path}= a known name such as "
+            "edm-cifar10-32x32-cond-vp, a URL or a file."
+        )
+
+
+def complete(config: Config, network: Network, precondition: str, sigma_data: float) -> Config:
+    """The config of a run whose teacher is known: its network, with the run's own dropout.
+
+    Raises:
+      ConfigError: augmentation is asked of a network without augmentation labels.
+    """
+    if config.dropout is not None:
+        network = dataclasses.replace(network, dropout=config.dropout)
+    for path in ("teacher.augment", "fake_score.augment"):
+        if get_field(config, path) and network.augment_dim != AUGMENT_DIM:
+            raise ConfigError(
+                f"{path} = {get_field(config, path)}, but the network has augment_dim = "
+                f"{network.augment_dim}, not {AUGMENT_DIM}; set --config.{path}=0."
+            )
+    teacher = dataclasses.replace(config.teacher, precondition=precondition, sigma_data=sigma_data)
+    return dataclasses.replace(config, network=network, teacher=teacher)
+
+
+def pick(method: str, **known: Callable[[], Config]) -> Config:
+    """The variant of an experiment that --config=FILE:METHOD asks for.
+
+    Raises:
+      ConfigError: the file has no such variant.
+    """
+    require_known("method (after the colon of --config)", method, known)
+    return known[method]()
+
+
+def describe(network: Network) -> dict[str, Any]:
+    """Plain values from which `network_from` makes the network again, through JSON too."""
+    return {"class": type(network).__name__} | dataclasses.asdict(network)
+
+
+def network_from(description: dict[str, Any]) -> Network:
+    """The inverse of `describe`."""
+    kinds = {kind.__name__: kind for kind in typing.get_args(Network)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+    return kinds[values.pop("class")](**values)
 
 
 def get_field(config: Config, path: str) -> Any:
@@ -233,11 +348,17 @@ def known_fields(cls: type = Config, path: str = "") -> list[str]:
     names = []
     for name, kind in typing.get_type_hints(cls).items():
         dotted = f"{path}.{name}".lstrip(".")
-        names += known_fields(kind, dotted) if dataclasses.is_dataclass(kind) else [dotted]
-    return names
+        inner = [k for k in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(k)]
+        names += [n for k in inner for n in known_fields(k, dotted)] or [dotted]
+    return list(dict.fromkeys(names))
 
 
-def _require_known(path: str, value: str, known: Collection[str]) -> None:
+def require_known(path: str, value: str, known: Collection[str]) -> None:
+    """Refuses a name that is not one of `known`.
+
+    Raises:
+      ConfigError: listing them.
+    """
     if value not in known:
         raise ConfigError(f"{path} = {value!r} is not known; known: {', '.join(sorted(known))}.")
 

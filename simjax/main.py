@@ -26,7 +26,9 @@ def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when something is wrong
     from simjax import run  # imports JAX: only once the flags are known to be good
 
-    run.distill(_CONFIG.value, _WORKDIR.value or _default_workdir())
+    config = _CONFIG.value
+    c.require_known("mode", config.mode, run.MODES)
+    run.MODES[config.mode](config, _WORKDIR.value or _default_workdir())
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -36,7 +38,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
       ConfigError: an unknown flag or field, a value of the wrong type, an unreadable config file.
     """
     known = c.known_fields()
-    for name in re.findall(r"^--?config\.([\w.]+)", "\n".join(argv[1:]), flags=re.MULTILINE):
+    given = re.findall(r"^--?config\.([\w.]+)", "\n".join(argv[1:]), flags=re.MULTILINE)
+    for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
             raise c.ConfigError(f"config has no field {name}; did you mean: {', '.join(near)}?")
@@ -45,20 +48,37 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if isinstance(_CONFIG.value, c.Config) and not rest[1:]:
             return rest
     except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
+        if refusal := _refusal_inside(error):
+            raise refusal from error
+        if isinstance(error, TypeError) and any(name.startswith("network.") for name in given):
+            raise c.ConfigError(
+                "config.network has no fields to set: the network comes with teacher.source."
+            ) from error
         raise c.ConfigError(f"{error}") from error
     if rest[1:]:
         raise c.ConfigError(f"unexpected arguments: {' '.join(rest[1:])}.")
-    given = next((a.partition("=")[2] for a in argv if re.match("--?config=", a)), None)
-    if given is None:
+    file = next((a.partition("=")[2] for a in argv if re.match("--?config=", a)), None)
+    if file is None:
         raise c.ConfigError("--config is missing, e.g. --config=configs/digits.py.")
-    if not os.path.isfile(given):
-        raise c.ConfigError(f"--config: there is no file {given}.")
-    raise c.ConfigError(f"--config: get_config() in {given} must return a simjax.config.Config.")
+    file = file.partition(":")[0]
+    if not os.path.isfile(file):
+        raise c.ConfigError(f"--config: there is no file {file}.")
+    raise c.ConfigError(f"--config: get_config() in {file} must return a simjax.config.Config.")
+
+
+def _refusal_inside(error: BaseException | None) -> c.ConfigError | None:
+    """The config file's own ConfigError, which the flag library wraps together with its trace."""
+    found = None
+    while error is not None:
+        found = error if isinstance(error, c.ConfigError) else found
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def _default_workdir() -> str:
-    filename = config_flags.get_config_filename(flags.FLAGS["config"])
-    return os.path.join("runs", os.path.splitext(os.path.basename(filename))[0])
+    filename, _, method = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    name = os.path.splitext(os.path.basename(filename))[0]
+    return os.path.join("runs", f"{name}_{method}" if method else name)
 
 
 if __name__ == "__main__":

@@ -1,56 +1,71 @@
-"""The story of a run: a teacher, its distillation, the report. All of it resumes.
+"""What the program does in each mode. All of it resumes.
 
 A run directory holds config.json, metrics.jsonl, tensorboard/, samples/, teacher/ with its
 provenance, checkpoints/ and, once finished, report.json.
 """
 
-import dataclasses
-import hashlib
 import json
-import platform
-import time
-from importlib import metadata
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 import simjax
-from simjax import build, checkpoint, data, sharding
+from simjax import build, checkpoint, report, sharding
 from simjax import config as c
-from simjax.data import conditions
-from simjax.evaluation import evaluate
 from simjax.monitor import Monitor
+from simjax.porting import port
+from simjax.teacher import Model, from_source, obtain, starting_generator
 from simjax.train import loop
-from simjax.typing import Denoise, Params
-
-GRID = 10  # tiles a side of the sample pictures; on the digits a column is a class
+from simjax.typing import Params
 
 
 def distill(config: c.Config, workdir: str) -> None:
-    """Makes or continues the run in `workdir`; a finished one only prints its report."""
+    """Makes or continues the distillation in `workdir`; a finished one only prints its report."""
     build.check(config, jax.device_count())
-    workdir = claim(workdir, config)
-    report = workdir / "report.json"
-    if report.exists():
-        print(f"{workdir} is finished; its report:\n")
-        print_report(json.loads(report.read_text()))
+    c.require_teacher(config)
+    directory = claim(workdir, config)
+    if report.print_finished(directory):
         return
-    monitor = Monitor(workdir)
-    denoise, start = build.denoiser(config)
-    size = sum(leaf.size for leaf in jax.tree.leaves(start))
-    monitor.say(
-        f"simjax {simjax.__version__} in {workdir}: {size / 1e6:.2f} M parameters, "
-        f"{jax.device_count()} {jax.devices()[0].platform} device(s), "
-        f"{config.loss.name} {config.loss.distance if config.loss.name == 'sim' else ''}"
-    )
-    teacher, provenance = _teacher(config, workdir, denoise, start, monitor)
-    generator = _distilled(config, workdir, denoise, teacher, monitor)
-    result = _report(config, denoise, teacher, generator, provenance, monitor)
-    write_json(report, result)
-    print_report(result)
+    monitor = _monitor(directory)
+    teacher = obtain(config, directory, monitor)
+    start = starting_generator(config, teacher, directory, monitor)
+    generator = _distilled(teacher, start, directory, monitor)
+    once = {f"generator, {config.loss.name}": generator, "teacher, one call": teacher.params}
+    contestants = report.one_step(teacher, once)
+    contestants += [report.heun(teacher, steps) for steps in config.evaluation.teacher_steps]
+    monitor.say("evaluating")
+    result = report.make(teacher.config, contestants)
+    result |= {"generator_sha256": checkpoint.params_sha256(generator)}
+    report.finish(directory, result | {"teacher": teacher.provenance})
+
+
+def evaluate(config: c.Config, workdir: str) -> None:
+    """Samples and measures the published one-step generator that generator.source names."""
+    build.check(config, jax.device_count())
+    c.require_source(config, "generator.source")
+    directory = claim(workdir, config)
+    if report.print_finished(directory):
+        return
+    monitor = _monitor(directory)
+    source = config.generator.source
+    generator = from_source(config, source, directory / "generator", monitor)
+    (contestant,) = report.one_step(generator, {f"generator, {source}": generator.params})
+    images = contestant.sampler(generator.params, *build.grid_inputs(generator.config))
+    monitor.picture("generator", np.asarray(images), columns=config.grid)
+    monitor.say("evaluating")
+    result = report.make(generator.config, [contestant])
+    report.finish(directory, result | {"generator": generator.provenance})
+
+
+def port_only(config: c.Config, workdir: str) -> None:
+    """Fetches and ports teacher.source, and prints what it is; nothing is written but the cache."""
+    c.require_source(config, "teacher.source")
+    ported = port.port(config.teacher.source, sha256=config.teacher.sha256)
+    print(port.report(ported))
+
+
+MODES = {"distill": distill, "evaluate": evaluate, "port": port_only}
 
 
 def claim(workdir: str, config: c.Config) -> epath.Path:
@@ -65,7 +80,7 @@ def claim(workdir: str, config: c.Config) -> epath.Path:
         path.mkdir(parents=True, exist_ok=True)
         saved = path / "config.json"
         if not saved.exists():
-            write_json(saved, current)
+            report.write_json(saved, current)
         written = json.loads(saved.read_text())
         probe = path / ".writable"
         probe.write_text("")
@@ -88,70 +103,31 @@ def claim(workdir: str, config: c.Config) -> epath.Path:
     return path
 
 
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes a file that is either absent or whole."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
+def _monitor(directory: epath.Path) -> Monitor:
+    monitor = Monitor(directory)
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+    monitor.say(f"simjax {simjax.__version__} in {directory}, {devices}")
+    return monitor
 
 
-def print_report(report: dict[str, Any]) -> None:
-    """The short table that ends a run."""
-    print(evaluate.table([evaluate.Row(**row) for row in report["rows"]]))
-    accuracy = report["classifier_held_out_accuracy"]
-    print(f"\n{report['protocol']}; its accuracy on the other half: {accuracy:.3f}.")
-
-
-def _teacher(
-    config: c.Config, workdir: epath.Path, denoise: Denoise, start: Params, monitor: Monitor
-) -> tuple[Params, dict[str, Any]]:
-    """The run's teacher: the stored one, or one trained now on config.data and stored."""
-    stored, pretraining = workdir / "teacher", workdir / "checkpoints_teacher"
-    if not stored.exists():
-        begun = time.monotonic()
-        training = build.pretraining(config, denoise, sharding.make_mesh())
-        checkpoints = checkpoint.Checkpoints(pretraining, keep=1, say=monitor.say)
-        state = loop.run(
-            training,
-            start,
-            key=_key(config, "pretraining"),
-            stage="teacher",
-            checkpoints=checkpoints,
-            monitor=monitor,
-            log_every=config.log_every,
-            sample_every=training.steps,
-            checkpoint_every=config.checkpoint_every,
-        )
-        checkpoints.close()
-        images, labels = data.SOURCES[config.data.name]()
-        provenance = {
-            "source": f"trained on {config.data.name}, {config.teacher.steps} steps, EMA weights",
-            "data_sha256": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
-            "seed": config.seed,
-            "seconds": time.monotonic() - begun,
-            "simjax": simjax.__version__,
-        }
-        checkpoint.save_teacher(stored, state.ema, provenance)
-    if pretraining.exists():  # also what a kill between the two left behind
-        pretraining.rmtree()
-    return checkpoint.load_teacher(stored, start)
-
-
-def _distilled(
-    config: c.Config, workdir: epath.Path, denoise: Denoise, teacher: Params, monitor: Monitor
-) -> Params:
+def _distilled(teacher: Model, start: Params, directory: epath.Path, monitor: Monitor) -> Params:
     """The generator's EMA after distillation, with pictures of the same z on the way."""
-    z, labels = _grid_inputs(config)
-    reference = np.asarray(
-        build.teacher_sampler(denoise, config.evaluation.teacher_steps[0])(teacher, z, labels)
+    config, mesh = teacher.config, sharding.make_mesh()
+    loss = config.loss
+    monitor.say(
+        f"{loss.name}{f', {loss.distance}' if loss.name == 'sim' else ''}: "
+        f"{build.count(teacher.params) / 1e6:.2f} M parameters, batch {config.batch}"
     )
-    monitor.picture("teacher", reference, columns=GRID)
+    inputs = build.grid_inputs(config)
+    many_steps = report.heun(teacher, config.evaluation.teacher_steps[0]).sampler
+    reference = np.asarray(many_steps(teacher.params, *inputs))
+    monitor.picture("teacher", reference, columns=config.grid)
     level, contrast = reference.mean(), reference.std(axis=(1, 2, 3)).mean()
-    one_step = build.one_step_sampler(denoise, config.generator.sigma_init)
+    one_step = build.one_step_sampler(teacher.denoise, config.generator.sigma_init)
 
     def sample(state, step: int) -> None:
-        images = np.asarray(one_step(state.generator_ema, z, labels))
-        monitor.picture(f"generator_{step:08d}", images, columns=GRID)
+        images = np.asarray(one_step(state.generator_ema, *inputs))
+        monitor.picture(f"generator_{step:08d}", images, columns=config.grid)
 
     def annotate(scalars: dict[str, float]) -> dict[str, float]:
         return scalars | {
@@ -160,13 +136,15 @@ def _distilled(
         }
 
     checkpoints = checkpoint.Checkpoints(
-        workdir / "checkpoints", keep=config.keep_checkpoints, say=monitor.say
+        directory / "checkpoints", keep=config.keep_checkpoints, say=monitor.say
     )
+    training = build.distillation(config, teacher.denoise, mesh)
     state = loop.run(
-        build.distillation(config, denoise, sharding.make_mesh()),
-        teacher,
-        key=_key(config, "distillation"),
-        stage=config.loss.name,
+        training,
+        training.init(teacher.params, start),
+        jax.device_put(teacher.params, sharding.replicated(mesh)),
+        key=build.key(config, "distillation"),
+        stage=loss.name,
         checkpoints=checkpoints,
         monitor=monitor,
         log_every=config.log_every,
@@ -178,67 +156,5 @@ def _distilled(
     checkpoints.close()
     steps = sorted({*range(0, config.steps, config.sample_every), config.steps})
     pictures = [f"generator_{step:08d}" for step in steps] + ["teacher"]
-    monitor.strip("progress", pictures, tile_rows=GRID)
+    monitor.strip("progress", pictures, tile_rows=config.grid)
     return state.generator_ema
-
-
-def _report(
-    config: c.Config,
-    denoise: Denoise,
-    teacher: Params,
-    generator: Params,
-    provenance: dict[str, Any],
-    monitor: Monitor,
-) -> dict[str, Any]:
-    """Measures generator and teacher on the labels of the real data, from the same z."""
-    monitor.say("evaluating")
-    images, classes = data.SOURCES[config.data.name]()
-    judge = evaluate.Judge(images, classes)
-    asked = classes[np.arange(config.evaluation.samples) % len(classes)]
-    labels = conditions.one_hot(asked, config.network.label_dim)
-    one_step = build.one_step_sampler(denoise, config.generator.sigma_init)
-    runs = [
-        (f"generator, {config.loss.name}", 1, one_step, generator),
-        ("teacher, one call", 1, one_step, teacher),
-    ]
-    runs += [
-        ("teacher, Heun", 2 * steps - 1, build.teacher_sampler(denoise, steps), teacher)
-        for steps in config.evaluation.teacher_steps
-    ]
-    rows = []
-    for name, evaluations, sampler, params in runs:
-        samples, seconds = evaluate.draw_samples(
-            sampler,
-            params,
-            _key(config, "evaluation"),
-            labels,
-            build.image_shape(config),
-            config.evaluation.batch,
-        )
-        rows.append(judge.measure(name, samples, asked, evaluations=evaluations, seconds=seconds))
-    rows += judge.floors(config.seed)
-    versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
-    return {
-        "rows": [dataclasses.asdict(row) for row in rows],
-        "protocol": evaluate.PROTOCOL,
-        "classifier_held_out_accuracy": judge.classifier.held_out_accuracy,
-        "seed": config.seed,
-        "generator_sha256": checkpoint.params_sha256(generator),
-        "teacher": provenance,
-        "versions": versions | {"simjax": simjax.__version__, "python": platform.python_version()},
-        "device": jax.devices()[0].device_kind,
-    }
-
-
-def _grid_inputs(config: c.Config) -> tuple[jax.Array, jax.Array]:
-    """The z and labels of every sample picture of a run, columns of classes."""
-    shape = (GRID * GRID, *build.image_shape(config))
-    z = jax.random.normal(_key(config, "pictures"), shape)
-    classes = jnp.arange(GRID * GRID) % max(config.network.label_dim, 1)
-    return z, conditions.one_hot(classes, config.network.label_dim)
-
-
-def _key(config: c.Config, purpose: str) -> jax.Array:
-    """One root key a run, one branch a purpose."""
-    purposes = ("pretraining", "distillation", "pictures", "evaluation")
-    return jax.random.fold_in(jax.random.key(config.seed), purposes.index(purpose))

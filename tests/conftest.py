@@ -3,6 +3,7 @@
 `pytest tests/parity --golden=DIR` checks every file of a known kind in DIR instead of tests/golden.
 """
 
+import importlib.util
 import os
 import pathlib
 
@@ -13,6 +14,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import pytest
 
 from tests.parity import collection
+
+# Files written by torch itself; `pip install -e ".[parity]"` brings it, .ci/run runs these.
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+collect_ignore = [] if HAS_TORCH else ["with_torch"]
 
 DEFAULT_GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -27,7 +32,8 @@ def pytest_addoption(parser):
 
 
 def pytest_report_header(config):
-    return collection.report(_directory(config))
+    torch = [] if HAS_TORCH else ["torch is not installed: tests/with_torch is left out"]
+    return collection.report(_directory(config)) + torch
 
 
 def pytest_generate_tests(metafunc):

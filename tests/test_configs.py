@@ -1,54 +1,147 @@
 """Every config file is valid, builds its whole training step abstractly, and can be overridden."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
 import jax
 import pytest
+from flax import nnx
 
-from simjax import build, config, sharding
+from simjax import build, config, sharding, teacher
+from simjax.networks.denoiser import as_denoise
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+DIRECTORY = Path(__file__).parent.parent / "configs"
+EXPERIMENTS = ("digits", "cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")
+WITH_SID = EXPERIMENTS[1:]
+PARAMETERS = {  # of the official networks, fixed constants not counted
+    "cifar10": 55_735_299,
+    "cifar10_uncond": 55_733_891,
+    "ffhq64": 61_805_571,
+    "afhqv2_64": 61_805_571,
+    "imagenet64": 295_899_267,
+}
+OTHER_TEACHERS = {
+    "edm-cifar10-32x32-uncond-ve": 56_397_827,
+    "edm-cifar10-32x32-cond-ve": 56_400_643,
+    "edm-ffhq-64x64-uncond-ve": 62_761_091,
+    "edm-afhqv2-64x64-uncond-ve": 62_761_091,
+}
 
 
-def load(path: Path) -> config.Config:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def load(name: str, method: str | None = None) -> config.Config:
+    path = DIRECTORY / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    return module.get_config(method) if method else module.get_config()
 
 
-@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
-def loaded(request) -> config.Config:
-    return load(request.param)
+def small() -> config.Config:
+    """The digits, with a network that is traced in a second."""
+    options = load("digits")
+    options.network.channels, options.network.channel_mult = 4, (1,)
+    return options
+
+
+def parameters(options: config.Config) -> int:
+    module = nnx.eval_shape(lambda: build.module(options))
+    return build.count(as_denoise(module)[1])
 
 
 def abstract_steps(options: config.Config):
     """Shapes of parameters, state and metrics around one distillation call; nothing is computed."""
     mesh = sharding.make_mesh(jax.devices()[:1])
+    options = teacher.plan(options)
 
     def whole():
-        denoise, params = build.denoiser(options)
+        denoise, params = as_denoise(build.module(options))
         training = build.distillation(options, denoise, mesh)
-        state = training.init(params)
+        state = training.init(params, params)
         return state, training.call(state, params, jax.random.key(0))
 
     return jax.eval_shape(whole)
 
 
-def test_builds_abstractly_and_keeps_the_shapes_of_its_state(loaded):
-    build.check(loaded, devices=1)
-    before, (after, metrics) = abstract_steps(loaded)
+def test_every_config_file_is_tested():
+    assert {path.stem for path in DIRECTORY.glob("*.py")} == {*EXPERIMENTS, "port", "evaluate"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_builds_abstractly_and_keeps_the_shapes_of_its_state(name):
+    options = load(name)
+    build.check(options, devices=1)
+    config.require_teacher(options)
+    before, (after, metrics) = abstract_steps(options)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), before) == jax.tree.map(
         lambda a: (a.shape, a.dtype), after
     )
     assert {"generator/loss", "fake_score/loss"} <= set(metrics)
+    assert build.count(before.generator) == PARAMETERS.get(name, build.count(before.generator))
 
 
-def test_adam_with_zero_beta1_stores_one_copy_of_the_parameters(loaded):
-    loaded.generator.optim.beta1 = 0.0
-    loaded.fake_score.optim.beta1 = 0.9
-    before, _ = abstract_steps(loaded)
+@pytest.mark.parametrize("name", WITH_SID)
+def test_is_sids_published_run_by_its_method_alone(name):
+    options = load(name, "sid")
+    build.check(options, devices=1)
+    published = {"alpha": 1.0 if name == "afhqv2_64" else 1.2, "scale": 100.0}
+    assert options.loss == config.Loss(name="sid", **published)
+    assert options.generator.optim.beta1 == (0.9 if name == "ffhq64" else 0.0)
+    changed = {line.partition(":")[0] for line in config.differences(
+        config.to_dict(load(name)), config.to_dict(options)
+    )}  # fmt: skip
+    assert {path.partition(".")[0] for path in changed} == {"generator", "loss"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_two_fields_of_a_config_are_one_object(name):
+    # An override of one would change the other.
+    options = load(name)
+    options.generator.optim.lr, options.generator.sigma.std = 0.5, 9.0
+    assert options.fake_score.optim.lr != 0.5
+    assert options.fake_score.sigma.std != 9.0
+
+
+@pytest.mark.parametrize(("source", "expected"), OTHER_TEACHERS.items())
+def test_another_teacher_by_name_alone(source, expected):
+    options = load("cifar10")
+    options.teacher.source = source
+    assert parameters(teacher.plan(options)) == expected
+
+
+def test_the_runs_dropout_replaces_the_networks_own():
+    options = load("cifar10")
+    assert teacher.plan(options).network.dropout == 0.13
+    options.dropout = 0.0
+    assert teacher.plan(options).network.dropout == 0.0
+
+
+def test_augmentation_without_labels_for_it_is_refused():
+    options = load("imagenet64")
+    options.fake_score.augment = 0.1
+    with pytest.raises(config.ConfigError, match="set --config.fake_score.augment=0"):
+        teacher.plan(options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": ""}, "there is no teacher: name one"),
+        ({"steps": 5}, "brings its network and needs no training"),
+    ],
+)
+def test_a_run_has_one_teacher(change, message):
+    options = load("cifar10")
+    options.teacher = dataclasses.replace(options.teacher, **change)
+    with pytest.raises(config.ConfigError, match=message):
+        config.require_teacher(options)
+
+
+def test_adam_with_zero_beta1_stores_one_copy_of_the_parameters():
+    options = small()
+    options.generator.optim.beta1 = 0.0
+    options.fake_score.optim.beta1 = 0.9
+    before, _ = abstract_steps(options)
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
     parameters, counters = size(before.generator), 4
     assert size(before.generator_opt) <= parameters + counters
@@ -57,7 +150,7 @@ def test_adam_with_zero_beta1_stores_one_copy_of_the_parameters(loaded):
 
 @pytest.mark.parametrize("name", build.step.LOSSES)
 def test_every_method_builds_by_override_alone(name):
-    options = load(CONFIGS[0])
+    options = small()
     options.loss.name = name
     build.check(options, devices=1)
     abstract_steps(options)
@@ -66,9 +159,15 @@ def test_every_method_builds_by_override_alone(name):
 @pytest.mark.parametrize("units", ["denoiser", "score"])
 @pytest.mark.parametrize("distance", build.distances.DISTANCES)
 def test_every_distance_builds_by_override_alone(distance, units):
-    options = load(CONFIGS[0])
+    options = small()
     options.loss.distance, options.loss.units = distance, units
     build.check(options, devices=1)
+    abstract_steps(options)
+
+
+def test_augmentation_builds_by_override_alone():
+    options = small()
+    options.network.augment_dim, options.fake_score.augment = 9, 0.12
     abstract_steps(options)
 
 
@@ -77,16 +176,16 @@ def test_every_distance_builds_by_override_alone(distance, units):
     [
         ("loss.name", "simm", "loss.name = 'simm' is not known; known: diff_instruct, sid, sim."),
         ("loss.distance", "l3", "loss.distance = 'l3' is not known; known: exponential, huber"),
-        ("data.name", "mnist", "data.name = 'mnist' is not known; known: digits."),
+        ("mode", "train", "mode = 'train' is not known; known: distill, evaluate, port."),
         ("batch", 0, "batch = 0 must be positive"),
-        ("teacher.steps", 0, "teacher.steps = 0: a run trains its own teacher first"),
+        ("network.encoder", "skip", "network.encoder = 'skip' is not known; known: residual"),
         ("accumulate", 7, "batch = 64 is not divisible by accumulate = 7"),
         ("steps_per_call", 7, "steps = 7"),
         ("compute_dtype", "float16", "compute_dtype = 'float16' is not known; known: bfloat16"),
     ],
 )
 def test_wrong_values_are_refused_with_what_was_expected(field, value, message):
-    options = load(Path(__file__).parent.parent / "configs" / "digits.py")
+    options = load("digits")
     *parents, name = field.split(".")
     setattr(config.get_field(options, ".".join(parents)) if parents else options, name, value)
     if field == "steps_per_call":
@@ -97,7 +196,7 @@ def test_wrong_values_are_refused_with_what_was_expected(field, value, message):
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_with_one_that_they_can():
-    options = load(CONFIGS[0])
+    options = load("digits")
     options.batch = 66
     with pytest.raises(config.ConfigError, match=r"batch: 66 .* 8 devices.*--config\.batch=72"):
         build.check(options, devices=8)

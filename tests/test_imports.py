@@ -19,7 +19,9 @@ LEVELS = [
     ("simjax.train.step", "simjax.train.teacher_step"),
     ("simjax.train.compile",),
     ("simjax.build",),
-    ("simjax.train.loop", "simjax.evaluation.evaluate"),
+    ("simjax.train.loop", "simjax.evaluation.evaluate", "simjax.porting.port"),
+    ("simjax.teacher",),
+    ("simjax.report",),
     ("simjax.run",),
     ("simjax.main",),
 ]

@@ -16,35 +16,51 @@ from simjax.evaluation import frechet, precision_recall
 from simjax.evaluation.class_agreement import Classifier
 from simjax.typing import Array, Float, Images, Int, Key, Labels, Params
 
-PROTOCOL = (
-    "Features: pixels in [-1, 1], clipped. Frechet distance with unbiased covariances, against all "
-    "real images unless said otherwise. Precision and recall with k = 3. Class: agreement of a "
-    "support vector machine, fitted on half of the real images, with the label asked for"
-)
+NO_DATA = "No data.source, so nothing to compare with: only the speed was measured."
 
 
 @dataclasses.dataclass
 class Row:
-    """One line of the report; evaluations is network calls per sample, None for real data."""
+    """One line of the report; None where something does not apply or was not measured.
+
+    evaluations is network calls per sample.
+    """
 
     name: str
     evaluations: int | None
     samples: int
-    frechet: float
-    precision: float
-    recall: float
-    class_agreement: float
     seconds: float
+    frechet: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    class_agreement: float | None = None
 
 
 class Judge:
-    """Measures images against the real ones."""
+    """Measures images against the real ones; labels None leaves class agreement out."""
 
-    def __init__(self, images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, "n"]):
+    def __init__(
+        self, images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, "n"] | None = None
+    ):
         self.real = _pixels(images)
         self.labels = labels
-        self._moments = frechet.moments(self.real)
-        self.classifier = Classifier(self.real, labels)
+        self.classifier = None if labels is None else Classifier(self.real, labels)
+
+    @property
+    def protocol(self) -> str:
+        """What the numbers are."""
+        text = (
+            "Features: pixels in [-1, 1], clipped. Frechet distance with unbiased covariances, "
+            f"against {len(self.real)} real images unless said otherwise. Precision and recall "
+            "with k = 3."
+        )
+        if self.classifier is None:
+            return text
+        return (
+            f"{text} Class: agreement of a support vector machine, fitted on half of the real "
+            "images, with the label asked for; its accuracy on the other half: "
+            f"{self.classifier.held_out_accuracy:.3f}."
+        )
 
     def measure(
         self,
@@ -64,8 +80,9 @@ class Judge:
         rng = np.random.default_rng(seed)
         first, second = np.array_split(rng.permutation(len(self.real)), 2)
         again = rng.integers(len(self.real), size=len(self.real))
-        halves = (self.real[first], self.real[second], self.labels[second])
-        bootstrap = (self.real, self.real[again], self.labels[again])
+        labels = np.zeros(len(self.real), int) if self.labels is None else self.labels
+        halves = (self.real[first], self.real[second], labels[second])
+        bootstrap = (self.real, self.real[again], labels[again])
         return [
             self._row("real: half against half", *halves, None, 0.0),
             self._row("real: drawn with replacement", *bootstrap, None, 0.0),
@@ -73,38 +90,59 @@ class Judge:
 
     def _row(self, name, real, pixels, labels, evaluations, seconds) -> Row:
         precision, recall = precision_recall.precision_recall(real, pixels)
+        agreement = None if self.classifier is None else self.classifier.agreement(pixels, labels)
         return Row(
             name=name,
             evaluations=evaluations,
             samples=len(pixels),
+            seconds=seconds,
             frechet=frechet.frechet_distance(*frechet.moments(pixels), *frechet.moments(real)),
             precision=precision,
             recall=recall,
-            class_agreement=self.classifier.agreement(pixels, labels),
-            seconds=seconds,
+            class_agreement=agreement,
         )
 
 
-def draw_samples(
-    sampler: Callable[[Params, Array, Labels], Images],
-    params: Params,
-    key: Key,
-    labels: Labels,
-    shape: tuple[int, int, int],
-    batch: int,
-) -> tuple[Float[np.ndarray, "n h w c"], float]:
-    """len(labels) samples, whose z depends on (key, index) alone, and the seconds they took.
+class Drawing:
+    """Draws from one sampler after another with the same noise and labels; compiles each once.
 
-    Compilation is not counted.
+    Args:
+      key: noise of sample i depends on (key, i) alone.
+      labels: of every sample.
+      shape: of one image.
+      batch: samples at a time.
     """
-    draw_z = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape)))
-    count = len(labels)
-    index = np.arange(-(-count // batch) * batch) % count  # whole batches: one compiled shape
-    parts = index.reshape(-1, batch)
-    compiled = jax.jit(sampler).lower(params, draw_z(parts[0]), labels[parts[0]]).compile()
-    start = time.monotonic()
-    images = [np.asarray(compiled(params, draw_z(part), labels[part])) for part in parts]
-    return np.concatenate(images)[:count], time.monotonic() - start
+
+    def __init__(self, key: Key, labels: Labels, shape: tuple[int, int, int], batch: int):
+        self.labels = labels
+        self.batch = batch
+        self._programs: dict[Callable, Callable] = {}
+
+        @jax.jit
+        def noise(index: Array) -> tuple[Images, Array]:
+            keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
+            return jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 0]), keys[:, 1]
+
+        self._noise = noise
+
+    def draw(
+        self, sampler: Callable[[Params, Array, Labels, Array], Images], params: Params
+    ) -> tuple[Float[np.ndarray, "n h w c"], float]:
+        """Samples of (params, z, labels, keys), and the seconds they took without compilation."""
+        count = len(self.labels)
+        index = np.arange(-(-count // self.batch) * self.batch) % count  # one compiled shape
+        parts = index.reshape(-1, self.batch)
+        if sampler not in self._programs:
+            lowered = jax.jit(sampler).lower(params, *self._inputs(parts[0]))
+            self._programs[sampler] = lowered.compile()
+        program = self._programs[sampler]
+        start = time.monotonic()
+        images = [np.asarray(program(params, *self._inputs(part))) for part in parts]
+        return np.concatenate(images)[:count], time.monotonic() - start
+
+    def _inputs(self, part: np.ndarray) -> tuple[Images, Labels, Array]:
+        z, noise_keys = self._noise(part)
+        return z, self.labels[part], noise_keys
 
 
 def table(rows: list[Row]) -> str:
@@ -115,11 +153,11 @@ def table(rows: list[Row]) -> str:
             row.name,
             "-" if row.evaluations is None else str(row.evaluations),
             str(row.samples),
-            f"{row.frechet:.3f}",
-            f"{row.precision:.3f}",
-            f"{row.recall:.3f}",
-            f"{row.class_agreement:.3f}",
-            f"{row.samples / row.seconds:.0f}" if row.seconds else "-",
+            *(
+                "-" if value is None else f"{value:.3f}"
+                for value in (row.frechet, row.precision, row.recall, row.class_agreement)
+            ),
+            f"{row.samples / row.seconds:.3g}" if row.seconds else "-",
         ]
         for row in rows
     ]

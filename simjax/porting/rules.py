@@ -70,7 +70,12 @@ def apply(
     problems += [f"nothing fills {path} {shapes[path]}" for path in shapes if path not in filled]
     if problems:
         lines = "\n  ".join(problems)
-        raise ConfigError(f"{len(problems)} of {len(tensors)} tensors do not fit:\n  {lines}")
+        raise ConfigError(
+            f"{len(problems)} misfits between its {len(tensors)} tensors and the network:\n"
+            f"  {lines}\n"
+            "Names are mapped in simjax/porting/maps; a shape that differs means that the weights "
+            "are those of another network than the file says."
+        )
     return _unflatten(filled)
 
 

@@ -10,14 +10,15 @@ from simjax.build import Training
 from simjax.checkpoint import Checkpoints
 from simjax.monitor import Monitor
 from simjax.train import health
-from simjax.typing import Key, Params
+from simjax.typing import Key
 
 Sample = Callable[[Any, int], None]  # (state, step)
 
 
 def run(
     training: Training,
-    start: Params,
+    state: Any,
+    constants: Any,
     *,
     key: Key,
     stage: str,
@@ -29,17 +30,17 @@ def run(
     sample: Sample = lambda state, step: None,
     annotate: Callable[[dict[str, float]], dict[str, float]] = dict,
 ) -> Any:
-    """Trains from the newest checkpoint, or from `start`, to the last step; returns the state.
+    """Trains from the newest checkpoint, or from `state`, to the last step; returns the state.
 
     Args:
-      training: the compiled call and what it starts from (build.py).
-      start: parameters to start from; also the call's constants (the teacher, in distillation).
+      training: the compiled call (build.py).
+      state: a fresh one, training.init(...); donated.
+      constants: what every call is given beside the state: the teacher, or the images.
       key: of the whole run; step n draws from fold_in(key, n).
       stage: name in logs.
       sample: called with (state, step) every `sample_every` steps, at the start and at the end.
       annotate: adds scalars to those of a log window.
     """
-    state = training.init(start)
     resumed = checkpoints.restore_latest(state)
     if resumed is not None:
         state = resumed
@@ -50,7 +51,7 @@ def run(
         sample(state, step)
     window = []
     while step < training.steps:
-        state, metrics = training.call(state, start, key)
+        state, metrics = training.call(state, constants, key)
         step += training.steps_per_call
         window.append(metrics)
         monitor.advance(step)

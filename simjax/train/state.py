@@ -33,16 +33,20 @@ class TeacherState:
 
 
 def init_distillation(
-    teacher: Params, *, fake_score_tx: GradientTransformation, generator_tx: GradientTransformation
+    teacher: Params,
+    generator: Params,
+    *,
+    fake_score_tx: GradientTransformation,
+    generator_tx: GradientTransformation,
 ) -> TrainState:
-    """Fake score, generator and its EMA as copies of the teacher (MATH: theta = psi = phi)."""
+    """The fake score as a copy of the teacher; so is the generator, or it goes on from its own."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         fake_score=_copy(teacher),
-        generator=_copy(teacher),
-        generator_ema=_copy(teacher),
+        generator=_copy(generator),
+        generator_ema=_copy(generator),
         fake_score_opt=fake_score_tx.init(teacher),
-        generator_opt=generator_tx.init(teacher),
+        generator_opt=generator_tx.init(generator),
     )
 
 

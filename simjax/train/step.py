@@ -37,6 +37,15 @@ class Draws:
     sigma: PerExample
     eps: Images
     dropout_keys: Array
+    augment_keys: Array
+
+
+Augment = Callable[[Images, Array], tuple[Images, Array | None]]  # images, keys -> images, labels
+
+
+def as_they_are(images: Images, keys: Array) -> tuple[Images, None]:
+    """No augmentation."""
+    return images, None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +62,7 @@ class StepFns:
     generator_tx: GradientTransformation
     ema_decay: Callable[[Array], Scalar]  # step -> beta
     sigma_init: float
+    augment: Augment = as_they_are  # of the fake score's training images
     fake_score_scale: float = 1.0
     accumulate: int = 1
 
@@ -110,9 +120,15 @@ def generator_step(
 def fake_score_loss(fake_score: Params, generator: Params, draws: Draws, *, fns: StepFns) -> Scalar:
     """E lambda(sigma) ||D_fake(x0 + sigma eps) - sg[x0]||^2, mean over examples."""
     x0 = jax.lax.stop_gradient(generate(generator, draws.z, draws.labels, fns=fns))
+    x0, augment_labels = fns.augment(x0, draws.augment_keys)
     xt = noise.add_noise(x0, draws.sigma, draws.eps)
     denoised = fns.denoise(
-        fake_score, xt, draws.sigma, draws.labels, dropout_keys=draws.dropout_keys
+        fake_score,
+        xt,
+        draws.sigma,
+        draws.labels,
+        augment_labels=augment_labels,
+        dropout_keys=draws.dropout_keys,
     )
     loss = denoising.denoising_loss(x0, denoised, fns.fake_score_weight(draws.sigma))
     return fns.fake_score_scale * loss.mean()

@@ -1,6 +1,6 @@
 """One pretraining step of a teacher: denoising score matching on real images.
 
-Reference: EDM, arXiv:2206.00364, eq. 8, without augmentation.
+Reference: EDM, arXiv:2206.00364, eq. 8 and appendix F.2 (augmentation).
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from simjax.losses import denoising
 from simjax.train import health
 from simjax.train.optim import GradientTransformation, ema_update
 from simjax.train.state import TeacherState
+from simjax.train.step import Augment
 from simjax.typing import Array, Denoise, Images, Key, Labels, Metrics, Params, PerExample, Scalar
 
 
@@ -23,22 +24,27 @@ class TeacherFns:
 
     denoise: Denoise
     weight: Callable[[PerExample], PerExample]
-    draw_data: Callable[[Key], tuple[Images, Labels]]
+    draw_data: Callable[[Key, Array, Array], tuple[Images, Labels]]
     draw_sigma: Callable[[Key], PerExample]
+    augment: Augment
     tx: GradientTransformation
     ema_decay: Callable[[Array], Scalar]  # step -> beta
 
 
-def teacher_step(state: TeacherState, key: Key, *, fns: TeacherFns) -> tuple[TeacherState, Metrics]:
-    """One update on a fresh batch of images, noise levels and noise."""
-    data_key, sigma_key, eps_key, dropout_key = jax.random.split(key, 4)
-    x0, labels = fns.draw_data(data_key)
+def teacher_step(
+    state: TeacherState, dataset: tuple[Array, Array], key: Key, *, fns: TeacherFns
+) -> tuple[TeacherState, Metrics]:
+    """One update on a fresh batch from `dataset` (all images, class numbers)."""
+    data_key, sigma_key, eps_key, dropout_key, augment_key = jax.random.split(key, 5)
+    x0, labels = fns.draw_data(data_key, *dataset)
+    x0, augment_labels = fns.augment(x0, jax.random.split(augment_key, x0.shape[0]))
     sigma = fns.draw_sigma(sigma_key)
     xt = noise.add_noise(x0, sigma, jax.random.normal(eps_key, x0.shape))
     dropout_keys = jax.random.split(dropout_key, x0.shape[0])
 
     def loss_fn(params: Params) -> Scalar:
-        denoised = fns.denoise(params, xt, sigma, labels, dropout_keys=dropout_keys)
+        extra = {"augment_labels": augment_labels, "dropout_keys": dropout_keys}
+        denoised = fns.denoise(params, xt, sigma, labels, **extra)
         return denoising.denoising_loss(x0, denoised, fns.weight(sigma)).mean()
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)

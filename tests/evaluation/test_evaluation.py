@@ -1,5 +1,6 @@
 """Closed forms of the metrics, and the report's promises."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -76,21 +77,33 @@ def test_a_gaussian_fit_is_unmasked_by_precision_and_agreement(judge):
 
 
 def test_samples_depend_on_the_key_and_index_alone():
-    import jax
-
     def draw(batch):
         labels = np.zeros((7, 0), np.float32)
         key = jax.random.key(0)
-        return evaluate.draw_samples(lambda _, z, y: z, None, key, labels, (2, 2, 1), batch)[0]
+        drawing = evaluate.Drawing(key, labels, (2, 2, 1), batch)
+        return drawing.draw(lambda _, z, y, keys: z, None)[0]
 
     np.testing.assert_array_equal(draw(3), draw(7))
     assert draw(3).shape == (7, 2, 2, 1)
 
 
+def test_samplers_that_differ_in_parameters_share_a_program():
+    traced = []
+
+    def sampler(params, z, labels, keys):
+        traced.append(1)
+        return params * z
+
+    drawing = evaluate.Drawing(jax.random.key(0), np.zeros((4, 0), np.float32), (2, 2, 1), 2)
+    one, two = (drawing.draw(sampler, np.float32(value))[0] for value in (1, 2))
+    np.testing.assert_array_equal(2 * one, two)
+    assert len(traced) == 1
+
+
 def test_the_table_names_counts_and_evaluations():
-    row = evaluate.Row("teacher, Heun", 35, 1797, 0.154, 0.74, 0.91, 0.98, 2.0)
-    real = evaluate.Row("real", None, 898, 0.28, 0.9, 0.9, 0.99, 0.0)
+    row = evaluate.Row("teacher, Heun", 35, 1797, 2.0, 0.154, 0.74, 0.91, 0.98)
+    real = evaluate.Row("real", None, 898, 0.0, 0.28)
     head, first, second = evaluate.table([row, real]).splitlines()
     assert " ".join(head.split()) == "evaluations samples Frechet precision recall class samples/s"
     assert first.split()[2:] == ["35", "1797", "0.154", "0.740", "0.910", "0.980", "898"]
-    assert second.split()[1:3] == ["-", "898"]
+    assert second.split()[1:] == ["-", "898", "0.280", "-", "-", "-", "-"]

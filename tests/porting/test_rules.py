@@ -5,7 +5,6 @@ import pytest
 
 from simjax import config
 from simjax.porting import rules
-from simjax.porting.maps import edm
 
 MAP = [
     rules.Rule(r"(\w+)\.weight", r"net/\1/kernel", rules.transposed),
@@ -44,27 +43,4 @@ def test_all_problems_come_at_once():
         rules.apply(MAP, {"extra": np.ones(2), "a.bias": np.ones(3)}, TEMPLATE)
     assert "no rule for tensor extra" in str(error.value)
     assert "nothing fills net/a/kernel (2, 3)" in str(error.value)
-    assert str(error.value).startswith("2 of 2 tensors")
-
-
-def test_interleaved_query_key_value_become_blocks():
-    names = np.array([f"{j}{c}" for c in range(4) for j in "qkv"])
-    assert list(edm._qkv_blocks(names)) == [f"{j}{c}" for j in "qkv" for c in range(4)]
-
-
-def test_a_network_of_another_kind_is_refused():
-    arguments = {"img_resolution": 32, "img_channels": 3, "encoder_type": "skip"}
-    with pytest.raises(config.ConfigError, match="encoder_type = 'skip' is not supported"):
-        edm.song_unet(arguments)
-
-
-def test_arguments_that_a_file_leaves_out_take_the_constructor_defaults():
-    network = edm.song_unet({"img_resolution": 32, "img_channels": 3})
-    assert network == config.SongUNet(
-        resolution=32,
-        image_channels=3,
-        augment_dim=0,
-        channels=128,
-        channel_mult=(1, 2, 2, 2),
-        dropout=0.10,
-    )
+    assert str(error.value).startswith("2 misfits between its 2 tensors")

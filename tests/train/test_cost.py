@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from simjax import build, config, sharding
+from simjax.networks.denoiser import as_denoise
 
 
 def flops(function, *args) -> float:
@@ -26,9 +27,9 @@ def test_one_step_costs_eleven_forwards(loss):
         ),
         loss=config.Loss(name=loss),
     )
-    denoise, params = build.denoiser(options)
+    denoise, params = as_denoise(build.module(options))
     training = build.distillation(options, denoise, sharding.make_mesh(jax.devices()[:1]))
-    step = flops(training.call, training.init(params), params, jax.random.key(0))
+    step = flops(training.call, training.init(params, params), params, jax.random.key(0))
     xt, sigma, labels = jnp.zeros((8, 8, 8, 1)), jnp.ones(8), jnp.zeros((8, 10))
     forward = flops(denoise, params, xt, sigma, labels)
     assert 10.5 * forward < step <= 1.05 * 11 * forward

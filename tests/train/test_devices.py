@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from simjax import build, config, sharding
+from simjax.networks.denoiser import as_denoise
 
 TOLERANCE = 1e-6
 EIGHT = "--xla_force_host_platform_device_count=8"
@@ -19,7 +20,7 @@ def options(**changes) -> config.Config:
         resolution=8,
         image_channels=1,
         label_dim=10,
-        augment_dim=0,
+        augment_dim=9,
         channels=8,
         channel_mult=(1,),
         blocks=1,
@@ -32,16 +33,16 @@ def options(**changes) -> config.Config:
         batch=8,
         network=network,
         generator=config.Generator(optim=optim),
-        fake_score=config.FakeScore(optim=optim),
+        fake_score=config.FakeScore(optim=optim, augment=0.5),
         **changes,
     )
 
 
 def two_steps(settings: config.Config, devices: int) -> list[np.ndarray]:
-    denoise, params = build.denoiser(settings)
+    denoise, params = as_denoise(build.module(settings))
     mesh = sharding.make_mesh(jax.devices()[:devices])
     training = build.distillation(settings, denoise, mesh)
-    state = training.init(params)
+    state = training.init(params, params)
     for _ in range(2 // settings.steps_per_call):
         state, _ = training.call(state, params, jax.random.key(0))
     assert int(state.step) == 2
@@ -59,7 +60,7 @@ def reference() -> list[np.ndarray]:
 
 
 def test_the_steps_move_the_parameters(reference):
-    _, params = build.denoiser(options())
+    _, params = as_denoise(build.module(options()))
     start = [np.asarray(leaf) for leaf in jax.tree.leaves((params, params))]
     moved = [np.abs(x - y).max() for x, y in zip(start, reference, strict=True)]
     assert np.median(moved) > 10 * TOLERANCE

@@ -1,0 +1,117 @@
+"""Files in the safetensors format as NumPy arrays, views of the mapped file.
+
+Not the safetensors library: for NumPy it copies every tensor, takes the last of two tensors of one
+name, and a header of 10 MB costs it 180 MB before any check (0.8.0). The format is simple: the
+header's length (8 bytes, little-endian), a JSON header {name: {dtype, shape, data_offsets}}, and
+the tensors one after another, without gaps. https://github.com/huggingface/safetensors
+"""
+
+import json
+import math
+import os
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from simjax.config import ConfigError
+from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget, are_counts, reading, shown
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+# Bytes that Python's JSON reader may take for a byte of text, and for what these signs stand for.
+TEXT_COST = 6
+OBJECT_COSTS = {b"[": 224, b"{": 224, b":": 400, b",": 48}
+
+
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Every tensor by name, in the header's order. Its __metadata__ is left alone.
+
+    Raises:
+      ConfigError: naming the file, what is wrong with it and what to do.
+    """
+    with reading(path) as (data, budget):
+        length = int.from_bytes(data[:8], "little")
+        if length > min(LONGEST_HEADER, len(data) - 8):
+            raise ConfigError(
+                f"a header of {length} bytes, expected at most {LONGEST_HEADER} and inside the "
+                f"file: not of safetensors, or cut short; {DOWNLOAD_AGAIN}"
+            )
+        entries = _header(data[8 : 8 + length], budget)
+        contents = data[8 + length :]
+        tensors = {}
+        spans = [(len(contents), len(contents), "")]
+        for name, entry in entries.items():
+            tensors[name], span = _tensor(contents, name, entry)
+            spans.append((*span, name))
+        _refuse_gaps(spans)
+        return tensors
+
+
+def _header(text: memoryview, budget: Budget) -> dict[str, Any]:
+    """The entries, once what they will take is known to fit the budget."""
+    budget.spend(TEXT_COST * len(text))
+    raw = bytes(text)
+    budget.spend(sum(raw.count(sign) * cost for sign, cost in OBJECT_COSTS.items()))
+    entries = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
+    if not isinstance(entries, dict):
+        raise ConfigError(f"its header is a {type(entries).__name__}, not a dict; {DOWNLOAD_AGAIN}")
+    entries.pop("__metadata__", None)
+    return entries
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ConfigError(f"its header has two entries of one name; {DOWNLOAD_AGAIN}")
+    return entries
+
+
+def _tensor(contents: memoryview, name: str, entry: Any) -> tuple[np.ndarray, tuple[int, int]]:
+    """The array and where it lies in the contents.
+
+    Raises:
+      ConfigError: for another dtype than DTYPES', and where shape, offsets and file disagree.
+    """
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ConfigError(f"tensor {shown(name)} lacks a dtype, shape or offsets; {DOWNLOAD_AGAIN}")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+        raise ConfigError(f"tensor {shown(name)} is not of a dtype known: {', '.join(DTYPES)}")
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not are_counts(numbers):
+            raise ConfigError(
+                f"tensor {shown(name)}'s shape or offsets are not counts; {DOWNLOAD_AGAIN}"
+            )
+    dtype, (begin, end) = DTYPES[entry["dtype"]], offsets
+    if not begin <= end <= len(contents) or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ConfigError(
+            f"tensor {shown(name)} lies at {begin} to {end} of {len(contents)} bytes, expected "
+            f"{math.prod(shape)} x {dtype.itemsize} bytes inside; {DOWNLOAD_AGAIN}"
+        )
+    return np.frombuffer(contents[begin:end], dtype).reshape(shape), (begin, end)
+
+
+def _refuse_gaps(spans: list[tuple[int, int, str]]) -> None:
+    position = 0
+    for begin, end, name in sorted(spans):
+        if begin != position:
+            raise ConfigError(
+                f"before {shown(name) or 'its end'} lie {begin - position} bytes of no tensor or "
+                f"of two; {DOWNLOAD_AGAIN}"
+            )
+        position = end

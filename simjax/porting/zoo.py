@@ -1,0 +1,113 @@
+"""Published teachers by name, and `fetch`, which turns a name, URL or path into a checked file.
+
+Names and addresses: the EDM release (arXiv:2206.00364); networks: the paper's table 7. The release
+prints no checksums, so none are pinned: a file's sha256 is recorded at its first use.
+"""
+
+import copy
+import difflib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from etils import epath
+
+from simjax import config
+from simjax.config import ConfigError
+from simjax.porting import cache
+from simjax.porting.cache import LocalFile
+
+EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+REMOTE_PATHS = ("gs", "s3")  # what etils.epath opens in place
+
+# What differs from config.SongUNet, whose defaults are EDM's CIFAR-10 DDPM++.
+WITH_64_PIXELS = {"resolution": 64, "channel_mult": (1, 2, 2, 2)}
+NETWORKS = {
+    "cifar10-32x32-uncond": {},
+    "cifar10-32x32-cond": {"label_dim": 10},
+    "ffhq-64x64-uncond": WITH_64_PIXELS | {"dropout": 0.05},
+    "afhqv2-64x64-uncond": WITH_64_PIXELS | {"dropout": 0.25},
+}
+NCSNPP = {
+    "embedding": "fourier",
+    "noise_channels": 2,
+    "encoder": "residual",
+    "filter_taps": (1, 3, 3, 1),
+}
+
+
+class Entry(NamedTuple):
+    """One published file; network is None where only the file itself tells."""
+
+    url: str
+    network: config.Network | None = None
+    sha256: str | None = None
+
+
+def _release() -> dict[str, Entry]:
+    """Every file of the EDM release; vp is DDPM++ and ve NCSN++."""
+    imagenet = "edm-imagenet-64x64-cond-adm"
+    entries = {imagenet: Entry(f"{EDM}{imagenet}.pkl", config.AdmUNet())}
+    for name, size in NETWORKS.items():
+        for kind, family in (("vp", {}), ("ve", NCSNPP)):
+            edm, baseline = f"edm-{name}-{kind}", f"baseline-{name}-{kind}"
+            entries[edm] = Entry(f"{EDM}{edm}.pkl", config.SongUNet(**size, **family))
+            entries[baseline] = Entry(f"{EDM}baseline/{baseline}.pkl")
+    return entries
+
+
+ZOO = _release()
+
+
+def find(name: str) -> Entry:
+    """The entry of a known name, with a network of the caller's own to assign to.
+
+    Raises:
+      ConfigError: with the names that are near.
+    """
+    if name not in ZOO:
+        near = difflib.get_close_matches(name, ZOO, n=3) or sorted(ZOO)
+        raise ConfigError(
+            f"{name!r} is neither a known teacher nor an existing file; did you mean "
+            f"{', '.join(near)}? A source is a name out of the {len(ZOO)} in simjax.porting.zoo, "
+            "an http(s):// address, or a path (gs:// too)."
+        )
+    return copy.deepcopy(ZOO[name])
+
+
+def fetch(source: str, *, sha256: str = "", say: Callable[[str], None] = print) -> LocalFile:
+    """The file that a zoo name, an http(s) URL or a path stands for, checked.
+
+    Names and URLs are downloaded once, into cache.directory(); paths are used where they are.
+
+    Args:
+      source: a name wins over a file of that name; write ./NAME for the file.
+      sha256: what the file must be; "" takes the zoo's, or what its first use recorded.
+      say: receives lines for a person.
+
+    Raises:
+      ConfigError: unknown source, no network, or a file that is not the expected one.
+    """
+    if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise ConfigError(f"sha256 = {sha256!r} is not a checksum: expected 64 hexadecimal digits.")
+    sha256 = sha256.lower()
+    scheme = source.partition("://")[0].lower() if "://" in source else ""
+    if scheme and scheme not in REMOTE_PATHS:
+        return cache.fetch(source, sha256=sha256, say=say)
+    if source not in ZOO and epath.Path(source).expanduser().exists():
+        return _in_place(source, sha256)
+    if scheme or "/" in source:
+        raise ConfigError(f"{source} does not exist.")
+    entry = find(source)
+    found = cache.fetch(entry.url, sha256=sha256 or entry.sha256 or "", say=say)
+    return found._replace(source=source)
+
+
+def _in_place(source: str, sha256: str) -> LocalFile:
+    path = epath.Path(source).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"{source} is a directory; expected one file.")
+    digest = cache.digest(path)
+    if sha256 not in ("", digest):
+        raise ConfigError(f"{source} has sha256 {digest}, expected {sha256}.")
+    return LocalFile(path, digest, source)

@@ -1,0 +1,77 @@
+"""What EDM's files say about themselves, and the layouts that its name maps convert."""
+
+import numpy as np
+import pytest
+
+from simjax import config
+from simjax.porting.maps import edm
+
+ARGUMENTS = {"img_resolution": 32, "img_channels": 3}
+
+
+@pytest.mark.parametrize("head", [None, 2])
+def test_interleaved_query_key_value_become_blocks(head):
+    heads = 4 // (head or 4)
+    names = np.array([f"{h}{j}{c}" for h in range(heads) for c in range(4 // heads) for j in "qkv"])
+    blocks = [f"{h}{j}{c}" for j in "qkv" for h in range(heads) for c in range(4 // heads)]
+    assert list(edm._qkv(names, head=head)) == blocks
+
+
+def test_cosines_and_sines_change_places():
+    assert list(edm._swapped(np.array(["cos", "cos", "sin", "sin"]))) == [
+        "sin",
+        "sin",
+        "cos",
+        "cos",
+    ]
+
+
+def test_arguments_that_a_file_leaves_out_take_the_constructor_defaults():
+    assert edm.network("SongUNet", ARGUMENTS) == config.SongUNet(
+        resolution=32,
+        image_channels=3,
+        augment_dim=0,
+        channels=128,
+        channel_mult=(1, 2, 2, 2),
+        dropout=0.10,
+    )
+    assert edm.network("DhariwalUNet", ARGUMENTS | {"img_resolution": 64}) == config.AdmUNet(
+        label_dim=0
+    )
+
+
+def test_a_wrapper_brings_its_preconditioning_and_its_usual_network():
+    found = edm.describe("EDMPrecond", ARGUMENTS | {"model_type": "SongUNet", "sigma_data": 0.3})
+    assert isinstance(found.network, config.SongUNet)
+    assert (found.precondition, found.sigma_data) == ("edm", 0.3)
+    assert isinstance(edm.describe("iDDPMPrecond", ARGUMENTS).network, config.AdmUNet)
+    assert edm.describe("VPPrecond", ARGUMENTS | {"beta_d": 19.9, "M": 1000})[1:] == ("vp", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "arguments", "message"),
+    [
+        ("Generator", {}, "class 'Generator' is not a network of the EDM release"),
+        ("EDMPrecond", {"model_type": "UNet"}, "network class 'UNet' is not supported"),
+        ("VEPrecond", {"encoder_type": "skip"}, "encoder_type = 'skip' is not supported"),
+        ("VPPrecond", {"beta_d": 10.0}, "VPPrecond with beta_d = 10.0 is not supported"),
+        ("VPPrecond", {"attn": 1}, "SongUNet has no argument attn"),
+        ("EDMPrecond", {"sigma_data": -1.0}, "sigma_data = -1.0"),
+        ("EDMPrecond", {"sigma_data": "x"}, "sigma_data = 'x'"),
+        ("EDMPrecond", {"num_blocks": 10**6}, "num_blocks = 1000000 cannot be built"),
+        ("EDMPrecond", {"model_channels": 10**9}, "model_channels = 1000000000 cannot be built"),
+        ("EDMPrecond", {"channel_mult": [1] * 100}, "channel_mult = [1, 1"),
+        ("EDMPrecond", {"channel_mult": {"a": 1}}, "channel_mult = {'a': 1} cannot be built"),
+        ("EDMPrecond", {"img_resolution": "big"}, "img_resolution = 'big' cannot be built"),
+        ("EDMPrecond", {"model_channels": float("nan")}, "model_channels = nan cannot be built"),
+    ],
+)
+def test_what_simjax_does_not_have_is_refused(wrapper, arguments, message):
+    with pytest.raises(config.ConfigError) as error:
+        edm.describe(wrapper, ARGUMENTS | arguments)
+    assert message in str(error.value)
+
+
+def test_a_file_that_does_not_say_its_size_is_refused():
+    with pytest.raises(config.ConfigError, match="img_resolution is missing"):
+        edm.describe("VEPrecond", {"img_channels": 3})

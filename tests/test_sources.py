@@ -1,0 +1,182 @@
+"""Runs that start from published checkpoints: to distil, to go on from, to measure, to look at."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from simjax import config, run, teacher
+from simjax.monitor import Monitor
+from tests.parity import official
+from tests.porting import checkpoints
+from tests.test_configs import DIRECTORY, load
+from tests.test_main import refused
+from tests.test_main import run as command
+
+NETWORK = config.SongUNet(
+    resolution=8,
+    image_channels=1,
+    label_dim=10,
+    channels=8,
+    channel_mult=(1,),
+    blocks=1,
+    attention_resolutions=(),
+)
+NCSNPP = dataclasses.replace(
+    NETWORK, embedding="fourier", noise_channels=2, encoder="residual", filter_taps=(1, 3, 3, 1)
+)
+
+
+def write(path, network=NETWORK, seed=0) -> str:
+    checkpoints.write(path, network, seed=seed)
+    return str(path)
+
+
+def tiny(source: str) -> config.Config:
+    """configs/cifar10.py in seconds: the published settings, few steps."""
+    options = load("cifar10")
+    options.teacher.source = source
+    options.steps, options.batch, options.grid = 4, 8, 2
+    options.log_every = options.sample_every = options.checkpoint_every = 2
+    options.evaluation = config.Evaluation(samples=6, teacher_steps=(2,), batch=4)
+    return options
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    """A finished run whose teacher's file is gone."""
+    where = tmp_path_factory.mktemp("distilled")
+    options = tiny(write(where / "net.pkl"))
+    run.distill(options, str(where / "run"))
+    (where / "net.pkl").unlink()
+    return options, where / "run"
+
+
+def test_a_published_teacher_is_distilled_without_data(distilled):
+    options, workdir = distilled
+    report = json.loads((workdir / "report.json").read_text())
+    assert report["teacher"]["source"] == options.teacher.source
+    assert len(report["teacher"]["file_sha256"]) == 64
+    assert [row["evaluations"] for row in report["rows"]] == [1, 1, 3]
+    assert all(row["frechet"] is None and row["samples"] == 6 for row in report["rows"])
+    assert "No data.source" in report["protocol"]
+    steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps] == [2, 4]
+    assert all(np.isfinite(line["generator/loss"]) for line in steps)
+    assert Image.open(workdir / "samples" / "teacher.png").size == (144, 144)
+
+
+def test_the_source_is_never_asked_again(distilled, capsys):
+    options, workdir = distilled
+    (workdir / "report.json").unlink()
+    run.distill(options, str(workdir))  # the file is gone: the run directory has the teacher
+    assert "continuing from step 4" in capsys.readouterr().out
+    assert (workdir / "report.json").exists()
+
+
+def test_a_stored_teacher_is_the_ported_one_fixed_frequencies_included(tmp_path):
+    source = write(tmp_path / "net.pkl", NCSNPP)
+    monitor = Monitor(tmp_path)
+    options = tiny(source)
+    first = teacher.from_source(options, source, tmp_path / "teacher", monitor)
+    (tmp_path / "net.pkl").unlink()
+    again = teacher.from_source(options, source, tmp_path / "teacher", monitor)
+    assert first.config == again.config
+    assert again.config.network == dataclasses.replace(NCSNPP, dropout=options.dropout)
+    ours, stored = official.flat(first.weights), official.flat(again.weights)
+    assert "network/map_noise/frequencies" in stored
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, stored[name])
+    z, sigma = np.ones((1, 8, 8, 1), np.float32), np.full(1, 2, np.float32)
+    args = (z, sigma, np.zeros((1, 10), np.float32))
+    np.testing.assert_array_equal(
+        jax.jit(first.denoise)(first.params, *args), jax.jit(again.denoise)(again.params, *args)
+    )
+
+
+def test_a_generator_goes_on_from_its_own_checkpoint(tmp_path):
+    options = tiny(write(tmp_path / "net.pkl"))
+    options.generator.source = write(tmp_path / "sid.pkl", seed=1)
+    monitor = Monitor(tmp_path)
+    begun = teacher.obtain(options, tmp_path, monitor)
+    start = official.flat(teacher.starting_generator(options, begun, tmp_path, monitor))
+    own = official.flat(begun.params)
+    assert start.keys() == own.keys()
+    assert all(np.any(start[name] != own[name]) for name in own)
+    options.generator.source = ""
+    same = teacher.starting_generator(options, begun, tmp_path, monitor)
+    assert same is begun.params
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (dataclasses.replace(NCSNPP, channels=16), "channels: 8 -> 16"),
+        (NCSNPP, "the fixed frequencies"),
+    ],
+)
+def test_a_generator_of_another_network_is_refused(other, message, tmp_path):
+    options = tiny(write(tmp_path / "net.pkl", NCSNPP))
+    options.generator.source = write(tmp_path / "other.pkl", other, seed=1)
+    monitor = Monitor(tmp_path)
+    begun = teacher.obtain(options, tmp_path, monitor)
+    with pytest.raises(config.ConfigError, match=message):
+        teacher.starting_generator(options, begun, tmp_path, monitor)
+
+
+def test_a_published_generator_is_sampled_and_measured(tmp_path):
+    options = load("evaluate")
+    options.generator.source = write(tmp_path / "sid.pkl")
+    options.data.source = "digits"
+    options.grid, options.evaluation = 3, config.Evaluation(samples=50, batch=25)
+    run.evaluate(options, str(tmp_path / "run"))
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    first = report["rows"][0]
+    assert first["name"] == f"generator, {options.generator.source}"
+    assert (first["evaluations"], first["samples"]) == (1, 50)
+    assert first["frechet"] > 1
+    assert first["class_agreement"] is not None
+    assert Image.open(tmp_path / "run" / "samples" / "generator.png").size == (216, 216)
+
+
+def test_data_of_another_shape_are_refused(tmp_path):
+    options = load("evaluate")
+    options.generator.source = write(tmp_path / "c.pkl", dataclasses.replace(NETWORK, label_dim=3))
+    options.data.source = "digits"
+    with pytest.raises(config.ConfigError, match="10 classes; the network takes .* and 3"):
+        run.evaluate(options, str(tmp_path / "run"))
+
+
+def test_porting_alone_prints_what_a_file_is(tmp_path):
+    source = write(tmp_path / "net.pkl")
+    flag = f"--config.teacher.source={source}"
+    done = command(None, flag, config=run_config("port"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in (source, "SongUNet", "channels", "10 classes", "edm, sigma_data 0.5", "sha256"):
+        assert part in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"net.pkl"}
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("port", [], "mode 'port' needs teacher.source"),
+        ("evaluate", [], "mode 'evaluate' needs generator.source"),
+        ("port", ["--config.teacher.source=edm-cifar10"], "did you mean edm-cifar10-32x32-"),
+        ("port", ["--config.teacher.source=/none/net.pkl"], "/none/net.pkl does not exist"),
+        ("cifar10:did", [], "method (after the colon of --config) = 'did' is not known; known: "),
+        ("cifar10", ["--config.network.channels=8"], "network"),
+        ("cifar10", ["--config.teacher.steps=8"], "brings its network and needs no training"),
+    ],
+)
+def test_a_wrong_source_gets_one_message(name, flags, message, tmp_path):
+    done = command(tmp_path / "run", *flags, config=run_config(name), cwd=tmp_path)
+    assert message in refused(done)
+
+
+def run_config(name: str) -> str:
+    stem, colon, method = name.partition(":")
+    return str(DIRECTORY / f"{stem}.py") + colon + method
