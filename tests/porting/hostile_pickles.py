@@ -216,7 +216,7 @@ NETWORKS = {
     ),
     "modules that are a list": (network(_modules=[1]), NO_NETWORK),
     "a module in itself": (network(_modules={"a": own_child()}), "contains itself"),
-    "modules that double": (network(_modules={"a": doubling_modules(22)}), "far more objects"),
+    "modules that double": (network(_modules={"a": doubling_modules(16)}), "far more objects"),
     "deep modules": (network(_modules={"a": doubling_modules(60)}), "more than 50 deep"),
     "a module without a name": (network(_modules={3: None}), "a member without a name"),
     "a tensor of two names in one": (network(_parameters={"a.weight": ONE}), "without a name"),
