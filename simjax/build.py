@@ -257,12 +257,13 @@ def grid_inputs(config: c.Config) -> tuple[Images, Labels, Array]:
     return z, labels, jax.random.split(noise_key, count)
 
 
-def check_data(config: c.Config, dataset: data.Dataset) -> None:
-    """Refuses images or labels of another shape than the network's.
+def open_data(config: c.Config) -> data.Dataset:
+    """config.data, whose images and labels are of the network's shape.
 
     Raises:
-      ConfigError: with both.
+      ConfigError: they are not, or the source cannot be opened.
     """
+    dataset = data.open(config.data.source, split=config.data.split)
     found = (tuple(dataset.shape), dataset.label_dim)
     expected = (image_shape(config), config.network.label_dim)
     if found[0] != expected[0] or (expected[1] and found[1] != expected[1]):
@@ -270,6 +271,7 @@ def check_data(config: c.Config, dataset: data.Dataset) -> None:
             f"data.source = {config.data.source!r} has images of {found[0]} and {found[1]} "
             f"classes; the network takes {expected[0]} and {expected[1]}."
         )
+    return dataset
 
 
 def _draws(key: Key, *, config: c.Config, law: c.Sigma, mesh: Mesh) -> step.Draws:

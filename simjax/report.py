@@ -97,8 +97,7 @@ def write_json(path: epath.Path, value: Any) -> None:
 def _judge(config: c.Config) -> evaluate.Judge | None:
     if not config.data.source:
         return None
-    dataset = data.open(config.data.source, split=config.data.split)
-    build.check_data(config, dataset)
+    dataset = build.open_data(config)
     first = np.arange(min(dataset.size, config.evaluation.real_images))
     labels = dataset.labels[first] if config.network.label_dim else None
     return evaluate.Judge(data.to_unit(dataset.read(first)), labels)

@@ -29,6 +29,8 @@ def distill(config: c.Config, workdir: str) -> None:
         return
     monitor = _monitor(directory)
     teacher = obtain(config, directory, monitor)
+    if config.data.source:
+        build.open_data(teacher.config)  # what judges the end must be there at the start
     start = starting_generator(config, teacher, directory, monitor)
     generator = _distilled(teacher, start, directory, monitor)
     once = {f"generator, {config.loss.name}": generator, "teacher, one call": teacher.params}

@@ -5,6 +5,7 @@ a source of its own), with its provenance, and never asks for the source again.
 """
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ from etils import epath
 from flax import nnx
 
 import simjax
-from simjax import build, checkpoint, data, sharding
+from simjax import build, checkpoint, sharding
 from simjax import config as c
 from simjax.monitor import Monitor
 from simjax.networks.denoiser import as_denoise, with_params
@@ -23,6 +24,8 @@ from simjax.porting import port, zoo
 from simjax.porting.maps.edm import Description
 from simjax.train import loop
 from simjax.typing import Denoise, Params
+
+LARGEST_DATA = 4 * 10**9  # bytes; our choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +133,13 @@ def _train(config: c.Config, workdir: epath.Path, stored: epath.Path, monitor: M
     denoise, start = as_denoise(module)
     mesh = sharding.make_mesh()
     training = build.pretraining(config, denoise, mesh)
-    dataset = data.open(config.data.source, split=config.data.split)
-    build.check_data(config, dataset)
+    dataset = build.open_data(config)
+    size = dataset.size * math.prod(dataset.shape)
+    if size > LARGEST_DATA:
+        raise c.ConfigError(
+            f"{dataset.name} has {size / 1e9:.1f} GB of images, which would stay on every device; "
+            f"at most {LARGEST_DATA / 1e9:.0f} GB can train a teacher here. Use a published teacher."
+        )
     labels = np.zeros(dataset.size, np.int32) if dataset.labels is None else dataset.labels
     checkpoints = checkpoint.Checkpoints(_training_directory(workdir), keep=1, say=monitor.say)
     state = loop.run(

@@ -150,6 +150,21 @@ def test_data_of_another_shape_are_refused(tmp_path):
         run.evaluate(options, str(tmp_path / "run"))
 
 
+def test_missing_data_are_noticed_before_training(tmp_path):
+    options = tiny(write(tmp_path / "net.pkl"))
+    options.data.source = f"idx:{tmp_path / 'nowhere'}"
+    with pytest.raises(config.ConfigError, match="nowhere"):
+        run.distill(options, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_data_that_no_device_holds_train_no_teacher(tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher, "LARGEST_DATA", 1000)
+    options = load("digits")
+    with pytest.raises(config.ConfigError, match="Use a published teacher"):
+        run.distill(options, str(tmp_path / "run"))
+
+
 def test_porting_alone_prints_what_a_file_is(tmp_path):
     source = write(tmp_path / "net.pkl")
     flag = f"--config.teacher.source={source}"
