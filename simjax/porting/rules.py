@@ -58,7 +58,11 @@ def apply(
         if rule.path is None:
             continue
         path = re.fullmatch(rule.pattern, name).expand(rule.path)
-        value = rule.convert(np.asarray(tensor, np.float32))
+        try:
+            value = rule.convert(np.asarray(tensor, np.float32))
+        except ValueError:  # not even of the right number of dimensions
+            problems.append(f"{name} {tensor.shape} cannot be laid out as {path}")
+            continue
         if path not in shapes:
             problems.append(f"{name} maps to {path}, which this network does not have")
         elif path in filled:

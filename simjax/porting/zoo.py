@@ -58,6 +58,13 @@ def _release() -> dict[str, Entry]:
 
 ZOO = _release()
 
+# FID's feature extractor. Its file's name ends with the beginning of its sha256.
+INCEPTION_SHA256 = "6726825d"
+INCEPTION = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    f"pt_inception-2015-12-05-{INCEPTION_SHA256}.pth"
+)
+
 
 def find(name: str) -> Entry:
     """The entry of a known name, with a network of the caller's own to assign to.

@@ -10,6 +10,7 @@ MAP = [
     rules.Rule(r"(\w+)\.weight", r"net/\1/kernel", rules.transposed),
     rules.Rule(r"(\w+)\.bias", r"net/\1/bias"),
     rules.Rule(r"twin\.b", "net/a/bias"),
+    rules.Rule(r"(\w+)\.conv", r"net/\1/conv", rules.oihw_to_hwio),
     rules.Rule(r".*\.filter", None),
 ]
 TEMPLATE = {"net": {"a": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}}}
@@ -29,6 +30,7 @@ def test_every_parameter_is_filled_in_its_own_layout():
         ({"extra": np.ones(2)}, "no rule for tensor extra (2,)"),
         ({"b.bias": np.ones(2)}, "b.bias maps to net/b/bias, which this network does not have"),
         ({"a.bias": np.ones(4)}, "a.bias arrives at net/a/bias as (4,), expected (3,)"),
+        ({"a.conv": np.ones((2, 2))}, "a.conv (2, 2) cannot be laid out as net/a/conv"),
         ({"twin.b": np.ones(3)}, "twin.b maps to net/a/bias, which is filled already"),
     ],
 )
