@@ -1,0 +1,73 @@
+"""What reaches which network in a step: augmentation belongs to the fake score's training alone."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from simjax.losses import distances, sim
+from simjax.train import step
+
+AUGMENT_LABELS = jnp.full((2, 9), 0.5)
+
+
+class Recorder:
+    """A denoiser that returns its parameters, and keeps what it was asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, params, xt, sigma, labels, *, augment_labels=None, dropout_keys=None):
+        self.calls.append((xt, augment_labels, dropout_keys))
+        return params * jnp.ones_like(xt)
+
+
+def fns(denoise: Recorder) -> step.StepFns:
+    unused = dict.fromkeys(("draw_fake_score", "draw_generator", "fake_score_tx", "generator_tx"))
+    return step.StepFns(
+        denoise=denoise,
+        loss=lambda x0, d_teacher, d_fake, sigma: sim.generator_loss(
+            x0, d_teacher, d_fake, sigma, distance=distances.l2_squared
+        ),
+        distance=distances.l2_squared,
+        fake_score_weight=jnp.ones_like,
+        augment=lambda images, keys: (images + keys[:, None, None, None], AUGMENT_LABELS),
+        ema_decay=None,
+        sigma_init=1.0,
+        **unused,
+    )
+
+
+def draws() -> step.Draws:
+    images = jnp.zeros((2, 4, 4, 1))
+    return step.Draws(
+        z=images,
+        labels=jnp.zeros((2, 0)),
+        sigma=jnp.ones(2),
+        eps=images,
+        dropout_keys=jnp.zeros(2),
+        augment_keys=jnp.array([10.0, 20.0]),
+    )
+
+
+def test_the_fake_score_learns_augmented_images_with_their_labels():
+    # G = 3; augmented: 13 and 23; D_fake = 1: the loss sums (12^2 + 22^2) / 2 over 16 pixels.
+    denoise = Recorder()
+    loss = step.fake_score_loss(jnp.ones(()), jnp.full((), 3.0), draws(), fns=fns(denoise))
+    np.testing.assert_allclose(loss, 16 * (12**2 + 22**2) / 2)
+    (_, generate_labels, generate_dropout), (xt, labels, dropout) = denoise.calls
+    assert generate_labels is None
+    assert generate_dropout is None  # the generator is in evaluation mode here
+    np.testing.assert_array_equal(xt[:, 0, 0, 0], [13, 23])
+    np.testing.assert_array_equal(labels, AUGMENT_LABELS)
+    assert dropout is not None
+
+
+def test_the_generator_loss_knows_no_augmentation():
+    denoise = Recorder()
+    values = (jnp.full((), 3.0), jnp.ones(()), jnp.ones(()))
+    step.generator_loss(*values, draws(), fns=fns(denoise))
+    assert [labels for _, labels, _ in denoise.calls] == [None] * 3
+    generator, teacher, fake_score = (dropout for _, _, dropout in denoise.calls)
+    assert generator is not None
+    assert teacher is None
+    assert fake_score is None
+    np.testing.assert_array_equal(denoise.calls[1][0], 3 * np.ones((2, 4, 4, 1)))
