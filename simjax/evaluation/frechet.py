@@ -1,40 +1,57 @@
-"""The Frechet distance between Gaussians fitted to two sets of features. NumPy, float64.
+"""The Frechet distance between Gaussians fitted to two sets of features: FID. NumPy, float64.
 
-Reference: Heusel et al., arXiv:1706.08500, eq. 6; moments as EDM's fid.py (denominator n - 1).
+Reference: Heusel et al., arXiv:1706.08500, eq. 6. Called from evaluation/judge.py.
 """
 
 import numpy as np
 from jaxtyping import Float
 
+from simjax.evaluation import statistics
 from simjax.typing import typed
 
 
 @typed
 def moments(
-    features: Float[np.ndarray, "n d"],
+    features: Float[np.ndarray, "n d"], *, ddof: int = 1
 ) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d d"]]:
-    """Mean and unbiased covariance of rows."""
-    features = features.astype(np.float64)
-    return features.mean(0), np.cov(features, rowvar=False).reshape(features.shape[1], -1)
+    """Mean of rows, and covariance with denominator n - ddof: 1 is EDM's (fid.py), 0 SiD's.
+
+    Raises:
+      ConfigError: fewer than two rows.
+    """
+    mean = features.mean(0, dtype=np.float64)
+    rest = features - mean
+    stats = statistics.Statistics(len(features), mean, rest.T @ rest)
+    return statistics.moments(stats, ddof=ddof)
 
 
 @typed
 def frechet_distance(
     mean_a: Float[np.ndarray, "d"],
     cov_a: Float[np.ndarray, "d d"],
-    mean_b: Float[np.ndarray, "d"],
-    cov_b: Float[np.ndarray, "d d"],
+    mean_b: Float[np.ndarray, "e"],
+    cov_b: Float[np.ndarray, "e e"],
 ) -> float:
     """|mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a cov_b)^(1/2)), in squared feature units.
 
     tr (A B)^(1/2) is the sum of the singular values of A^(1/2) B^(1/2), with symmetric roots: exact
-    for rank-deficient covariances too.
+    for rank-deficient covariances too. The order of the two does not matter to the last bit.
+
+    Raises:
+      ConfigError: the two differ in length, or are not finite.
     """
+    statistics.require_comparable("the first mean", mean_a, "the second mean", mean_b)
+    statistics.require_finite("the covariances", cov_a, cov_b)
+    pair = [(mean, cov.astype(np.float64)) for mean, cov in ((mean_a, cov_a), (mean_b, cov_b))]
+    pair.sort(key=lambda gaussian: gaussian[1].tobytes())  # any order, if it is always the same
+    (mean_a, cov_a), (mean_b, cov_b) = pair
     singular = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False)
     distance = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b)
-    return float(distance - 2 * singular.sum())
+    return max(float(distance - 2 * singular.sum()), 0.0)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
+    """The symmetric root; eigenvalues below rounding (as in numpy's matrix_rank) are zero."""
     values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    rounding = np.abs(values).max() * len(values) * np.finfo(np.float64).eps
+    return (vectors * np.sqrt(np.where(values > rounding, values, 0))) @ vectors.T

@@ -143,4 +143,5 @@ FIXTURES = {
     "diff_instruct_trajectory_case": Fixture("trajectory_diff_instruct*.npz", _whole),
     "augment_case": Fixture("augment*.npz", _augmentation_cases),
     "metrics_case": Fixture("metrics*.npz", _features),
+    "inception_case": Fixture("inception*.npz", _features),
 }
