@@ -14,7 +14,9 @@ def get_config() -> c.Config:
     return c.Config(
         steps=1000,
         batch=64,
-        evaluation=c.Evaluation(samples=1797, teacher_steps=(18, 9), batch=600),
+        evaluation=c.Evaluation(
+            features=("pixels", "classifier"), samples=1797, teacher_steps=(18, 9), batch=600
+        ),
         sample_every=200,
         checkpoint_every=200,
         data=c.Data(source="digits"),

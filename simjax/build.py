@@ -18,6 +18,7 @@ from simjax import config as c
 from simjax import data, sharding
 from simjax.data import conditions
 from simjax.diffusion import augment, noise, precondition, sampler, schedule
+from simjax.evaluation import features, judge
 from simjax.losses import distances, sim
 from simjax.networks.adm_unet import AdmUNet
 from simjax.networks.denoiser import Denoiser, as_denoise
@@ -56,8 +57,21 @@ def check(config: c.Config, devices: int) -> None:
     Raises:
       ConfigError: with the field, what it may be and the remedy.
     """
+    check_evaluation(config.evaluation)
     inside = SONG_CHOICES if isinstance(config.network, c.SongUNet) else {}
     c.validate(config, CHOICES | inside, devices)
+
+
+def check_evaluation(options: c.Evaluation) -> None:
+    """Refuses feature spaces and metrics that are not known.
+
+    Raises:
+      ConfigError: listing those that are.
+    """
+    for name in options.features:
+        c.require_known("evaluation.features", name, features.EXTRACTORS)
+    for name in options.metrics:
+        c.require_known("evaluation.metrics", name, judge.METRICS)
 
 
 def network(options: c.Network, precondition: str, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:

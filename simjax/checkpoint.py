@@ -24,13 +24,23 @@ State = TypeVar("State")  # a dataclass of trees with a field `step`
 
 
 class Checkpoints:
-    """The numbered checkpoints of one training stage, written in the background."""
+    """The numbered checkpoints of one training stage, written in the background.
 
-    def __init__(self, directory: epath.Path, *, keep: int, say: Callable[[str], None]):
+    Args:
+      keep: how many; None only reads, and leaves what another process is writing alone.
+    """
+
+    def __init__(self, directory: epath.Path, *, keep: int | None, say: Callable[[str], None]):
         self.directory = epath.Path(directory)
         self._say = say
+        writes = keep is not None
+        if not writes and not self.directory.exists():
+            raise ConfigError(f"{self.directory} does not exist: nothing was saved there yet.")
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            create=writes,
+            cleanup_tmp_directories=writes,
+            read_only=not writes,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -54,6 +64,31 @@ class Checkpoints:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 self._set_aside(step, reason)
         return None
+
+    def restore_tree(self, name: str, like: Params) -> tuple[Params, int]:
+        """One tree of the newest checkpoint, and its step.
+
+        Raises:
+          ConfigError: there is none, or it is damaged.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            raise ConfigError(f"{self.directory} has no checkpoint yet; let the run go on.")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(
+            **{"note": ocp.args.JsonRestore(), name: ocp.args.StandardRestore(abstract)}
+        )
+        try:
+            restored = self._manager.restore(step, args=args)
+            found = int(_checksums({name: restored[name]})[name])
+            if found != restored.note["checksums"][name]:
+                raise ValueError(f"the checksum of {name} does not match")
+        except Exception as error:  # damage shows in many ways
+            raise ConfigError(
+                f"{self.directory / str(step)} is damaged ({str(error).splitlines()[0]}); start "
+                "the run again, which falls back to the checkpoint before it."
+            ) from error
+        return restored[name], step
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-MODES = ("distill", "evaluate", "port")  # run.py has a function for each
+MODES = ("distill", "port")  # run.py has a function for each
 AUGMENT_DIM = 9  # labels of EDM's augmentation pipe
 
 
@@ -172,12 +172,18 @@ class Loss:
 
 @dataclass
 class Evaluation:
-    """What is measured at the end of a run."""
+    """What is measured at the end of a run, and while it goes on."""
 
-    samples: int = 1000  # our choice
+    reference: str = ""  # to compare with: data, statistics (.npz), a URL; empty: data.source
+    limit: int = 0  # of real images compared with, the first; 0: all
+    features: tuple[str, ...] = ("inception",)  # spaces, evaluation.features.EXTRACTORS
+    metrics: tuple[str, ...] = ("frechet", "precision_recall", "class_agreement")
+    samples: int = 50_000  # the field's convention
     teacher_steps: tuple[int, ...] = (18,)  # Heun steps (EDM, CIFAR-10); n cost 2 n - 1 evaluations
     batch: int = 100  # our choice
-    real_images: int = 10_000  # at most so many are compared with; our choice
+    every: int = 0  # steps between measurements of the generator while training; 0: none
+    online_samples: int = 5000  # of these measurements; our choice
+    best: str = ""  # metric, as "inception/fid", by which a best generator is kept
 
 
 @dataclass
@@ -219,6 +225,11 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
         _require_positive(config, path)
     for path in ("checkpoint_every", "keep_checkpoints", "teacher.batch", "evaluation.samples"):
         _require_positive(config, path)
+    if config.evaluation.every % config.steps_per_call:
+        raise ConfigError(
+            f"evaluation.every = {config.evaluation.every} is not a multiple of steps_per_call = "
+            f"{config.steps_per_call}."
+        )
     for path in ("generator.optim.lr", "fake_score.optim.lr", "generator.sigma_init"):
         _require_positive(config, path)
     if config.batch % config.accumulate:
@@ -325,7 +336,27 @@ def get_field(config: Config, path: str) -> Any:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain values, as config.json holds them (tuples become lists there)."""
-    return dataclasses.asdict(config)
+    network = None if config.network is None else describe(config.network)
+    return dataclasses.asdict(config) | {"network": network}
+
+
+def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
+    """The inverse of `to_dict`, through JSON too.
+
+    Raises:
+      ConfigError: fields that this version does not have.
+    """
+    kinds = typing.get_type_hints(cls)
+    if unknown := sorted(values.keys() - kinds.keys()):
+        raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}: of another version?")
+    made = {}
+    for name, value in values.items():
+        if name == "network" and value is not None:
+            value = network_from(value)
+        elif dataclasses.is_dataclass(kinds[name]):
+            value = from_dict(value, kinds[name])
+        made[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**made)
 
 
 def differences(saved: Any, current: Any, path: str = "") -> list[str]:

@@ -63,11 +63,7 @@ class Monitor:
         self._clock = (now, step)
         speed = (step - step_before) / (now - before)  # 0 when the first call fills a window
         values = dict(values) | {"images_per_second": speed * self._batch}
-        line = {"stage": self._stage, "step": step} | values
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        if self._summary is not None:
-            self._summary.write_scalars(step, {f"{self._stage}/{k}": v for k, v in values.items()})
+        self._log(step, values)
         losses = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k.endswith("/loss"))
         left = datetime.timedelta(seconds=round((self._steps - step) / speed)) if speed else "?"
         self.say(
@@ -77,6 +73,14 @@ class Monitor:
         bad = {k: v for k, v in values.items() if "nonfinite" in k and v > 0}
         if bad:
             self.say(f"warning: values that are not finite, per step: {bad}")
+
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs metrics of the images that training makes."""
+        if not self.active:
+            return
+        self._log(step, {f"evaluation/{name}": value for name, value in values.items()})
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.say(f"{self._stage} {step}/{self._steps}  {text}")
 
     def end(self) -> None:
         """Closes the live line and what is buffered."""
@@ -100,6 +104,13 @@ class Monitor:
             picture = np.asarray(Image.open(self.workdir / "samples" / f"{source}.png"))
             rows.append(picture[: picture.shape[0] // tile_rows])
         write_png(self.workdir / "samples" / f"{name}.png", np.concatenate(rows))
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        line = {"stage": self._stage, "step": step} | values
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._summary is not None:
+            self._summary.write_scalars(step, {f"{self._stage}/{k}": v for k, v in values.items()})
 
     def _open_tensorboard(self) -> None:
         # TensorFlow only writes event files here: its start-up messages concern nobody.

@@ -15,9 +15,13 @@ import simjax
 from simjax import build, data
 from simjax import config as c
 from simjax.data import conditions
-from simjax.evaluation import evaluate
+from simjax.evaluation import features, reference
+from simjax.evaluation.drawing import Drawing
+from simjax.evaluation.judge import Judge, Row, Space, table
 from simjax.teacher import Model
-from simjax.typing import Images, Params
+from simjax.typing import Images, Labels, Params
+
+NOTHING_TO_COMPARE = "No evaluation.reference and no data.source: only the speed was measured."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,39 +46,140 @@ def heun(teacher: Model, steps: int) -> Contestant:
     return Contestant("teacher, Heun", 2 * steps - 1, sampler, teacher.params)
 
 
-def make(config: c.Config, contestants: Sequence[Contestant]) -> dict[str, Any]:
-    """Measures every contestant on the same z and labels, against config.data if there is any."""
-    judge = _judge(config)
+def contestants(teacher: Model, generator: Params) -> list[Contestant]:
+    """Those of a distillation's report."""
+    config = teacher.config
+    once = {f"generator, {config.loss.name}": generator, "teacher, one call": teacher.params}
+    return one_step(teacher, once) + [heun(teacher, n) for n in config.evaluation.teacher_steps]
+
+
+def judge(config: c.Config, say: Callable[[str], None] = print) -> Judge | None:
+    """Feature spaces and references of a config; None if there is nothing to compare with.
+
+    Raises:
+      ConfigError: data, weights or statistics that are missing or do not fit.
+    """
+    options = config.evaluation
+    source = options.reference or config.data.source
+    if not source:
+        return None
+    real = _real_images(config)
+    build.check_evaluation(options)
+    spaces = []
+    for name in options.features:
+        extractor = EXTRACTORS[name](real, say)
+        which = {"split": config.data.split, "limit": options.limit or None}
+        compared = reference.of(source, extractor, **which, say=say)
+        spaces.append(Space(extractor, compared))
+    return Judge(spaces, options.metrics)
+
+
+def _real_images(config: c.Config) -> data.Dataset | None:
+    if not config.data.source:
+        return None
+    if config.network is None:  # images from elsewhere are judged
+        return data.open(config.data.source, split=config.data.split)
+    return build.open_data(config)
+
+
+def _classifier(real: data.Dataset | None, say: Callable[[str], None]) -> features.Extractor:
+    if real is None:
+        raise c.ConfigError("the features 'classifier' need data.source, to be trained on.")
+    return features.classifier(real, say=say)
+
+
+EXTRACTORS = {
+    "inception": lambda real, say: features.inception(say=say),
+    "pixels": lambda real, say: features.pixels(),
+    "classifier": _classifier,
+}
+
+
+def asked(config: c.Config, judging: Judge | None, count: int) -> np.ndarray:
+    """Classes to ask for: those of the real images in turn, or every class in turn."""
     classes = np.arange(max(config.network.label_dim, 1))
-    if judge and judge.labels is not None:
-        classes = judge.labels
-    asked = classes[np.arange(config.evaluation.samples) % len(classes)]
-    labels = conditions.one_hot(asked, config.network.label_dim)
-    shape, batch = build.image_shape(config), config.evaluation.batch
-    drawing = evaluate.Drawing(build.key(config, "evaluation"), labels, shape, batch)
+    if judging and config.network.label_dim:
+        labels = (space.reference.labels for space in judging.spaces)
+        classes = next((found for found in labels if found is not None), classes)
+    return classes[np.arange(count) % len(classes)]
+
+
+def drawing(config: c.Config, classes: np.ndarray, seed: int) -> Drawing:
+    """The noise and labels of `classes`."""
+    key = jax.random.fold_in(build.key(config, "evaluation"), seed)
+    labels: Labels = conditions.one_hot(classes, config.network.label_dim)
+    return Drawing(key, labels, build.image_shape(config), config.evaluation.batch)
+
+
+def measure(
+    config: c.Config,
+    contestants: Sequence[Contestant],
+    judging: Judge | None,
+    *,
+    samples: int,
+    seed: int = 0,
+) -> list[Row]:
+    """A row for each contestant; without a judge a single batch is drawn, for its speed."""
+    classes = asked(config, judging, samples if judging else config.evaluation.batch)
+    drawn = drawing(config, classes, seed)
+    conditional = classes if config.network.label_dim else None
     rows = []
     for contestant in contestants:
-        images, seconds = drawing.draw(contestant.sampler, contestant.params)
-        facts = {"evaluations": contestant.evaluations, "seconds": seconds}
-        if judge:
-            rows.append(judge.measure(contestant.name, images, asked, **facts))
+        batches = drawn.draw(contestant.sampler, contestant.params)
+        if judging:
+            metrics, count = judging.measure(batches, conditional)
         else:
-            rows.append(evaluate.Row(contestant.name, samples=len(images), **facts))
-    rows += judge.floors(config.seed) if judge else []
+            metrics, count = {}, sum(map(len, batches))
+        rows.append(Row(contestant.name, contestant.evaluations, count, drawn.seconds, metrics))
+    return rows
+
+
+def make(
+    config: c.Config, contestants: Sequence[Contestant], judging: Judge | None, *, seed: int = 0
+) -> dict[str, Any]:
+    """Rows of every contestant and of real images, and all that they depend on."""
+    samples = config.evaluation.samples
+    rows = measure(config, contestants, judging, samples=samples, seed=seed)
+    rows += judging.floors(config.seed) if judging else []
+    return result(rows, judging, seed)
+
+
+def result(rows: Sequence[Row], judging: Judge | None, seed: int) -> dict[str, Any]:
+    """What report.json and metrics.json hold."""
     versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
         "rows": [dataclasses.asdict(row) for row in rows],
-        "protocol": judge.protocol if judge else evaluate.NO_DATA,
-        "seed": config.seed,
+        "protocol": judging.protocol() if judging else NOTHING_TO_COMPARE,
+        "seed": seed,
         "versions": versions | {"simjax": simjax.__version__, "python": platform.python_version()},
         "device": jax.devices()[0].device_kind,
     }
 
 
+def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first result, with every other seed's rows and, by row and metric, minimum and mean.
+
+    EDM reports the minimum of three, which favours whoever measures more often: all are kept.
+    """
+    by_name: dict[str, dict[str, list[float]]] = {}
+    for found in results:
+        for row in found["rows"]:
+            for metric, value in row["metrics"].items():
+                by_name.setdefault(row["name"], {}).setdefault(metric, []).append(value)
+    spread = {
+        name: {
+            metric: {"minimum": min(values), "mean": float(np.mean(values)), "all": values}
+            for metric, values in metrics.items()
+        }
+        for name, metrics in by_name.items()
+    }
+    return results[0] | {"seeds": [found["seed"] for found in results], "repeats": spread}
+
+
 def finish(workdir: epath.Path, result: dict[str, Any]) -> None:
     """Writes report.json, which marks the run as finished, and prints its table."""
     write_json(workdir / "report.json", result)
-    _print(result)
+    show(result)
 
 
 def print_finished(workdir: epath.Path) -> bool:
@@ -83,8 +188,29 @@ def print_finished(workdir: epath.Path) -> bool:
     if not written.exists():
         return False
     print(f"{workdir} is finished; its report:\n")
-    _print(json.loads(written.read_text()))
+    show(json.loads(written.read_text()))
     return True
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table for a person, and what its columns are."""
+    print(table([Row(**row) for row in result["rows"]]))
+    for name, metrics in result.get("repeats", {}).items():
+        for metric, found in metrics.items():
+            each = ", ".join(f"{value:.4f}" for value in found["all"])
+            low, mean = found["minimum"], found["mean"]
+            print(f"{name}: {metric} minimum {low:.4f}, mean {mean:.4f} ({each})")
+    print()
+    if isinstance(result["protocol"], str):
+        print(result["protocol"])
+        return
+    for name, space in result["protocol"].items():
+        real, accuracy = space["reference"], space["extractor"].get("held_out_accuracy")
+        told = "" if accuracy is None else f"; its held-out accuracy is {accuracy:.3f}"
+        count = "unknown number of" if real["images"] is None else real["images"]
+        unknown = real["protocol"].get("extractor") == reference.UNKNOWN
+        told += f" ({reference.UNKNOWN})" if unknown else ""
+        print(f"{name}: {space['extractor']['features']}{told}; against {count} of {real['name']}")
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -92,17 +218,3 @@ def write_json(path: epath.Path, value: Any) -> None:
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     partial.replace(path)
-
-
-def _judge(config: c.Config) -> evaluate.Judge | None:
-    if not config.data.source:
-        return None
-    dataset = build.open_data(config)
-    first = np.arange(min(dataset.size, config.evaluation.real_images))
-    labels = dataset.labels[first] if config.network.label_dim else None
-    return evaluate.Judge(data.to_unit(dataset.read(first)), labels)
-
-
-def _print(result: dict[str, Any]) -> None:
-    print(evaluate.table([evaluate.Row(**row) for row in result["rows"]]))
-    print(f"\n{result['protocol']}")

@@ -13,9 +13,11 @@ from etils import epath
 import simjax
 from simjax import build, checkpoint, report, sharding
 from simjax import config as c
+from simjax.evaluation.judge import Judge
 from simjax.monitor import Monitor
+from simjax.online import Online
 from simjax.porting import port
-from simjax.teacher import Model, from_source, obtain, starting_generator
+from simjax.teacher import Model, obtain, starting_generator
 from simjax.train import loop
 from simjax.typing import Params
 
@@ -29,35 +31,13 @@ def distill(config: c.Config, workdir: str) -> None:
         return
     monitor = _monitor(directory)
     teacher = obtain(config, directory, monitor)
-    if config.data.source:
-        build.open_data(teacher.config)  # what judges the end must be there at the start
+    judging = report.judge(teacher.config, monitor.say)  # missing data show here, not at the end
     start = starting_generator(config, teacher, directory, monitor)
-    generator = _distilled(teacher, start, directory, monitor)
-    once = {f"generator, {config.loss.name}": generator, "teacher, one call": teacher.params}
-    contestants = report.one_step(teacher, once)
-    contestants += [report.heun(teacher, steps) for steps in config.evaluation.teacher_steps]
+    generator = _distilled(teacher, start, directory, judging, monitor)
     monitor.say("evaluating")
-    result = report.make(teacher.config, contestants)
+    result = report.make(teacher.config, report.contestants(teacher, generator), judging)
     result |= {"generator_sha256": checkpoint.params_sha256(generator)}
     report.finish(directory, result | {"teacher": teacher.provenance})
-
-
-def evaluate(config: c.Config, workdir: str) -> None:
-    """Samples and measures the published one-step generator that generator.source names."""
-    build.check(config, jax.device_count())
-    c.require_source(config, "generator.source")
-    directory = claim(workdir, config)
-    if report.print_finished(directory):
-        return
-    monitor = _monitor(directory)
-    source = config.generator.source
-    generator = from_source(config, source, directory / "generator", monitor)
-    (contestant,) = report.one_step(generator, {f"generator, {source}": generator.params})
-    images = contestant.sampler(generator.params, *build.grid_inputs(generator.config))
-    monitor.picture("generator", np.asarray(images), columns=config.grid)
-    monitor.say("evaluating")
-    result = report.make(generator.config, [contestant])
-    report.finish(directory, result | {"generator": generator.provenance})
 
 
 def port_only(config: c.Config, workdir: str) -> None:
@@ -67,7 +47,7 @@ def port_only(config: c.Config, workdir: str) -> None:
     print(port.report(ported))
 
 
-MODES = {"distill": distill, "evaluate": evaluate, "port": port_only}
+MODES = {"distill": distill, "port": port_only}
 
 
 def claim(workdir: str, config: c.Config) -> epath.Path:
@@ -112,8 +92,14 @@ def _monitor(directory: epath.Path) -> Monitor:
     return monitor
 
 
-def _distilled(teacher: Model, start: Params, directory: epath.Path, monitor: Monitor) -> Params:
-    """The generator's EMA after distillation, with pictures of the same z on the way."""
+def _distilled(
+    teacher: Model,
+    start: Params,
+    directory: epath.Path,
+    judging: Judge | None,
+    monitor: Monitor,
+) -> Params:
+    """The generator's EMA after distillation; pictures of the same z, and metrics, on the way."""
     config, mesh = teacher.config, sharding.make_mesh()
     loss = config.loss
     monitor.say(
@@ -137,6 +123,7 @@ def _distilled(teacher: Model, start: Params, directory: epath.Path, monitor: Mo
             "samples/contrast_ratio": scalars["samples/contrast"] / float(contrast),
         }
 
+    online = Online(teacher, judging, directory, monitor)
     checkpoints = checkpoint.Checkpoints(
         directory / "checkpoints", keep=config.keep_checkpoints, say=monitor.say
     )
@@ -150,9 +137,11 @@ def _distilled(teacher: Model, start: Params, directory: epath.Path, monitor: Mo
         checkpoints=checkpoints,
         monitor=monitor,
         log_every=config.log_every,
-        sample_every=config.sample_every,
         checkpoint_every=config.checkpoint_every,
-        sample=sample,
+        hooks=[
+            loop.Hook(config.sample_every, sample),
+            loop.Hook(config.evaluation.every, online.measure),
+        ],
         annotate=annotate,
     )
     checkpoints.close()

@@ -7,6 +7,7 @@ a source of its own), with its provenance, and never asks for the source again.
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -76,6 +77,15 @@ def from_source(
     return load(config, stored)
 
 
+def ported(config: c.Config, source: str, say: Callable[[str], None]) -> Model:
+    """The network of a known name, URL or file, without a run directory."""
+    found = port.port(source, say=say)
+    config = c.complete(config, *found.description)
+    weights = jax.tree.map(jnp.asarray, found.weights)
+    denoise, params = build.denoiser(config, weights)
+    return Model(config, denoise, params, weights, found.provenance)
+
+
 def starting_generator(
     config: c.Config, teacher: Model, workdir: epath.Path, monitor: Monitor
 ) -> Params:
@@ -108,6 +118,13 @@ def store(
     checkpoint.save_teacher(directory, jax.tree.map(jnp.asarray, weights), note)
 
 
+def store_again(directory: epath.Path, model: Model, params: Params, found: dict[str, Any]) -> None:
+    """Writes other parameters of a model's network, with what is known of them."""
+    weights = with_params(model.weights, params)
+    note = {"description": model.provenance["description"], "simjax": simjax.__version__}
+    checkpoint.save_teacher(directory, weights, note | found)
+
+
 def load(config: c.Config, directory: epath.Path) -> Model:
     """A stored network, and the config that it completes.
 
@@ -138,7 +155,7 @@ def _train(config: c.Config, workdir: epath.Path, stored: epath.Path, monitor: M
     if size > LARGEST_DATA:
         raise c.ConfigError(
             f"{dataset.name} has {size / 1e9:.1f} GB of images, which would stay on every device; "
-            f"at most {LARGEST_DATA / 1e9:.0f} GB can train a teacher here. Use a published teacher."
+            f"at most {LARGEST_DATA / 1e9:.0f} GB train a teacher here. Use a published teacher."
         )
     labels = np.zeros(dataset.size, np.int32) if dataset.labels is None else dataset.labels
     checkpoints = checkpoint.Checkpoints(_training_directory(workdir), keep=1, say=monitor.say)
@@ -151,7 +168,6 @@ def _train(config: c.Config, workdir: epath.Path, stored: epath.Path, monitor: M
         checkpoints=checkpoints,
         monitor=monitor,
         log_every=config.log_every,
-        sample_every=training.steps,
         checkpoint_every=config.checkpoint_every,
     )
     checkpoints.close()

@@ -22,6 +22,14 @@ collect_ignore = [] if HAS_TORCH else ["with_torch"]
 DEFAULT_GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """Nothing of the user's cache is read, and nothing is left in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIMJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--golden",

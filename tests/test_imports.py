@@ -14,16 +14,20 @@ LEVELS = [
     ("simjax.diffusion", "simjax.losses", "simjax.sharding", "simjax.porting"),
     ("simjax.networks", "simjax.data", "simjax.monitor", "simjax.porting.maps")
     + ("simjax.evaluation.frechet", "simjax.evaluation.precision_recall")
-    + ("simjax.evaluation.class_agreement",),
-    ("simjax.checkpoint", "simjax.train.optim", "simjax.train.state", "simjax.train.health"),
-    ("simjax.train.step", "simjax.train.teacher_step"),
-    ("simjax.train.compile",),
+    + ("simjax.evaluation.inception_score", "simjax.evaluation.kernel_distance")
+    + ("simjax.evaluation.statistics",),
+    ("simjax.checkpoint", "simjax.train.optim", "simjax.train.state", "simjax.train.health")
+    + ("simjax.porting.maps.inception", "simjax.evaluation.images"),
+    ("simjax.train.step", "simjax.train.teacher_step")
+    + ("simjax.evaluation.features", "simjax.evaluation.reference"),
+    ("simjax.train.compile", "simjax.evaluation.judge", "simjax.evaluation.drawing"),
     ("simjax.build",),
-    ("simjax.train.loop", "simjax.evaluation.evaluate", "simjax.porting.port"),
+    ("simjax.train.loop", "simjax.porting.port"),
     ("simjax.teacher",),
     ("simjax.report",),
+    ("simjax.online",),
     ("simjax.run",),
-    ("simjax.main",),
+    ("simjax.main", "simjax.evaluate"),
 ]
 PACKAGE_FACES = ("simjax.train", "simjax.evaluation")  # empty __init__.py files
 # Slow to import, or for tests only: never at the top of a module, and torch and its kin nowhere.

@@ -88,6 +88,10 @@ def test_a_run_leaves_everything_that_a_person_looks_for(finished):
     assert len(report["teacher"]["sha256"]) == 64
     assert [row["evaluations"] for row in report["rows"]] == [1, 1, 5, None, None]
     assert all(row["samples"] == 200 for row in report["rows"][:3])
+    assert {"pixels/frechet", "pixels/recall", "classifier/class_agreement"} <= set(
+        report["rows"][0]["metrics"]
+    )
+    assert report["protocol"]["classifier"]["extractor"]["held_out_accuracy"] > 0.95
     assert "generator, sim" in done.stdout
     assert "ETA" in done.stdout
 

@@ -61,8 +61,8 @@ def test_a_published_teacher_is_distilled_without_data(distilled):
     assert report["teacher"]["source"] == options.teacher.source
     assert len(report["teacher"]["file_sha256"]) == 64
     assert [row["evaluations"] for row in report["rows"]] == [1, 1, 3]
-    assert all(row["frechet"] is None and row["samples"] == 6 for row in report["rows"])
-    assert "No data.source" in report["protocol"]
+    assert all(row["metrics"] == {} and row["samples"] == 4 for row in report["rows"])
+    assert "only the speed was measured" in report["protocol"]
     steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps] == [2, 4]
     assert all(np.isfinite(line["generator/loss"]) for line in steps)
@@ -127,33 +127,18 @@ def test_a_generator_of_another_network_is_refused(other, message, tmp_path):
         teacher.starting_generator(options, begun, tmp_path, monitor)
 
 
-def test_a_published_generator_is_sampled_and_measured(tmp_path):
-    options = load("evaluate")
-    options.generator.source = write(tmp_path / "sid.pkl")
-    options.data.source = "digits"
-    options.grid, options.evaluation = 3, config.Evaluation(samples=50, batch=25)
-    run.evaluate(options, str(tmp_path / "run"))
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
-    first = report["rows"][0]
-    assert first["name"] == f"generator, {options.generator.source}"
-    assert (first["evaluations"], first["samples"]) == (1, 50)
-    assert first["frechet"] > 1
-    assert first["class_agreement"] is not None
-    assert Image.open(tmp_path / "run" / "samples" / "generator.png").size == (216, 216)
-
-
-def test_data_of_another_shape_are_refused(tmp_path):
-    options = load("evaluate")
-    options.generator.source = write(tmp_path / "c.pkl", dataclasses.replace(NETWORK, label_dim=3))
-    options.data.source = "digits"
-    with pytest.raises(config.ConfigError, match="10 classes; the network takes .* and 3"):
-        run.evaluate(options, str(tmp_path / "run"))
-
-
 def test_missing_data_are_noticed_before_training(tmp_path):
     options = tiny(write(tmp_path / "net.pkl"))
     options.data.source = f"idx:{tmp_path / 'nowhere'}"
     with pytest.raises(config.ConfigError, match="nowhere"):
+        run.distill(options, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_data_of_another_shape_are_refused_before_training(tmp_path):
+    options = tiny(write(tmp_path / "c.pkl", dataclasses.replace(NETWORK, label_dim=3)))
+    options.data.source = "digits"
+    with pytest.raises(config.ConfigError, match="10 classes; the network takes .* and 3"):
         run.distill(options, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -179,7 +164,6 @@ def test_porting_alone_prints_what_a_file_is(tmp_path):
     ("name", "flags", "message"),
     [
         ("port", [], "mode 'port' needs teacher.source"),
-        ("evaluate", [], "mode 'evaluate' needs generator.source"),
         ("port", ["--config.teacher.source=edm-cifar10"], "did you mean edm-cifar10-32x32-"),
         ("port", ["--config.teacher.source=/none/net.pkl"], "/none/net.pkl does not exist"),
         ("cifar10:did", [], "method (after the colon of --config) = 'did' is not known; known: "),

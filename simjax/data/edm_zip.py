@@ -5,30 +5,20 @@ dataset_tool.py). Images are decoded when they are read. The zip may come from a
 checked before memory is taken, and nothing is unpacked to disk.
 """
 
-import io
 import json
 import pathlib
-import struct
 import zipfile
-import zlib
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image
 
 from simjax.config import ConfigError
 from simjax.data.dataset import MOST_CLASSES, Classes, Dataset, Pixels, require_train
+from simjax.data.png import LARGEST_PNG, UNREADABLE, decoded
 
 LABELS = "dataset.json"
-CHANNELS = {"L": 1, "RGB": 3}  # PIL modes
-# All our choice.
-LARGEST_SIDE = 4096  # pixels
-LARGEST_PNG = 64 << 20  # bytes; 4096 x 4096 RGB has 48 MiB before compression
-LARGEST_LABELS = 256 << 20  # bytes; ImageNet's have 50 MB
-
-UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, SyntaxError, struct.error, zlib.error)
-UNREADABLE += (zipfile.BadZipFile, Image.DecompressionBombError)
+LARGEST_LABELS = 256 << 20  # bytes; ImageNet's have 50 MB; our choice
 
 
 def open_zip(where: str, split: str) -> Dataset:
@@ -50,12 +40,12 @@ def open_zip(where: str, split: str) -> Dataset:
     if not files:
         raise ConfigError(f"{name} has no PNG files.")
     labels = _labels(name, archive, files)
-    shape = _decoded(name, archive, files[0]).shape
+    shape = _image(name, archive, files[0]).shape
 
     def read(indices: Classes) -> Pixels:
         images = np.empty((len(indices), *shape), np.uint8)
         for image, index in zip(images, indices, strict=True):
-            image[:] = _decoded(name, archive, files[index], shape)
+            image[:] = _image(name, archive, files[index], shape)
         return images
 
     label_dim = 0 if labels is None else int(labels.max(initial=0)) + 1
@@ -111,25 +101,11 @@ def _labels(name: str, archive: zipfile.ZipFile, files: list[str]) -> Classes | 
     return labels.astype(np.int32)
 
 
-def _decoded(
-    name: str,
-    archive: zipfile.ZipFile,
-    file: str,
-    shape: tuple[int, int, int] | None = None,
+def _image(
+    name: str, archive: zipfile.ZipFile, file: str, shape: tuple[int, int, int] | None = None
 ) -> UInt8[np.ndarray, "h w c"]:
-    """One image, which must have the shape of the others (None: it is the first)."""
     try:
-        with Image.open(io.BytesIO(archive.read(file)), formats=("PNG",)) as image:
-            found = (image.height, image.width, CHANNELS.get(image.mode))
-            if found[2] is None:
-                raise ConfigError(
-                    f"{name}: {file} is a PNG of mode {image.mode}; expected 8-bit RGB or grey."
-                )
-            if max(image.size) > LARGEST_SIDE or found != (shape or found):
-                wanted = shape or f"at most {LARGEST_SIDE} x {LARGEST_SIDE} pixels"
-                raise ConfigError(f"{name}: {file} is {found}, expected {wanted} like the others.")
-            return np.asarray(image).reshape(found)
-    except ConfigError:
-        raise
+        content = archive.read(file)
     except UNREADABLE as error:
-        raise ConfigError(f"{name}: {file} cannot be decoded: {error}.") from error
+        raise ConfigError(f"{name}: {file} cannot be read: {error}; make it anew.") from error
+    return decoded(f"{name}: {file}", content, shape)

@@ -1,175 +1,233 @@
-"""The report of a run: teacher and generator measured the same way, beside floors from real data.
+"""Measures images in stated feature spaces, against stated references.
 
-On the digits the feature space is the pixels themselves, and no number here is an FID. A Gaussian
-fitted to the pixels would score well in Frechet distance alone, so precision, recall and class
-agreement always stand beside it, and every row has its sample count.
+A number's name says its space: "inception/fid", "pixels/frechet", "classifier/frechet". One number
+alone misleads (a Gaussian fitted to pixels scores well in Frechet distance), so precision and
+recall stand beside it, and every row has its sample count. Called from simjax/report.py.
 """
 
 import dataclasses
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+from jaxtyping import UInt8
 
-from simjax.evaluation import frechet, precision_recall
-from simjax.evaluation.class_agreement import Classifier
-from simjax.typing import Array, Float, Images, Int, Key, Labels, Params
+from simjax.evaluation import frechet, statistics
+from simjax.evaluation.features import Extracted, Extractor
+from simjax.evaluation.inception_score import score_of_logits
+from simjax.evaluation.kernel_distance import kernel_distance
+from simjax.evaluation.precision_recall import precision_recall
+from simjax.evaluation.reference import Reference
+from simjax.typing import Int
 
-NO_DATA = "No data.source, so nothing to compare with: only the speed was measured."
+KERNEL_SEED = 0  # of the subsets of the kernel distance; our choice, the same for every row
+Pixels = UInt8[np.ndarray, "n h w c"]
 
 
 @dataclasses.dataclass
 class Row:
-    """One line of the report; None where something does not apply or was not measured.
-
-    evaluations is network calls per sample.
-    """
+    """One line of a report; evaluations is network calls per sample, None where there is none."""
 
     name: str
     evaluations: int | None
     samples: int
-    seconds: float
-    frechet: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    class_agreement: float | None = None
+    seconds: float | None
+    metrics: dict[str, float]
+
+
+class Space(NamedTuple):
+    """A feature space, and what samples are compared with in it."""
+
+    extractor: Extractor
+    reference: Reference
+
+
+class Sample(NamedTuple):
+    """What is left of images in one space."""
+
+    statistics: statistics.Statistics
+    extracted: Extracted
+    asked: Int[np.ndarray, "n"] | None  # classes that were asked for
+
+
+Metric = Callable[[Space, Sample], dict[str, float]]
+
+
+def distance_of_moments(space: Space, sample: Sample) -> dict[str, float]:
+    """FID where the space is Inception's, Frechet distance elsewhere; unbiased covariances."""
+    name = "fid" if space.extractor.name == "inception" else "frechet"
+    ours = statistics.moments(sample.statistics)
+    reference = space.reference
+    distance = frechet.frechet_distance(*ours, reference.mean, reference.covariance)
+    return {name: distance}
+
+
+def distance_of_kernels(space: Space, sample: Sample) -> dict[str, float]:
+    """KID and its like; only where the reference has features, not just their moments."""
+    if space.reference.features is None:
+        return {}
+    ours, real = sample.extracted.features, space.reference.features
+    return {"kid": kernel_distance(ours, real, seed=KERNEL_SEED)}
+
+
+def coverage(space: Space, sample: Sample) -> dict[str, float]:
+    """Precision and recall, k = 3."""
+    if space.reference.features is None:
+        return {}
+    precision, recall = precision_recall(space.reference.features, sample.extracted.features)
+    return {"precision": precision, "recall": recall}
+
+
+def scores(space: Space, sample: Sample) -> dict[str, float]:
+    """Inception Score (mean, deviation over ten splits) in Inception's space."""
+    if space.extractor.name != "inception" or len(sample.extracted.features) < 10:
+        return {}
+    mean, deviation = score_of_logits(sample.extracted.logits)
+    return {"inception_score": mean, "inception_score_std": deviation}
+
+
+def agreement(space: Space, sample: Sample) -> dict[str, float]:
+    """How often the classifier reads a sample as the class that was asked for."""
+    if space.extractor.name != "classifier" or sample.asked is None:
+        return {}
+    read = sample.extracted.logits.argmax(1)
+    return {"class_agreement": float(np.mean(read == sample.asked))}
+
+
+METRICS: dict[str, Metric] = {
+    "frechet": distance_of_moments,
+    "kernel": distance_of_kernels,
+    "precision_recall": coverage,
+    "inception_score": scores,
+    "class_agreement": agreement,
+}
+
+
+HIGHER_IS_BETTER = ("precision", "recall", "inception_score", "class_agreement")
 
 
 class Judge:
-    """Measures images against the real ones; labels None leaves class agreement out."""
+    """Measures images in every space, by the metrics named."""
 
-    def __init__(
-        self, images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, "n"] | None = None
-    ):
-        self.real = _pixels(images)
-        self.labels = labels
-        self.classifier = None if labels is None else Classifier(self.real, labels)
-
-    @property
-    def protocol(self) -> str:
-        """What the numbers are."""
-        text = (
-            "Features: pixels in [-1, 1], clipped. Frechet distance with unbiased covariances, "
-            f"against {len(self.real)} real images unless said otherwise. Precision and recall "
-            "with k = 3."
-        )
-        if self.classifier is None:
-            return text
-        return (
-            f"{text} Class: agreement of a support vector machine, fitted on half of the real "
-            "images, with the label asked for; its accuracy on the other half: "
-            f"{self.classifier.held_out_accuracy:.3f}."
-        )
+    def __init__(self, spaces: Sequence[Space], metrics: Sequence[str] = tuple(METRICS)):
+        self.spaces = tuple(spaces)
+        self.metrics = tuple(metrics)
 
     def measure(
-        self,
-        name: str,
-        images: Float[np.ndarray, "m h w c"],
-        labels: Int[np.ndarray, "m"],
-        *,
-        evaluations: int | None,
-        seconds: float = 0.0,
-    ) -> Row:
-        """A row for images that were asked to be `labels`."""
-        pixels = _pixels(images)
-        return self._row(name, self.real, pixels, labels, evaluations, seconds)
+        self, batches: Iterable[Pixels], asked: Int[np.ndarray, "n"] | None = None
+    ) -> tuple[dict[str, float], int]:
+        """Metrics by "space/name", and the number of images; only features stay in memory.
+
+        Raises:
+          ConfigError: fewer than two images, or images that are not finite numbers.
+        """
+        taken: list[list[Extracted]] = [[] for _ in self.spaces]
+        summed = [None] * len(self.spaces)
+        count = 0
+        for images in batches:
+            count += len(images)
+            for i, space in enumerate(self.spaces):
+                extracted = space.extractor.extract(images)
+                taken[i].append(extracted)
+                before = summed[i] or statistics.empty(extracted.features.shape[1])
+                summed[i] = statistics.add(before, extracted.features)
+        metrics = {}
+        for space, parts, total in zip(self.spaces, taken, summed, strict=True):
+            sample = Sample(total, _joined(parts), None if asked is None else asked[:count])
+            metrics |= self._measured(space, sample)
+        return metrics, count
 
     def floors(self, seed: int) -> list[Row]:
-        """What real data scores: one half against the other, and a bootstrap of the whole."""
-        rng = np.random.default_rng(seed)
-        first, second = np.array_split(rng.permutation(len(self.real)), 2)
-        again = rng.integers(len(self.real), size=len(self.real))
-        labels = np.zeros(len(self.real), int) if self.labels is None else self.labels
-        halves = (self.real[first], self.real[second], labels[second])
-        bootstrap = (self.real, self.real[again], labels[again])
-        return [
-            self._row("real: half against half", *halves, None, 0.0),
-            self._row("real: drawn with replacement", *bootstrap, None, 0.0),
-        ]
+        """What real images score: one half against the other, and a bootstrap of the whole."""
+        rows = []
+        for space in self.spaces:
+            real = space.reference.features
+            if real is None:
+                continue
+            rng = np.random.default_rng(seed)
+            first, second = np.array_split(rng.permutation(len(real)), 2)
+            again = rng.integers(len(real), size=len(real))
+            half = dataclasses.replace(space.reference, **_moments_of(real[first]))
+            for name, rest, reference in (
+                ("real: half against half", second, half),
+                ("real: drawn with replacement", again, space.reference),
+            ):
+                rows.append(self._floor(name, space._replace(reference=reference), real[rest]))
+        return _merged(rows)
 
-    def _row(self, name, real, pixels, labels, evaluations, seconds) -> Row:
-        precision, recall = precision_recall.precision_recall(real, pixels)
-        agreement = None if self.classifier is None else self.classifier.agreement(pixels, labels)
-        return Row(
-            name=name,
-            evaluations=evaluations,
-            samples=len(pixels),
-            seconds=seconds,
-            frechet=frechet.frechet_distance(*frechet.moments(pixels), *frechet.moments(real)),
-            precision=precision,
-            recall=recall,
-            class_agreement=agreement,
-        )
+    def protocol(self) -> dict[str, Any]:
+        """What every number depends on, by space."""
+        return {
+            space.extractor.name: {
+                "distance": space.extractor.frechet,
+                "extractor": space.extractor.protocol,
+                "reference": {
+                    "name": space.reference.name,
+                    "images": space.reference.count,
+                    "sha256": space.reference.sha256,
+                    "protocol": space.reference.protocol,
+                },
+            }
+            for space in self.spaces
+        }
 
+    def _floor(self, name: str, space: Space, rows: np.ndarray) -> Row:
+        total = statistics.add(statistics.empty(rows.shape[1]), rows)
+        sample = Sample(total, Extracted(rows, None), None)
+        only = Judge([space], [m for m in self.metrics if m not in ("inception_score",)])
+        return Row(name, None, len(rows), None, only._measured(space, sample))
 
-class Drawing:
-    """Draws from one sampler after another with the same noise and labels; compiles each once.
-
-    Args:
-      key: noise of sample i depends on (key, i) alone.
-      labels: of every sample.
-      shape: of one image.
-      batch: samples at a time.
-    """
-
-    def __init__(self, key: Key, labels: Labels, shape: tuple[int, int, int], batch: int):
-        self.labels = labels
-        self.batch = batch
-        self._programs: dict[Callable, Callable] = {}
-
-        @jax.jit
-        def noise(index: Array) -> tuple[Images, Array]:
-            keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
-            return jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 0]), keys[:, 1]
-
-        self._noise = noise
-
-    def draw(
-        self, sampler: Callable[[Params, Array, Labels, Array], Images], params: Params
-    ) -> tuple[Float[np.ndarray, "n h w c"], float]:
-        """Samples of (params, z, labels, keys), and the seconds they took without compilation."""
-        count = len(self.labels)
-        index = np.arange(-(-count // self.batch) * self.batch) % count  # one compiled shape
-        parts = index.reshape(-1, self.batch)
-        if sampler not in self._programs:
-            lowered = jax.jit(sampler).lower(params, *self._inputs(parts[0]))
-            self._programs[sampler] = lowered.compile()
-        program = self._programs[sampler]
-        start = time.monotonic()
-        images = [np.asarray(program(params, *self._inputs(part))) for part in parts]
-        return np.concatenate(images)[:count], time.monotonic() - start
-
-    def _inputs(self, part: np.ndarray) -> tuple[Images, Labels, Array]:
-        z, noise_keys = self._noise(part)
-        return z, self.labels[part], noise_keys
+    def _measured(self, space: Space, sample: Sample) -> dict[str, float]:
+        found = {}
+        for name in self.metrics:
+            found |= METRICS[name](space, sample)
+        return {f"{space.extractor.name}/{name}": value for name, value in found.items()}
 
 
-def table(rows: list[Row]) -> str:
-    """The rows for a person to read."""
-    head = ["", "evaluations", "samples", "Frechet", "precision", "recall", "class", "samples/s"]
-    body = [
-        [
-            row.name,
-            "-" if row.evaluations is None else str(row.evaluations),
-            str(row.samples),
-            *(
-                "-" if value is None else f"{value:.3f}"
-                for value in (row.frechet, row.precision, row.recall, row.class_agreement)
-            ),
-            f"{row.samples / row.seconds:.3g}" if row.seconds else "-",
-        ]
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-
-    def padded(line: list[str]) -> str:
-        name, *numbers = line
-        cells = (x.rjust(w) for x, w in zip(numbers, widths[1:], strict=True))
-        return "  ".join([name.ljust(widths[0]), *cells])
-
-    return "\n".join(padded(line) for line in [head, *body])
+def table(rows: Sequence[Row]) -> str:
+    """The rows for a person to read, once for each feature space."""
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    spaces = list(dict.fromkeys(name.partition("/")[0] for name in names)) or [""]
+    return "\n\n".join(
+        _one_table(space, rows, [name for name in names if name.partition("/")[0] == space])
+        for space in spaces
+    )
 
 
-def _pixels(images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n d"]:
-    return np.clip(np.asarray(images), -1, 1).reshape(len(images), -1)
+def _one_table(space: str, rows: Sequence[Row], names: Sequence[str]) -> str:
+    columns = [name.partition("/")[2] for name in names]
+    lines = [[space, "evaluations", "samples", *columns, "samples/s"]]
+    for row in rows:
+        numbers = (f"{row.metrics[name]:.3f}" if name in row.metrics else "-" for name in names)
+        evaluations = "-" if row.evaluations is None else str(row.evaluations)
+        speed = f"{row.samples / row.seconds:.3g}" if row.seconds else "-"
+        lines.append([row.name, evaluations, str(row.samples), *numbers, speed])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
+        for name, *numbers in lines
+    )
+
+
+def _joined(parts: list[Extracted]) -> Extracted:
+    logits = None
+    if parts[0].logits is not None:
+        logits = np.concatenate([part.logits for part in parts])
+    return Extracted(np.concatenate([part.features for part in parts]), logits)
+
+
+def _moments_of(features: np.ndarray) -> dict[str, Any]:
+    total = statistics.add(statistics.empty(features.shape[1]), features)
+    mean, covariance = statistics.moments(total)
+    return {"mean": mean, "covariance": covariance, "features": features, "count": len(features)}
+
+
+def _merged(rows: list[Row]) -> list[Row]:
+    """One row a name, with the metrics of all its spaces."""
+    merged: dict[str, Row] = {}
+    for row in rows:
+        if row.name in merged:
+            merged[row.name].metrics |= row.metrics
+        else:
+            merged[row.name] = row
+    return list(merged.values())

@@ -1,6 +1,7 @@
 """The training loop of both stages: call, log, sample, save; resume where the last save was."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,17 @@ from simjax.monitor import Monitor
 from simjax.train import health
 from simjax.typing import Key
 
-Sample = Callable[[Any, int], None]  # (state, step)
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """What is done with (state, step) every so many steps, first and last; 0: never."""
+
+    every: int
+    act: Callable[[Any, int], None]
+
+    def due(self, step: int, last: bool) -> bool:
+        """Whether it is done at this step."""
+        return self.every > 0 and (last or step % self.every == 0)
 
 
 def run(
@@ -25,9 +36,8 @@ def run(
     checkpoints: Checkpoints,
     monitor: Monitor,
     log_every: int,
-    sample_every: int,
     checkpoint_every: int,
-    sample: Sample = lambda state, step: None,
+    hooks: Sequence[Hook] = (),
     annotate: Callable[[dict[str, float]], dict[str, float]] = dict,
 ) -> Any:
     """Trains from the newest checkpoint, or from `state`, to the last step; returns the state.
@@ -38,7 +48,7 @@ def run(
       constants: what every call is given beside the state: the teacher, or the images.
       key: of the whole run; step n draws from fold_in(key, n).
       stage: name in logs.
-      sample: called with (state, step) every `sample_every` steps, at the start and at the end.
+      hooks: pictures and measurements on the way.
       annotate: adds scalars to those of a log window.
     """
     resumed = checkpoints.restore_latest(state)
@@ -48,7 +58,7 @@ def run(
     step = int(state.step)
     monitor.begin(stage, step=step, steps=training.steps, batch=training.batch)
     if step == 0:
-        sample(state, step)
+        _act(hooks, state, step, last=False)
     window = []
     while step < training.steps:
         state, metrics = training.call(state, constants, key)
@@ -59,13 +69,18 @@ def run(
         if step % log_every == 0 or last:
             monitor.scalars(step, annotate(health.summarize(_mean(jax.device_get(window)))))
             window = []
-        if step % sample_every == 0 or last:
-            sample(state, step)
+        _act(hooks, state, step, last)
         if step % checkpoint_every == 0 or last:
             checkpoints.save(state)
     monitor.end()
     checkpoints.wait()
     return state
+
+
+def _act(hooks: Sequence[Hook], state: Any, step: int, last: bool) -> None:
+    for hook in hooks:
+        if hook.due(step, last):
+            hook.act(state, step)
 
 
 def _mean(window: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ SIGMA = jnp.array([0.002, 0.1, 0.5, 2.5, 80.0], jnp.float32)
 CLOSED_FORMS = {
     "uniform": lambda sigma: np.ones_like(sigma),
     "edm": lambda sigma: 1 / 0.5**2 + 1 / sigma**2,
+    "score": lambda sigma: sigma**-2.0,
 }
 CASES = [pytest.param(noise.WEIGHTS[name], CLOSED_FORMS[name], id=name) for name in noise.WEIGHTS]
 

@@ -1,0 +1,68 @@
+"""Draws samples to be measured: one sampler after another, from the same noise and labels."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from simjax.config import ConfigError
+from simjax.monitor import to_uint8
+from simjax.typing import Array, Images, Key, Labels, Params
+
+
+class Drawing:
+    """Compiles each sampler once, and gives its samples in batches.
+
+    Args:
+      key: noise of sample i depends on (key, i) alone.
+      labels: of every sample.
+      shape: of one image.
+      batch: samples at a time.
+    """
+
+    def __init__(self, key: Key, labels: Labels, shape: tuple[int, int, int], batch: int):
+        self.labels = labels
+        self.batch = batch
+        self.seconds = 0.0  # that the last sampler took, without compilation
+        self._programs: dict[Callable, Callable] = {}
+
+        @jax.jit
+        def noise(index: Array) -> tuple[Images, Array]:
+            keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
+            return jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 0]), keys[:, 1]
+
+        self._noise = noise
+
+    def draw(
+        self, sampler: Callable[[Params, Array, Labels, Array], Images], params: Params
+    ) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
+        """Batches of samples of (params, z, labels, keys), rounded to uint8.
+
+        Raises:
+          ConfigError: samples that are not finite.
+        """
+        count = len(self.labels)
+        index = np.arange(-(-count // self.batch) * self.batch) % count  # one compiled shape
+        parts = index.reshape(-1, self.batch)
+        if sampler not in self._programs:
+            lowered = jax.jit(sampler).lower(params, *self._inputs(parts[0]))
+            self._programs[sampler] = lowered.compile()
+        program = self._programs[sampler]
+        self.seconds = 0.0
+        for number, part in enumerate(parts):
+            begun = time.monotonic()
+            images = np.asarray(program(params, *self._inputs(part)))
+            self.seconds += time.monotonic() - begun
+            images = images[: count - number * self.batch]
+            if not np.isfinite(images).all():
+                raise ConfigError(
+                    f"{np.sum(~np.isfinite(images).all((1, 2, 3)))} of {len(images)} samples are "
+                    "not finite: the network that made them has diverged."
+                )
+            yield to_uint8(images)
+
+    def _inputs(self, part: np.ndarray) -> tuple[Images, Labels, Array]:
+        z, noise_keys = self._noise(part)
+        return z, self.labels[part], noise_keys

@@ -1,0 +1,178 @@
+"""Sets of images in files: a folder of PNGs as EDM's generate.py writes it, or ADM's .npz.
+
+Bytes are those of the official evaluations: clamp(127.5 x + 128, 0, 255), truncated. Files to read
+may come from anybody: sizes are checked before memory is taken, and nothing in them is executed.
+Called by evaluation/features.py, evaluation/reference.py and the program that evaluates.
+"""
+
+import os
+import zipfile
+from collections.abc import Iterable
+from typing import IO, Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int, UInt8
+
+from simjax.config import ConfigError
+from simjax.data.dataset import MOST_CLASSES, Classes, Dataset, Pixels
+from simjax.data.png import CHANNELS, LARGEST_PNG, LARGEST_SIDE, UNREADABLE, decoded
+from simjax.evaluation.statistics import require_finite
+from simjax.monitor import to_uint8, write_png
+
+Bytes = UInt8[np.ndarray, "n h w c"]
+
+IN_A_FOLDER = 1000  # EDM's generate.py --subdirs
+MOST_IMAGES = 10**7  # that a file may promise; our choice
+EXPECTED = "expected a folder of PNG files, or an .npz whose arr_0 is uint8 (n, h, w, 1 or 3)"
+HEADERS = {  # of .npy files, by version
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def as_bytes(images: Pixels) -> Bytes:
+    """uint8 images stay, those in [-1, 1] are rounded.
+
+    Raises:
+      ConfigError: NaN or infinity.
+    """
+    if images.dtype == np.uint8:
+        return images
+    require_finite("images", images)
+    return to_uint8(images)
+
+
+def write_folder(directory: Any, batches: Iterable[Bytes], start: int = 0) -> None:
+    """Writes DIRECTORY/000000/000000.png and on, 1000 to a subfolder named after its first.
+
+    Args:
+      start: number of the first image; files of other numbers that lie there stay.
+
+    Raises:
+      ConfigError: not uint8 images.
+    """
+    number = start
+    for images in batches:
+        _require_images("what is to be written", images.dtype, images.shape)
+        for image in images:
+            folder = epath.Path(directory) / f"{number - number % IN_A_FOLDER:06d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_png(folder / f"{number:06d}.png", image)
+            number += 1
+
+
+def write_npz(path: Any, images: Bytes, labels: Int[np.ndarray, "n"] | None = None) -> None:
+    """Writes arr_0, and class numbers as arr_1: the layout of ADM's samples.
+
+    Raises:
+      ConfigError: not uint8 images.
+    """
+    _require_images("what is to be written", images.dtype, images.shape)
+    arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels})
+    write_arrays(path, **arrays)
+
+
+def write_arrays(path: Any, **arrays: np.ndarray) -> None:
+    """Writes an .npz that is either absent or whole."""
+    partial = epath.Path(f"{path}.{os.getpid()}.tmp")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
+
+
+def read(path: Any) -> Dataset:
+    """All PNG files below a folder, by name; or arr_0 of an .npz, and labels if it has arr_1.
+
+    Images are read when they are asked for; an .npz is quick in the order of the file only.
+
+    Raises:
+      ConfigError: missing, neither of the two, or images of several sizes or another type.
+    """
+    source = epath.Path(path).expanduser()
+    if source.is_dir():
+        return _folder(source)
+    if source.exists():
+        return _npz(source)
+    raise ConfigError(f"{path} does not exist; {EXPECTED}.")
+
+
+def _folder(root: epath.Path) -> Dataset:
+    found = (folder / name for folder, _, names in root.walk() for name in names)
+    files = sorted((path for path in found if path.suffix.lower() == ".png"), key=str)
+    if not files:
+        raise ConfigError(f"{root} has no PNG files; {EXPECTED}.")
+    shape = _decoded(files[0]).shape
+
+    def read_files(indices: Classes) -> Bytes:
+        images = np.empty((len(indices), *shape), np.uint8)
+        for image, index in zip(images, indices, strict=True):
+            image[:] = _decoded(files[index], shape)
+        return images
+
+    return Dataset(str(root), len(files), shape, None, 0, read_files)
+
+
+def _decoded(
+    path: epath.Path, shape: tuple[int, int, int] | None = None
+) -> UInt8[np.ndarray, "h w c"]:
+    """One PNG file, which must have the shape of the others (None: it is the first)."""
+    if path.stat().length > LARGEST_PNG:
+        raise ConfigError(f"{path} has more than the {LARGEST_PNG} bytes allowed.")
+    return decoded(str(path), path.read_bytes(), shape)
+
+
+def _npz(path: epath.Path) -> Dataset:
+    try:
+        archive = zipfile.ZipFile(path.open("rb"))
+        member = archive.open("arr_0.npy")
+        count, *shape = _header(path, member)
+        labels = _labels(path, archive, count) if "arr_1.npy" in archive.namelist() else None
+    except (*UNREADABLE, KeyError) as error:
+        raise ConfigError(f"{path} is no .npz of images ({error}); {EXPECTED}.") from error
+    start = member.tell()
+
+    def read_members(indices: Classes) -> Bytes:
+        images = np.empty((len(indices), *shape), np.uint8)
+        try:
+            for image, index in zip(images, indices, strict=True):
+                member.seek(start + int(index) * image.nbytes)
+                image[:] = np.frombuffer(member.read(image.nbytes), np.uint8).reshape(shape)
+        except UNREADABLE as error:
+            raise ConfigError(f"{path} is damaged: {error}; fetch or write it again.") from error
+        return images
+
+    label_dim = 0 if labels is None else int(labels.max(initial=0)) + 1
+    return Dataset(str(path), count, tuple(shape), labels, label_dim, read_members)
+
+
+def _header(path: epath.Path, member: IO[bytes]) -> tuple[int, ...]:
+    """Shape of an array of images, from the beginning of its .npy file."""
+    shape, in_columns, dtype = HEADERS[np.lib.format.read_magic(member)](member)
+    _require_images(f"{path}: arr_0", dtype, shape)
+    if in_columns:
+        raise ConfigError(f"{path}: arr_0 is stored column by column; save it in C order.")
+    return shape
+
+
+def _labels(path: epath.Path, archive: zipfile.ZipFile, count: int) -> Classes:
+    with archive.open("arr_1.npy") as member:
+        shape, _, dtype = HEADERS[np.lib.format.read_magic(member)](member)
+        if shape != (count,) or dtype.kind not in "iu":
+            raise ConfigError(
+                f"{path}: arr_1 is {dtype} {shape}, expected a class number of each of the "
+                f"{count} images, or no arr_1."
+            )
+        labels = np.frombuffer(member.read(count * dtype.itemsize), dtype)
+    if labels.max(initial=0) >= MOST_CLASSES:
+        raise ConfigError(f"{path}: arr_1 has a class {labels.max()}, not below {MOST_CLASSES}.")
+    return labels.astype(np.int32)
+
+
+def _require_images(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    right = len(shape) == 4 and shape[3] in CHANNELS.values() and shape[0] <= MOST_IMAGES
+    if dtype != np.uint8 or not right or not all(0 < side <= LARGEST_SIDE for side in shape[1:3]):
+        raise ConfigError(
+            f"{name}: {dtype} of shape {tuple(shape)}, expected uint8 (n, h, w, 1 or 3) of at most "
+            f"{MOST_IMAGES} images and {LARGEST_SIDE} pixels a side."
+        )

@@ -1,0 +1,65 @@
+"""Measures the generator while it trains, as curves, and keeps the best one apart."""
+
+from typing import Any
+
+from etils import epath
+
+from simjax import checkpoint, report
+from simjax import config as c
+from simjax.evaluation.judge import HIGHER_IS_BETTER, Judge
+from simjax.monitor import Monitor
+from simjax.teacher import Model, store_again
+from simjax.typing import Params
+
+
+class Online:
+    """Every measurement uses the same noise, labels and compiled sampler.
+
+    Args:
+      model: the denoiser, and the run's config.
+      judging: with its references; None when there is nothing to compare with.
+      directory: of the run; best/ holds the best generator so far, with its step and value.
+    """
+
+    def __init__(
+        self, model: Model, judging: Judge | None, directory: epath.Path, monitor: Monitor
+    ):
+        self._model, self._judging, self._monitor = model, judging, monitor
+        self._config = model.config
+        self._best, self._next = directory / "best", directory / "best_next"
+        options = self._config.evaluation
+        if options.every and judging is None:
+            raise c.ConfigError(
+                f"evaluation.every = {options.every}, but there is nothing to compare with: set "
+                "evaluation.reference or data.source, or evaluation.every=0."
+            )
+        classes = report.asked(self._config, judging, options.online_samples)
+        self._classes = classes if self._config.network.label_dim else None
+        self._drawing = report.drawing(self._config, classes, seed=0)
+        self._sampler = report.one_step(model, {"generator": model.params})[0].sampler
+
+    def measure(self, state: Any, step: int) -> None:
+        """Measures and logs state.generator_ema; stores it when it is the best so far."""
+        batches = self._drawing.draw(self._sampler, state.generator_ema)
+        metrics, _ = self._judging.measure(batches, self._classes)
+        self._monitor.measured(step, metrics)
+        name = self._config.evaluation.best
+        if name and name not in metrics:
+            raise c.ConfigError(
+                f"evaluation.best = {name!r} is not measured; known: {', '.join(metrics)}."
+            )
+        if name and self._is_better(name, metrics[name]):
+            self._keep(state.generator_ema, {"step": step, "metric": name, "value": metrics[name]})
+
+    def _is_better(self, name: str, value: float) -> bool:
+        if not self._best.exists():
+            return True
+        best = checkpoint.load_provenance(self._best)["value"]
+        return value > best if name.rpartition("/")[2] in HIGHER_IS_BETTER else value < best
+
+    def _keep(self, generator: Params, found: dict[str, Any]) -> None:
+        """Replaces best/; a kill in between leaves the old or the new one, or the new beside it."""
+        self._next.rmtree(missing_ok=True)
+        store_again(self._next, self._model, generator, found)
+        self._best.rmtree(missing_ok=True)
+        self._next.rename(self._best)

@@ -1,0 +1,58 @@
+"""Samples to be measured: reproducible, compiled once, rounded, refused when not finite."""
+
+import jax
+import numpy as np
+import pytest
+
+from simjax.config import ConfigError
+from simjax.evaluation.drawing import Drawing
+from simjax.monitor import to_uint8
+
+
+def draw(sampler, params=None, *, count=7, batch=3, shape=(2, 2, 1)) -> list[np.ndarray]:
+    drawing = Drawing(jax.random.key(0), np.zeros((count, 0), np.float32), shape, batch)
+    return list(drawing.draw(sampler, params))
+
+
+def z_itself(params, z, labels, keys):
+    return z
+
+
+def test_samples_depend_on_the_key_and_index_alone():
+    few, many = draw(z_itself, batch=3), draw(z_itself, batch=7)
+    assert [len(part) for part in few] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate(few), many[0])
+    assert many[0].dtype == np.uint8
+    assert len(np.unique(many[0], axis=0)) == 7
+
+
+def test_each_sample_has_a_key_of_its_own():
+    def noisy(params, z, labels, keys):
+        return jax.vmap(lambda key: jax.random.normal(key, z.shape[1:]))(keys)
+
+    ((images),) = draw(noisy, batch=7)
+    assert len(np.unique(images, axis=0)) == 7
+    assert np.any(images != draw(z_itself, batch=7)[0])
+
+
+def test_samplers_that_differ_in_parameters_share_a_program():
+    traced = []
+
+    def sampler(params, z, labels, keys):
+        traced.append(1)
+        return params + 0 * z
+
+    drawing = Drawing(jax.random.key(0), np.zeros((4, 0), np.float32), (2, 2, 1), 2)
+    for level in (-1.0, 0.5):
+        for part in drawing.draw(sampler, np.float32(level)):
+            np.testing.assert_array_equal(part, to_uint8(np.full((2, 2, 2, 1), level)))
+    assert len(traced) == 1
+    assert drawing.seconds > 0
+
+
+def test_samples_that_are_not_finite_are_refused():
+    def broken(params, z, labels, keys):
+        return z.at[1].set(np.nan)
+
+    with pytest.raises(ConfigError, match="1 of 3 samples are not finite"):
+        draw(broken)

@@ -1,0 +1,222 @@
+"""Images in files: written as EDM and ADM lay them out, read back exactly, refused when broken."""
+
+import io
+import pickle
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simjax import data
+from simjax.config import ConfigError
+from simjax.evaluation import images
+from tests.data.test_edm_zip import bomb_png, png
+
+
+@pytest.fixture(autouse=True)
+def cache_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIMJAX_CACHE", str(tmp_path / "cache"))
+
+
+def some(count: int = 5, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 6, 4, channels), np.uint8)
+
+
+def test_floats_are_rounded_as_the_official_evaluations_do():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    np.testing.assert_array_equal(images.as_bytes(data.to_unit(levels)), levels)
+    x = np.float32([-1.5, -1, -0.5, 0, 0.999, 1, 1.5]).reshape(1, 1, 7, 1)
+    # 127.5 x + 128 is -63.25, 0.5, 64.25, 128, 255.3725, 255.5, 319.25
+    np.testing.assert_array_equal(images.as_bytes(x).ravel(), [0, 0, 64, 128, 255, 255, 255])
+    assert images.as_bytes(levels) is levels
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_images_that_are_not_finite_are_refused(bad):
+    x = np.zeros((2, 3, 3, 1), np.float32)
+    x[1, 2, 0] = bad
+    with pytest.raises(ConfigError, match="images: not all numbers are finite"):
+        images.as_bytes(x)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_has_edms_layout_and_gives_back_the_images(tmp_path, channels):
+    made, root = some(5, channels), tmp_path / "samples"
+    images.write_folder(root, iter([made[:2], made[2:]]), start=998)
+    assert sorted(str(p.relative_to(root)) for p in root.rglob("*.png")) == [
+        "000000/000998.png",
+        "000000/000999.png",
+        "001000/001000.png",
+        "001000/001001.png",
+        "001000/001002.png",
+    ]
+    found = images.read(root)
+    assert (found.size, found.shape, found.labels) == (5, (6, 4, channels), None)
+    np.testing.assert_array_equal(found.load(), made, strict=True)
+    np.testing.assert_array_equal(found.read(np.array([4, 0])), made[[4, 0]])
+    images.write_folder(root, [made[:1]], start=1003)  # joins what lies there
+    assert images.read(str(root)).size == 6
+
+
+def test_other_files_in_a_folder_are_left_alone(tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "b.PNG").write_bytes(png(some()[1]))
+    (tmp_path / "a.png").write_bytes(png(some()[0]))
+    np.testing.assert_array_equal(images.read(tmp_path).load(), some()[[0, 1]])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_npz_has_adms_layout_and_gives_back_the_images(tmp_path, channels):
+    made, labels, path = some(5, channels), np.array([2, 0, 1, 2, 0]), tmp_path / "samples.npz"
+    images.write_npz(path, made, labels)
+    with np.load(path) as file:
+        assert file.files == ["arr_0", "arr_1"]
+        np.testing.assert_array_equal(file["arr_0"], made, strict=True)
+    found = images.read(path)
+    assert (found.size, found.shape, found.label_dim) == (5, (6, 4, channels), 3)
+    np.testing.assert_array_equal(found.load(), made, strict=True)
+    np.testing.assert_array_equal(found.read(np.array([4, 0, 3])), made[[4, 0, 3]])
+    np.testing.assert_array_equal(found.labels, np.int32(labels), strict=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["samples.npz"]
+
+
+def test_an_npz_may_be_compressed_and_without_labels(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", arr_0=some(), mu=np.zeros(3))
+    found = images.read(tmp_path / "a.npz")
+    assert (found.labels, found.label_dim) == (None, 0)
+    batches = [batch for batch, _ in data.batches(found, 2)]
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    np.testing.assert_array_equal(np.concatenate(batches), some())
+    copy = data.dataset.in_memory("copy", some(), None, 0)
+    assert found.fingerprint() == copy.fingerprint()
+
+
+def test_few_images_of_a_large_npz_take_little_memory(tmp_path):
+    images.write_npz(tmp_path / "large.npz", np.zeros((20_000, 32, 32, 3), np.uint8))  # 59 MiB
+    tracemalloc.start()
+    found = images.read(tmp_path / "large.npz")
+    assert sum(len(batch) for batch, _ in data.batches(found, 500)) == found.size == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+def test_a_file_that_was_not_finished_is_not_there(tmp_path, monkeypatch):
+    def killed(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", killed)
+    with pytest.raises(KeyboardInterrupt):
+        images.write_npz(tmp_path / "a.npz", some())
+    assert not (tmp_path / "a.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((4, 4, 3), np.uint8), some(2, 2)]
+)
+def test_only_bytes_of_images_are_written(tmp_path, wrong):
+    message = r"what is to be written: .* expected uint8 \(n, h"
+    with pytest.raises(ConfigError, match=message):
+        images.write_npz(tmp_path / "a.npz", wrong)
+    with pytest.raises(ConfigError, match=message):
+        images.write_folder(tmp_path / "a", [wrong])
+    assert not list(tmp_path.iterdir())
+
+
+def refused(path, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        images.read(path).load()
+    assert path.name in str(error.value)
+
+
+def test_what_does_not_exist_is_refused(tmp_path):
+    refused(tmp_path / "none", "does not exist; expected a folder of PNG files, or an .npz")
+
+
+GOOD = png(some()[0])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no PNG files; expected a folder"),
+        ({"a.jpg": b""}, "has no PNG files"),
+        ({"a.png": GOOD, "b.png": png(some()[0, :5])}, r"b.png is \(5, 4, 3\), expected \(6, 4, 3"),
+        ({"a.png": GOOD, "b.png": png(some(1, 1)[0])}, r"b.png is \(6, 4, 1\), expected"),
+        ({"a.png": GOOD[:60]}, "a.png cannot be decoded"),
+        ({"a.png": png(some()[0], kind="jpeg")}, "a.png cannot be decoded: cannot identify"),
+        ({"a.png": png(some()[0], "RGBA")}, "is a PNG of mode RGBA; expected 8-bit RGB or grey"),
+        ({"a.png": bomb_png(9000, 9000)}, "expected at most 4096 x 4096 pixels"),
+        ({"a.png": bytes(65 << 20)}, "has more than the 67108864 bytes allowed"),
+    ],
+)
+def test_folders_of_other_things_are_refused(tmp_path, files, message):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    refused(folder, message)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle in the file was executed",))
+
+
+def archive(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def promise(shape: tuple[int, ...], held: int) -> bytes:
+    """An .npz whose arr_0 says `shape` and holds so many bytes."""
+    header, file = io.BytesIO(), io.BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    with zipfile.ZipFile(file, "w") as zipped:
+        zipped.writestr("arr_0.npy", header.getvalue() + bytes(held))
+    return file.getvalue()
+
+
+def flipped(content: bytes, position: int) -> bytes:
+    return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+
+BAD = {
+    "text": (b"arr_0", "is no .npz of images .*; expected a folder of PNG files, or an .npz"),
+    "a pickle": (pickle.dumps(Bomb()), "is no .npz of images"),
+    "objects": (archive(arr_0=np.array([Bomb()], object)), "arr_0: object of shape"),
+    "no arr_0": (archive(mu=np.zeros(2)), "There is no item named 'arr_0.npy'"),
+    "floats": (archive(arr_0=np.zeros((2, 4, 4, 3), np.float32)), "arr_0: float32 of shape"),
+    "one image": (archive(arr_0=some()[0]), r"arr_0: uint8 of shape \(6, 4, 3\), expected uint8"),
+    "two channels": (archive(arr_0=some(5, 2)), r"shape \(5, 6, 4, 2\), expected"),
+    "no images": (archive(arr_0=some(0)), "has no images"),
+    "columns": (archive(arr_0=np.asfortranarray(some())), "is stored column by column"),
+    "truncated": (archive(arr_0=some())[:-30], "is no .npz of images"),
+    "damaged": (flipped(archive(arr_0=some(200)), 9999), "is damaged: Bad CRC-32"),
+    "too short": (promise((1000, 6, 4, 3), 7200), "is damaged: cannot reshape"),
+    "many": (promise((10**12, 6, 4, 3), 72), "expected .* of at most 10000000 images"),
+    "wide": (promise((1, 5000, 4, 3), 72), "and 4096 pixels a side"),
+    "flat": (promise((1, 0, 4, 3), 0), r"uint8 of shape \(1, 0, 4, 3\), expected"),
+    "few labels": (archive(arr_0=some(), arr_1=np.zeros(4, int)), r"arr_1 is int64 \(4,\), expec"),
+    "float labels": (archive(arr_0=some(), arr_1=np.zeros(5)), r"arr_1 is float64 \(5,\), expec"),
+    "large labels": (archive(arr_0=some(), arr_1=np.full(5, 2**32)), "arr_1 has a class 4294967"),
+    "negative labels": (archive(arr_0=some(), arr_1=np.full(5, -1)), "has labels from -1 to -1"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_files_of_other_things_are_refused(tmp_path, kind):
+    content, message = BAD[kind]
+    (tmp_path / "samples.npz").write_bytes(content)
+    refused(tmp_path / "samples.npz", message)
+
+
+def test_a_png_written_here_is_a_png(tmp_path):
+    images.write_folder(tmp_path, [some(1)])
+    with Image.open(tmp_path / "000000" / "000000.png") as picture:
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (4, 6))
