@@ -113,7 +113,7 @@ def test_missing_files_and_other_splits_are_refused(path):
             {"a.png": png(IMAGES[0], kind="jpeg")},
             "a.png cannot be decoded: cannot identify image file",
         ),
-        ({"a.png": GOOD[NAMES[0]][:60]}, "a.png cannot be read"),
+        ({"a.png": GOOD[NAMES[0]][:60]}, "a.png cannot be decoded"),
         ({"a.png": png(IMAGES[0], "RGBA")}, "a.png is a PNG of mode RGBA; expected 8-bit RGB"),
         ({"a.png": png(IMAGES[0], "P")}, "mode P"),
         ({"a.png": GOOD[NAMES[0]], "b.png": png(IMAGES[0, :5])}, r"b.png is \(5, 4, 3\), expected"),
