@@ -36,6 +36,7 @@ _BATCH = flags.DEFINE_integer("batch", None, "Images at a time.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 _REPEATS = flags.DEFINE_integer("repeats", 1, "Seeds to measure, from --seed on; EDM's are 3.")
 _STEPS = flags.DEFINE_integer("steps", 0, "Of the teacher's sampler; 0: one call at --sigma_init.")
+_CHURN = flags.DEFINE_list("churn", None, "S_churn,S_min,S_max,S_noise; EDM: 40,0.05,50,1.003.")
 _SIGMA_INIT = flags.DEFINE_float("sigma_init", 2.5, "Noise level of a one-step generator.")
 _SAVE = flags.DEFINE_string("save", None, "Folder, or .npz, for the first row's images.")
 _OUT = flags.DEFINE_string("out", None, "Default metrics.json, beside a run's report or here.")
@@ -85,18 +86,32 @@ def _of_run(directory: epath.Path) -> dict[str, Any]:
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=None, say=print)
     generator, step = checkpoints.restore_tree("generator_ema", model.params)
     checkpoints.close()
-    return _repeated(model.config, report.contestants(model, generator)) | {"step": step}
+    result = _repeated(model.config, report.contestants(model, generator))
+    return result | {"step": step, "weights": "EMA"}
 
 
 def _of_network(source: str) -> dict[str, Any]:
     """A published network: a teacher with --steps, or else a one-step generator."""
-    model = teacher.ported(_with_flags(c.Config()), source, say=print)
-    model.config.generator.sigma_init = _SIGMA_INIT.value
+    config = _with_flags(c.Config())
+    config.generator.sigma_init = _SIGMA_INIT.value
+    if _CHURN.value:
+        config.teacher.sampler = _churning(_CHURN.value)
+    model = teacher.ported(config, source, say=print)
     if _STEPS.value:
         contestants = [report.heun(model, _STEPS.value)]
     else:
         contestants = report.one_step(model, {f"{source}, one call": model.params})
     return _repeated(model.config, contestants) | {"network": model.provenance}
+
+
+def _churning(numbers: list[str]) -> c.Sampler:
+    names = ("churn", "churn_low", "churn_high", "churn_inflation")
+    try:
+        return c.Sampler(**{name: float(n) for name, n in zip(names, numbers, strict=True)})
+    except ValueError as error:
+        raise c.ConfigError(
+            f"--churn={','.join(numbers)} is not four numbers, as in --churn=40,0.05,50,1.003."
+        ) from error
 
 
 def _of_images(dataset: data.Dataset) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def distill(config: c.Config, workdir: str) -> None:
     generator = _distilled(teacher, start, directory, judging, monitor)
     monitor.say("evaluating")
     result = report.make(teacher.config, report.contestants(teacher, generator), judging)
-    result |= {"generator_sha256": checkpoint.params_sha256(generator)}
+    result |= {"generator_sha256": checkpoint.params_sha256(generator), "weights": "EMA"}
     report.finish(directory, result | {"teacher": teacher.provenance})
 
 

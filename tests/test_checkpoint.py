@@ -102,6 +102,38 @@ def test_numbers_that_changed_without_a_broken_file_are_noticed(saved, said, mon
     assert "the checksum of fake_score does not match" in said[0]
 
 
+def reader(saved, said):
+    return checkpoint.Checkpoints(saved.directory, keep=None, say=said.append)
+
+
+def test_one_tree_is_read_beside_a_run_that_goes_on(saved, said):
+    unfinished = saved.directory / "3.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    only_read = reader(saved, said)
+    tree, step = only_read.restore_tree("generator", make(0).generator)
+    assert step == 2
+    assert_same(tree, make(2).generator)
+    assert unfinished.exists()  # what another process is writing stays
+    only_read.close()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bits, remove_item, empty_note])
+def test_a_damaged_tree_is_refused(saved, said, damage):
+    damage(saved.directory / "2")
+    only_read = reader(saved, said)
+    with pytest.raises(config.ConfigError, match="is damaged .* start the run again"):
+        for name in ("generator", "fake_score", "generator_ema"):
+            only_read.restore_tree(name, make(0).generator)
+
+
+def test_nothing_to_read_is_said(tmp_path, said):
+    with pytest.raises(config.ConfigError, match="nothing was saved there yet"):
+        checkpoint.Checkpoints(tmp_path / "none", keep=None, say=said.append)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(config.ConfigError, match="has no checkpoint yet"):
+        checkpoint.Checkpoints(tmp_path / "empty", keep=None, say=said.append).restore_tree("x", {})
+
+
 def test_the_teacher_keeps_its_provenance_and_refuses_damage(tmp_path):
     params = make(3).generator
     checkpoint.save_teacher(tmp_path / "teacher", params, {"source": "a test"})

@@ -107,9 +107,12 @@ def test_real_images_against_themselves(tmp_path):
         (["--source=digits", "--data=digits", "--metrics=fid"], "'fid' is not known; known: "),
         (["--source=digits", "--reference=none.npz", "--features=pixels"], "none.npz"),
         (["--source=digits", "--samples=many"], "samples"),
+        (["--source=NETWORK", "--churn=40"], "is not four numbers, as in --churn="),
     ],
 )
 def test_mistakes_get_one_message(flags, message, tmp_path):
+    checkpoints.write(tmp_path / "net.pkl", NETWORK)
+    flags = [flag.replace("NETWORK", "net.pkl") for flag in flags]
     assert message in refused(evaluate(tmp_path, *flags))
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from simjax import sharding
 from simjax.config import ConfigError
 from simjax.monitor import to_uint8
 from simjax.typing import Array, Images, Key, Labels, Params
@@ -19,21 +20,21 @@ class Drawing:
       key: noise of sample i depends on (key, i) alone.
       labels: of every sample.
       shape: of one image.
-      batch: samples at a time.
+      batch: samples at a time, rounded up to the devices, over which each batch is split.
     """
 
     def __init__(self, key: Key, labels: Labels, shape: tuple[int, int, int], batch: int):
         self.labels = labels
-        self.batch = batch
+        self._mesh = sharding.make_mesh()
+        self.batch = -(-batch // self._mesh.size) * self._mesh.size
         self.seconds = 0.0  # that the last sampler took, without compilation
         self._programs: dict[Callable, Callable] = {}
 
-        @jax.jit
         def noise(index: Array) -> tuple[Images, Array]:
             keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
             return jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 0]), keys[:, 1]
 
-        self._noise = noise
+        self._noise = jax.jit(noise, out_shardings=sharding.batch_split(self._mesh))
 
     def draw(
         self, sampler: Callable[[Params, Array, Labels, Array], Images], params: Params
@@ -46,6 +47,7 @@ class Drawing:
         count = len(self.labels)
         index = np.arange(-(-count // self.batch) * self.batch) % count  # one compiled shape
         parts = index.reshape(-1, self.batch)
+        params = jax.device_put(params, sharding.replicated(self._mesh))
         if sampler not in self._programs:
             lowered = jax.jit(sampler).lower(params, *self._inputs(parts[0]))
             self._programs[sampler] = lowered.compile()
@@ -65,4 +67,5 @@ class Drawing:
 
     def _inputs(self, part: np.ndarray) -> tuple[Images, Labels, Array]:
         z, noise_keys = self._noise(part)
-        return z, self.labels[part], noise_keys
+        labels = jax.device_put(self.labels[part], sharding.batch_split(self._mesh))
+        return z, labels, noise_keys

@@ -1,5 +1,9 @@
 """Samples to be measured: reproducible, compiled once, rounded, refused when not finite."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -56,3 +60,28 @@ def test_samples_that_are_not_finite_are_refused():
 
     with pytest.raises(ConfigError, match="1 of 3 samples are not finite"):
         draw(broken)
+
+
+def test_eight_devices_equal_one():
+    program = (
+        "import jax, numpy as np\n"
+        "from simjax.evaluation import drawing\n"
+        "from tests.evaluation import test_drawing as t\n"
+        "split = np.concatenate(t.draw(t.scaled, np.float32(0.3), batch=3))\n"
+        "assert jax.device_count() == 8\n"
+        "one = drawing.sharding.make_mesh(jax.devices()[:1])\n"
+        "drawing.sharding.make_mesh = lambda: one\n"
+        "whole = np.concatenate(t.draw(t.scaled, np.float32(0.3), batch=3))\n"
+        "np.testing.assert_array_equal(split, whole)\n"
+        "print(len(split))"
+    )
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout == "7\n", done.stderr
+
+
+def scaled(params, z, labels, keys):
+    return params * z
