@@ -67,7 +67,13 @@ def test_every_config_file_is_tested():
     assert {path.stem for path in DIRECTORY.glob("*.py")} == {*EXPERIMENTS, "port"}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [  # tracing a step of the 64 x 64 networks takes long: `pytest -m full_size`
+        pytest.param(name, marks=[pytest.mark.full_size] if "64" in name else [])
+        for name in EXPERIMENTS
+    ],
+)
 def test_builds_abstractly_and_keeps_the_shapes_of_its_state(name):
     options = load(name)
     build.check(options, devices=1)
@@ -78,6 +84,11 @@ def test_builds_abstractly_and_keeps_the_shapes_of_its_state(name):
     )
     assert {"generator/loss", "fake_score/loss"} <= set(metrics)
     assert build.count(before.generator) == PARAMETERS.get(name, build.count(before.generator))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_has_the_official_networks_size(name):
+    assert parameters(teacher.plan(load(name))) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", WITH_SID)
