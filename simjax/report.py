@@ -164,8 +164,10 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     by_name: dict[str, dict[str, list[float]]] = {}
     for found in results:
         for row in found["rows"]:
+            calls = row["evaluations"]  # rows that differ in nothing else have one name
+            name = row["name"] if calls is None else f"{row['name']} ({calls})"
             for metric, value in row["metrics"].items():
-                by_name.setdefault(row["name"], {}).setdefault(metric, []).append(value)
+                by_name.setdefault(name, {}).setdefault(metric, []).append(value)
     spread = {
         name: {
             metric: {"minimum": min(values), "mean": float(np.mean(values)), "all": values}

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from simjax import config, data
+from simjax import config, data, report
 from simjax.evaluation import images
 from tests.porting import checkpoints
 from tests.test_main import ROOT, TINY, refused, run
@@ -65,12 +65,12 @@ def test_a_network_is_measured_with_several_seeds_and_its_images_are_kept(tmp_pa
     checkpoints.write(tmp_path / "net.pkl", NETWORK)
     flags = ["--data=digits", "--features=pixels", "--metrics=frechet", "--samples=40"]
     flags += ["--batch=20", "--repeats=2", "--seed=3", "--save=samples.npz"]
-    done = evaluate(tmp_path, f"--source={tmp_path / 'net.pkl'}", *flags)
+    done = evaluate(tmp_path, "--source=net.pkl", *flags)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "metrics.json").read_text())
     assert result["seeds"] == [3, 4]
-    (name,) = (name for name in result["repeats"] if "one call" in name)
-    spread = result["repeats"][name]["pixels/frechet"]
+    spread = result["repeats"]["net.pkl, one call (1)"]["pixels/frechet"]
+    assert len(spread["all"]) == 2
     assert spread["all"][0] != spread["all"][1]
     assert spread["minimum"] == min(spread["all"])
     assert spread["mean"] == pytest.approx(np.mean(spread["all"]))
@@ -94,6 +94,19 @@ def test_real_images_against_themselves(tmp_path):
     assert first["metrics"]["pixels/precision"] == 1.0
     assert halves["samples"] == 898
     assert bootstrap["samples"] == 1797
+
+
+def test_rows_of_one_name_and_other_evaluations_stay_apart():
+    def found(seed, *values):
+        rows = [
+            {"name": "teacher", "evaluations": calls, "metrics": {"pixels/frechet": value}}
+            for calls, value in zip((35, 17), values, strict=True)
+        ]
+        return {"seed": seed, "rows": rows}
+
+    repeats = report.summary([found(0, 1.0, 5.0), found(1, 2.0, 6.0)])["repeats"]
+    assert repeats["teacher (35)"]["pixels/frechet"]["all"] == [1.0, 2.0]
+    assert repeats["teacher (17)"]["pixels/frechet"]["mean"] == 5.5
 
 
 @pytest.mark.parametrize(
