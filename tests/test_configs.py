@@ -69,8 +69,8 @@ def test_every_config_file_is_tested():
 
 @pytest.mark.parametrize(
     "name",
-    [  # tracing a step of the 64 x 64 networks takes long: `pytest -m full_size`
-        pytest.param(name, marks=[pytest.mark.full_size] if "64" in name else [])
+    [  # tracing a step of the large networks takes long: all of them by `pytest -m full_size`
+        pytest.param(name, marks=[] if name in ("digits", "cifar10") else [pytest.mark.full_size])
         for name in EXPERIMENTS
     ],
 )

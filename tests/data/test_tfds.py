@@ -8,7 +8,8 @@ from simjax.config import ConfigError
 
 
 def test_a_mocked_data_set_is_read_and_an_unknown_one_refused(monkeypatch, tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with tfds.testing.mock_data(num_examples=5):
         found = data.open("tfds:cifar10", split="test")
