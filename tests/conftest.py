@@ -17,7 +17,9 @@ from tests.parity import collection
 
 # Files written by torch itself; `pip install -e ".[parity]"` brings it, .ci/run runs these.
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None  # .[tpu], in a place of its own
 collect_ignore = [] if HAS_TORCH else ["with_torch"]
+collect_ignore += [] if HAS_LIBTPU else ["with_libtpu"]
 
 DEFAULT_GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -41,7 +43,8 @@ def pytest_addoption(parser):
 
 def pytest_report_header(config):
     torch = [] if HAS_TORCH else ["torch is not installed: tests/with_torch is left out"]
-    return collection.report(_directory(config)) + torch
+    libtpu = [] if HAS_LIBTPU else ["libtpu is not installed: tests/with_libtpu is left out"]
+    return collection.report(_directory(config)) + torch + libtpu
 
 
 def pytest_generate_tests(metafunc):

@@ -11,8 +11,9 @@ ROOT = Path(simjax.__file__).parent
 
 LEVELS = [
     ("simjax", "simjax.typing", "simjax.config"),
-    ("simjax.diffusion", "simjax.losses", "simjax.sharding", "simjax.porting"),
-    ("simjax.networks", "simjax.data", "simjax.monitor", "simjax.porting.maps")
+    ("simjax.diffusion", "simjax.losses", "simjax.sharding", "simjax.porting")
+    + ("simjax.chips", "simjax.command_line", "simjax.compiled", "simjax.processes"),
+    ("simjax.networks", "simjax.data", "simjax.monitor", "simjax.porting.maps", "simjax.footprint")
     + ("simjax.evaluation.frechet", "simjax.evaluation.precision_recall")
     + ("simjax.evaluation.inception_score", "simjax.evaluation.kernel_distance")
     + ("simjax.evaluation.statistics",),
@@ -24,10 +25,10 @@ LEVELS = [
     ("simjax.build",),
     ("simjax.train.loop", "simjax.porting.port"),
     ("simjax.teacher",),
-    ("simjax.report",),
+    ("simjax.report", "simjax.dry_run"),
     ("simjax.online",),
     ("simjax.run",),
-    ("simjax.main", "simjax.evaluate"),
+    ("simjax.main", "simjax.evaluate", "simjax.aot"),
 ]
 PACKAGE_FACES = ("simjax.train", "simjax.evaluation")  # empty __init__.py files
 # Slow to import, or for tests only: never at the top of a module, and torch and its kin nowhere.
