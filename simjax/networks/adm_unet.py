@@ -32,6 +32,7 @@ class AdmUNet(UNet):
         blocks: int,
         attention_resolutions: Sequence[int],
         dropout: float,
+        remat: str,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -60,6 +61,7 @@ class AdmUNet(UNet):
             attention_resolutions=attention_resolutions,
             dropout=dropout,
             embedding_width=wide,
+            remat=remat,
             dtype=dtype,
             rngs=rngs,
         )

@@ -5,7 +5,9 @@ The only file that decides precision: float32 outside the network, its own dtype
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simjax.diffusion.precondition import Precondition
 from simjax.networks.layers import Buffer
@@ -52,7 +54,11 @@ def as_denoise(net: nnx.Module) -> tuple[Denoise, Params]:
       ValueError: the module holds any other kind of state.
     """
     graphdef, params, buffers = nnx.split(net, nnx.Param, Buffer)
-    buffers = nnx.to_pure_dict(buffers)
+    # As numpy arrays they belong to no mesh.
+    buffers = jax.tree.map(
+        lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf,
+        nnx.to_pure_dict(buffers),
+    )
 
     def denoise(params, xt, sigma, labels, *, augment_labels=None, dropout_keys=None):
         module = nnx.merge(graphdef, params, buffers)
@@ -61,10 +67,16 @@ def as_denoise(net: nnx.Module) -> tuple[Denoise, Params]:
     return denoise, nnx.to_pure_dict(params)
 
 
-def with_params(weights: Params, params: Params) -> Params:
-    """`weights` (parameters and constants, nested dicts) with the parameters replaced."""
-    replaced = {
-        name: with_params(weights[name], node) if isinstance(node, dict) else node
-        for name, node in params.items()
-    }
-    return weights | replaced
+Constants = dict[tuple[str, ...], np.ndarray]  # by path
+
+
+def constants_of(weights: Params, params: Params) -> Constants:
+    """What `weights` (parameters and constants, nested dicts) holds beside the parameters."""
+    trained = flatten_dict(params)
+    every = flatten_dict(weights)
+    return {path: np.asarray(leaf) for path, leaf in every.items() if path not in trained}
+
+
+def with_constants(params: Params, constants: Constants) -> Params:
+    """The inverse of `constants_of`."""
+    return unflatten_dict(flatten_dict(params) | constants)

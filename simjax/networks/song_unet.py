@@ -48,6 +48,7 @@ class SongUNet(UNet):
         noise_channels: int,
         encoder: str,
         filter_taps: Sequence[float],
+        remat: str,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -79,6 +80,7 @@ class SongUNet(UNet):
             embedding_width=wide,
             filter_taps=filter_taps,
             pyramid=encoder == "residual",
+            remat=remat,
             dtype=dtype,
             rngs=rngs,
         )

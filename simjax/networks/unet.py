@@ -5,6 +5,7 @@ References: EDM, arXiv:2206.00364, appendix F.2; DDPM++, arXiv:2011.13456; ADM, 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -65,6 +66,14 @@ ADM = Style(
     init_last=0.0,
 )
 
+# What the backward pass recomputes of each block; the rest is held in memory until then.
+REMAT = {
+    "none": lambda run: run,
+    # All but convolutions and matrix products: norms, SiLU, dropout, softmax.
+    "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable),
+    "blocks": jax.checkpoint,  # everything, from the block's input: one more forward
+}
+
 
 class UNetBlock(nnx.Module):
     """Residual block told of the noise level, with optional resampling and attention."""
@@ -111,11 +120,11 @@ class UNetBlock(nnx.Module):
             self.proj = conv(features, features, 1, style.init_last)
 
     def __call__(
-        self, x: Images, embedding: Float[Array, "b e"], dropout_keys: Array | None
+        self, x: Images, embedding: Float[Array, "b e"], keep: layers.Masks | None
     ) -> Images:
         h = self.conv0(self._resampled(jax.nn.silu(self.norm0(x))))
         h = jax.nn.silu(self._told(h, self.affine(embedding)[:, None, None].astype(h.dtype)))
-        h = self.conv1(layers.dropout(h, self.dropout, dropout_keys))
+        h = self.conv1(layers.dropout(h, self.dropout, keep))
         skip = self._resampled(x)
         x = (h + (self.skip(skip) if hasattr(self, "skip") else skip)) * self.style.skip_scale
         if not self.use_attention:
@@ -185,6 +194,7 @@ class UNet(nnx.Module):
       embedding_width: of what `_embed` returns.
       pyramid: feed a pyramid of inputs to the encoder (NCSN++).
       filter_taps: resampling filter.
+      remat: what the backward pass recomputes, a name in REMAT.
     """
 
     def __init__(
@@ -199,6 +209,7 @@ class UNet(nnx.Module):
         blocks: int,
         attention_resolutions: Sequence[int],
         dropout: float,
+        remat: str,
         embedding_width: int,
         filter_taps: Sequence[float] = (1, 1),
         pyramid: bool = False,
@@ -206,10 +217,14 @@ class UNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
+        self.dropout = dropout
+        self.remat = remat
         init = {"rngs": rngs, "dtype": dtype}
         sizes = [resolution >> level for level in range(len(widths))]
+        mask_shapes = []
 
-        def block(features_in: int, features: int, **options) -> UNetBlock:
+        def block(size: int, features_in: int, features: int, **options) -> UNetBlock:
+            mask_shapes.append((size, size, features))
             shared = {"style": style, "dropout": dropout, "filter_taps": filter_taps, **init}
             return UNetBlock(features_in, features, embedding_width, **shared, **options)
 
@@ -221,7 +236,7 @@ class UNet(nnx.Module):
                     image_channels, width, 3, init=style.init(1.0), **init
                 )
             else:
-                self.enc[f"{size}x{size}_down"] = block(width, width, resample="down")
+                self.enc[f"{size}x{size}_down"] = block(size, width, width, resample="down")
             if size != resolution and pyramid:
                 self.enc[f"{size}x{size}_aux_residual"] = ResidualInput(
                     pyramid_width, width, filter_taps=filter_taps, **init
@@ -231,24 +246,25 @@ class UNet(nnx.Module):
             for index in range(blocks):
                 attend = size in attention_resolutions
                 name = f"{size}x{size}_block{index}"
-                self.enc[name] = block(width, features, use_attention=attend)
+                self.enc[name] = block(size, width, features, use_attention=attend)
                 width = features
                 skips.append(width)
 
         for size, features in reversed(list(zip(sizes, widths, strict=True))):
             if size == sizes[-1]:
-                self.dec[f"{size}x{size}_in0"] = block(width, width, use_attention=True)
-                self.dec[f"{size}x{size}_in1"] = block(width, width)
+                self.dec[f"{size}x{size}_in0"] = block(size, width, width, use_attention=True)
+                self.dec[f"{size}x{size}_in1"] = block(size, width, width)
             else:
-                self.dec[f"{size}x{size}_up"] = block(width, width, resample="up")
+                self.dec[f"{size}x{size}_up"] = block(size, width, width, resample="up")
             first_attending = 0 if style.decoder_attends_always else blocks
             for index in range(blocks + 1):
                 attend = size in attention_resolutions and index >= first_attending
                 name = f"{size}x{size}_block{index}"
-                self.dec[name] = block(width + skips.pop(), features, use_attention=attend)
+                self.dec[name] = block(size, width + skips.pop(), features, use_attention=attend)
                 width = features
         # nnx.Dict sorts its keys when a module is split and merged: keep the running order.
         self.enc_order, self.dec_order = tuple(self.enc), tuple(self.dec)
+        self.mask_shapes = tuple(mask_shapes)  # in that order
         self.out_norm = layers.GroupNorm(width, epsilon=style.epsilon, dtype=dtype)
         self.out_conv = layers.conv(
             width, out_channels, 3, init=style.init(style.init_last), **init
@@ -264,18 +280,33 @@ class UNet(nnx.Module):
         dropout_keys: Array | None = None,
     ) -> Images:
         embedding = self._embed(c_noise, labels, augment_labels).astype(self.dtype)
-        block_keys = layers.numbered(dropout_keys)
+        masks = iter(layers.keep_masks(dropout_keys, self.dropout, self.mask_shapes))
         x = pyramid = x.astype(self.dtype)
         skips = []
         for block in (self.enc[name] for name in self.enc_order):
-            if isinstance(block, ResidualInput):
+            if isinstance(block, UNetBlock):
+                x = self._run(block, [x], embedding, next(masks))
+            elif isinstance(block, ResidualInput):
                 x = skips[-1] = pyramid = (x + block(pyramid)) * math.sqrt(0.5)
                 continue
-            is_block = isinstance(block, UNetBlock)
-            x = block(x, embedding, next(block_keys)) if is_block else block(x)
+            else:
+                x = block(x)
             skips.append(x)
         for block in (self.dec[name] for name in self.dec_order):
-            if x.shape[-1] != block.features_in:
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-            x = block(x, embedding, next(block_keys))
+            parts = [x] if x.shape[-1] == block.features_in else [x, skips.pop()]
+            x = self._run(block, parts, embedding, next(masks))
         return self.out_conv(jax.nn.silu(self.out_norm(x)))
+
+    def _run(
+        self,
+        block: UNetBlock,
+        parts: list[Images],
+        embedding: Float[Array, "b e"],
+        keep: layers.Masks | None,
+    ) -> Images:
+        """The block on its parts joined; what is recomputed starts from the parts, saved anyway."""
+
+        def run(parts, embedding, keep):
+            return block(jnp.concatenate(parts, axis=-1), embedding, keep)
+
+        return REMAT[self.remat](run)(parts, embedding, keep)

@@ -41,14 +41,54 @@ def test_upsampling_is_the_adjoint_of_downsampling_times_four(taps):
     np.testing.assert_allclose(layers.upsample(y, taps), 4 * adjoint(y)[0], atol=1e-5)
 
 
+RATE = 0.3
+SHAPES = [(64, 64, 8), (32, 32, 12), (64, 64, 8), (64, 64, 12)]  # one word serves both of 8
+KEYS = jax.random.split(jax.random.key(4), 16)
+
+
+def test_dropout_keeps_one_minus_its_rate_to_sixteen_bits():
+    masks = [np.asarray(mask) for mask in layers.keep_masks(KEYS, RATE, SHAPES)]
+    assert [mask.shape for mask in masks] == [(16, *shape) for shape in SHAPES]
+    share = layers.kept_share(RATE)
+    assert share == 45875 / 65536  # 0.7 * 65536 = 45875.2
+    for mask in masks:
+        std = np.sqrt(share * (1 - share) / mask.size)
+        assert abs(mask.mean() - share) < 4 * std
+
+
+def test_no_two_masks_agree_more_than_by_chance():
+    masks = [np.asarray(m)[:, :32, :32, :8] for m in layers.keep_masks(KEYS, RATE, SHAPES)]
+    blocks_and_examples = np.stack(masks).reshape(-1, 32 * 32 * 8)
+    signs = np.where(blocks_and_examples, 0.3, -0.7)  # mean 0, variance 0.21
+    correlation = signs @ signs.T / (0.21 * signs.shape[1]) - np.eye(len(signs))
+    assert np.abs(correlation).max() < 6 / np.sqrt(signs.shape[1])  # 2016 pairs, 6 standard errors
+
+
 def test_dropout_masks_belong_to_examples_not_to_batches():
-    keys = jax.random.split(jax.random.key(4), 2)
-    both = layers.dropout(X, 0.4, keys)
-    np.testing.assert_array_equal(both[1:], layers.dropout(X[1:], 0.4, keys[1:]))
-    kept = np.asarray(both != 0)
-    assert 0.5 < kept.mean() < 0.7
-    np.testing.assert_allclose(both[kept], (X / 0.6)[kept], rtol=1e-6)
-    np.testing.assert_array_equal(layers.dropout(X, 0.4, None), X)
+    whole = layers.keep_masks(KEYS, RATE, SHAPES)
+    part = layers.keep_masks(KEYS[3:5], RATE, SHAPES)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[3:5], b), whole, part)
+
+
+def test_dropout_scales_what_it_keeps_to_the_same_mean():
+    (keep,) = layers.keep_masks(KEYS[:2], RATE, [X.shape[1:]])
+    kept = np.asarray(keep)
+    dropped = np.asarray(layers.dropout(X, RATE, keep))
+    np.testing.assert_allclose(dropped[kept], X[kept] / (45875 / 65536), rtol=1e-6)
+    np.testing.assert_array_equal(dropped[~kept], 0)
+
+
+@pytest.mark.parametrize(("keys", "rate"), [(None, RATE), (KEYS, 0)])
+def test_without_keys_or_rate_nothing_is_drawn_or_dropped(keys, rate):
+    masks = layers.keep_masks(keys, rate, SHAPES)
+    assert masks == [None] * len(SHAPES)
+    assert layers.dropout(X, rate, masks[0]) is X
+
+
+def test_blocks_of_one_width_share_a_draw_that_no_layer_repeats():
+    traced = str(jax.make_jaxpr(lambda keys: layers.keep_masks(keys, RATE, SHAPES))(KEYS))
+    assert traced.count("random_bits[") == 2  # of 8 and of 12 channels
+    assert traced.count("optimization_barrier ") == 2
 
 
 def test_positional_embedding_is_sines_then_cosines():
