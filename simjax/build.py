@@ -6,7 +6,7 @@ mathematics.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,17 +23,20 @@ from simjax.losses import distances, sim
 from simjax.networks.adm_unet import AdmUNet
 from simjax.networks.denoiser import Denoiser, as_denoise
 from simjax.networks.song_unet import SongUNet
+from simjax.networks.unet import REMAT
 from simjax.train import optim, state, step, teacher_step
 from simjax.train.compile import Call, compile_steps
 from simjax.typing import Array, Denoise, Images, Key, Labels, Params, PerExample, Scalar
 
-COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 NETWORKS = {c.SongUNet: SongUNet, c.AdmUNet: AdmUNet}
 LEARNED_VARIANCE = ("iddpm",)  # families whose networks put out variances too, which D drops
 
 CHOICES = {
-    "compute_dtype": COMPUTE_DTYPES,
+    "compute_dtype": DTYPES,
+    "remat": REMAT,
+    "teacher.dtype": DTYPES,
     "teacher.precondition": precondition.PRECONDITIONS,
     "teacher.weight": noise.WEIGHTS,
     "teacher.sigma.law": schedule.SIGMA_LAWS,
@@ -74,11 +77,17 @@ def check_evaluation(options: c.Evaluation) -> None:
         c.require_known("evaluation.metrics", name, judge.METRICS)
 
 
-def network(options: c.Network, precondition: str, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
+def network(
+    options: c.Network,
+    precondition: str,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    remat: str = "none",
+) -> nnx.Module:
     """F of a preconditioning family, freshly initialised."""
     outputs = options.image_channels * (2 if precondition in LEARNED_VARIANCE else 1)
     values = dataclasses.asdict(options) | {"out_channels": outputs}
-    return NETWORKS[type(options)](**values, dtype=dtype, rngs=rngs)
+    return NETWORKS[type(options)](**values, remat=remat, dtype=dtype, rngs=rngs)
 
 
 def module(config: c.Config) -> Denoiser:
@@ -87,8 +96,9 @@ def module(config: c.Config) -> Denoiser:
     family = precondition.PRECONDITIONS[teacher.precondition]
     if family is precondition.edm:
         family = functools.partial(family, sigma_data=teacher.sigma_data)
-    dtype = COMPUTE_DTYPES[config.compute_dtype]
-    inside = network(config.network, teacher.precondition, dtype, nnx.Rngs(config.seed))
+    dtype = DTYPES[config.compute_dtype]
+    rngs = nnx.Rngs(config.seed)
+    inside = network(config.network, teacher.precondition, dtype, rngs, config.remat)
     return Denoiser(inside, family)
 
 
@@ -114,15 +124,43 @@ def image_shape(config: c.Config) -> tuple[int, int, int]:
     return (config.network.resolution,) * 2 + (config.network.image_channels,)
 
 
+def mesh(config: c.Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices, in the shape that the config asks for."""
+    return sharding.make_mesh(config.fsdp, devices)
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A compiled training call and what makes its first state, from parameters."""
+    """A training call and what makes its first state.
+
+    Args:
+      call: (state, constants, run key) -> (state, metrics); compiled at its first use.
+      init: the first state, split over the mesh, from parameters (train/state.py).
+    """
 
     call: Call
-    init: Callable[..., Any]  # train/state.py
+    init: Callable[..., Any]
+    mesh: Mesh
     steps: int
     steps_per_call: int
     batch: int
+
+
+def _training(
+    step: Callable, init: Callable, config: c.Config, mesh: Mesh, *, steps: int, batch: int
+) -> Training:
+    def first_state(*params: Params) -> Any:
+        where = sharding.by_rules(jax.eval_shape(init, *params), mesh)
+        return jax.jit(init, out_shardings=where)(*params)
+
+    return Training(
+        call=compile_steps(step, mesh=mesh, steps_per_call=config.steps_per_call),
+        init=first_state,
+        mesh=mesh,
+        steps=steps,
+        steps_per_call=config.steps_per_call,
+        batch=batch,
+    )
 
 
 def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
@@ -136,7 +174,7 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
         return sharding.split_batch(batch, mesh)
 
     fns = teacher_step.TeacherFns(
-        denoise=denoise,
+        denoise=_gathering(denoise, mesh),
         weight=_weight(teacher.weight, config),
         draw_data=draw_data,
         draw_sigma=functools.partial(_draw_sigma, law=teacher.sigma, batch=teacher.batch),
@@ -145,15 +183,12 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
         ema_decay=_ema_decay(teacher.ema, teacher.batch),
     )
 
-    return Training(
-        call=compile_steps(
-            functools.partial(teacher_step.teacher_step, fns=fns),
-            mesh=mesh,
-            steps_per_call=config.steps_per_call,
-        ),
-        init=functools.partial(state.init_pretraining, tx=tx),
+    return _training(
+        functools.partial(teacher_step.teacher_step, fns=fns),
+        functools.partial(state.init_pretraining, tx=tx),
+        config,
+        mesh,
         steps=teacher.steps,
-        steps_per_call=config.steps_per_call,
         batch=teacher.batch,
     )
 
@@ -161,18 +196,33 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
 def distillation(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
     """Distillation of a teacher; the call's constants are the teacher's parameters."""
     fns = step_fns(config, denoise, mesh)
-    return Training(
-        call=compile_steps(
-            functools.partial(step.distill_step, fns=fns),
-            mesh=mesh,
-            steps_per_call=config.steps_per_call,
-        ),
-        init=functools.partial(
+    return _training(
+        functools.partial(step.distill_step, fns=fns),
+        functools.partial(
             state.init_distillation, fake_score_tx=fns.fake_score_tx, generator_tx=fns.generator_tx
         ),
+        config,
+        mesh,
         steps=config.steps,
-        steps_per_call=config.steps_per_call,
         batch=config.batch,
+    )
+
+
+def frozen(config: c.Config, teacher: Params) -> Params:
+    """The teacher's parameters as distillation keeps them, in teacher.dtype."""
+    return jax.tree.map(lambda leaf: leaf.astype(DTYPES[config.teacher.dtype]), teacher)
+
+
+def arguments_like(config: c.Config, training: Training, params: Params) -> tuple[Any, ...]:
+    """Shapes, types and shardings of what distillation's call takes; `params` may be shapes."""
+    teacher = jax.eval_shape(functools.partial(frozen, config), params)
+    state = jax.eval_shape(training.init, params, params)
+    run_key = jax.eval_shape(functools.partial(key, config, "distillation"))
+    whole = sharding.replicated(training.mesh)
+    return (
+        sharding.abstract(state, training.mesh),
+        sharding.abstract(teacher, training.mesh),
+        jax.ShapeDtypeStruct(run_key.shape, run_key.dtype, sharding=whole),
     )
 
 
@@ -180,7 +230,7 @@ def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
     """Everything that one distillation step calls."""
     generator, fake_score = config.generator, config.fake_score
     return step.StepFns(
-        denoise=denoise,
+        denoise=_gathering(denoise, mesh),
         loss=generator_loss(config),
         distance=distance(config.loss),
         fake_score_weight=_weight(fake_score.weight, config),
@@ -218,12 +268,13 @@ def generator_loss(config: c.Config) -> Callable[[Images, Images, Images, PerExa
 
 
 def teacher_sampler(
-    denoise: Denoise, options: c.Sampler, steps: int
+    denoise: Denoise, options: c.Sampler, steps: int, mesh: Mesh
 ) -> Callable[[Params, Images, Labels, Array], Images]:
     """(params, z, labels, keys) -> samples by Heun on EDM's ladder, 2 * steps - 1 evaluations.
 
     One key an example draws the churn's noise.
     """
+    denoise = _gathering(denoise, mesh)
     ends = {"sigma_min": options.sigma_min, "sigma_max": options.sigma_max, "rho": options.rho}
     churn = sampler.Churn(
         options.churn, options.churn_low, options.churn_high, options.churn_inflation
@@ -243,9 +294,10 @@ def teacher_sampler(
 
 
 def one_step_sampler(
-    denoise: Denoise, sigma_init: float
+    denoise: Denoise, sigma_init: float, mesh: Mesh
 ) -> Callable[[Params, Images, Labels, Array], Images]:
     """(params, z, labels, keys) -> samples by one evaluation at sigma_init; keys are not used."""
+    denoise = _gathering(denoise, mesh)
 
     def sample(params, z, labels, keys):
         return denoise(params, sigma_init * z, jnp.full(z.shape[0], sigma_init), labels)
@@ -261,14 +313,24 @@ def key(config: c.Config, purpose: str) -> Key:
     return jax.random.fold_in(jax.random.key(config.seed), PURPOSES.index(purpose))
 
 
-def grid_inputs(config: c.Config) -> tuple[Images, Labels, Array]:
-    """z, labels and keys of every sample picture of a run, columns of classes."""
+def key_on(config: c.Config, purpose: str, mesh: Mesh) -> Key:
+    """The same key on every device of a mesh."""
+    make = functools.partial(key, config, purpose)
+    return jax.jit(make, out_shardings=sharding.replicated(mesh))()
+
+
+def grid_inputs(config: c.Config, mesh: Mesh) -> tuple[Images, Labels, Array]:
+    """z, labels and keys of every sample picture of a run, columns of classes; on every device."""
     count = config.grid**2
-    z_key, noise_key = jax.random.split(key(config, "pictures"))
-    z = jax.random.normal(z_key, (count, *image_shape(config)))
-    classes = jnp.arange(count) % max(config.network.label_dim, 1)
-    labels = conditions.one_hot(classes, config.network.label_dim)
-    return z, labels, jax.random.split(noise_key, count)
+
+    def draw() -> tuple[Images, Labels, Array]:
+        z_key, noise_key = jax.random.split(key(config, "pictures"))
+        z = jax.random.normal(z_key, (count, *image_shape(config)))
+        classes = jnp.arange(count) % max(config.network.label_dim, 1)
+        labels = conditions.one_hot(classes, config.network.label_dim)
+        return z, labels, jax.random.split(noise_key, count)
+
+    return jax.jit(draw, out_shardings=sharding.replicated(mesh))()
 
 
 def open_data(config: c.Config) -> data.Dataset:
@@ -286,6 +348,15 @@ def open_data(config: c.Config) -> data.Dataset:
             f"classes; the network takes {expected[0]} and {expected[1]}."
         )
     return dataset
+
+
+def _gathering(denoise: Denoise, mesh: Mesh) -> Denoise:
+    """The denoiser of parameters that are split over the mesh."""
+
+    def whole(params, *args, **options):
+        return denoise(sharding.gathered(params, mesh), *args, **options)
+
+    return whole
 
 
 def _draws(key: Key, *, config: c.Config, law: c.Sigma, mesh: Mesh) -> step.Draws:

@@ -2,7 +2,8 @@
 
 Orbax writes each tree of a state as its own item into a temporary directory and renames it when it
 is complete. A checksum of every tree lies beside them, so that damage on disk is noticed when
-restoring, and the previous complete checkpoint is used.
+restoring, and the previous complete checkpoint is used. All processes write their parts of a
+checkpoint, onto storage that all of them see; what they read may be split otherwise.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from simjax import processes, sharding
 from simjax.config import ConfigError
 from simjax.typing import Array, Params
 
@@ -57,12 +59,12 @@ class Checkpoints:
 
         A damaged one is moved aside, into <directory>_damaged, and reported.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                return self._restore(step, like)
-            except Exception as error:  # damage shows in many ways; the one before may be whole
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                self._set_aside(step, reason)
+        while (step := self._latest_step()) is not None:
+            trees, reason = self._read(step, _trees(like))
+            if trees is not None:
+                count = sharding.placed(np.int32(step), like.step.sharding)
+                return dataclasses.replace(like, step=count, **trees)
+            self._set_aside(step, reason)  # the one before may be whole
         return None
 
     def restore_tree(self, name: str, like: Params) -> tuple[Params, int]:
@@ -71,24 +73,16 @@ class Checkpoints:
         Raises:
           ConfigError: there is none, or it is damaged.
         """
-        step = self._manager.latest_step()
+        step = self._latest_step()
         if step is None:
             raise ConfigError(f"{self.directory} has no checkpoint yet; let the run go on.")
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(
-            **{"note": ocp.args.JsonRestore(), name: ocp.args.StandardRestore(abstract)}
-        )
-        try:
-            restored = self._manager.restore(step, args=args)
-            found = int(_checksums({name: restored[name]})[name])
-            if found != restored.note["checksums"][name]:
-                raise ValueError(f"the checksum of {name} does not match")
-        except Exception as error:  # damage shows in many ways
+        trees, reason = self._read(step, {name: like})
+        if trees is None:
             raise ConfigError(
-                f"{self.directory / str(step)} is damaged ({str(error).splitlines()[0]}); start "
-                "the run again, which falls back to the checkpoint before it."
-            ) from error
-        return restored[name], step
+                f"{self.directory / str(step)} is damaged ({reason}); start the run again, which "
+                "falls back to the checkpoint before it."
+            )
+        return trees[name], step
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk."""
@@ -98,25 +92,37 @@ class Checkpoints:
         """Waits, then releases the manager's threads."""
         self._manager.close()
 
-    def _restore(self, step: int, like: State) -> State:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _trees(like))
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(note=ocp.args.JsonRestore(), **items)
-        )
-        trees = {name: restored[name] for name in items}
+    def _latest_step(self) -> int | None:
+        """What the first process sees, so that all of them read the same one."""
+        latest = self._manager.latest_step()
+        step = int(processes.from_first(np.int32(-1 if latest is None else latest)))
+        return None if step < 0 else step
+
+    def _read(self, step: int, like: dict[str, Params]) -> tuple[dict[str, Params] | None, str]:
+        """Trees of a checkpoint that is whole on every process, or None and what is wrong."""
+        trees, reason = None, "another process could not read it"
+        try:
+            note = _restore(self.directory / str(step), note=ocp.args.JsonRestore()).note
+            trees = _restore_arrays(self.directory / str(step), like)
+        except Exception as error:  # damage shows in many ways
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if not processes.all_true(trees is not None):
+            return None, reason
         for name, value in _checksums(trees).items():
-            if int(value) != restored.note["checksums"][name]:
-                raise ValueError(f"the checksum of {name} does not match")
-        return dataclasses.replace(like, step=jnp.int32(restored.note["step"]), **trees)
+            if int(value) != note["checksums"][name]:
+                return None, f"the checksum of {name} does not match"
+        return trees, ""
 
     def _set_aside(self, step: int, reason: str) -> None:
-        aside = self.directory.parent / f"{self.directory.name}_damaged"
-        aside.mkdir(parents=True, exist_ok=True)
-        target = aside / str(step)
-        if target.exists():
-            target.rmtree()
-        (self.directory / str(step)).rename(target)
+        target = self.directory.parent / f"{self.directory.name}_damaged" / str(step)
+
+        def move() -> None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.rmtree(missing_ok=True)
+            (self.directory / str(step)).rename(target)
+
+        processes.wait(f"{step} is damaged")  # nobody reads it any more
+        processes.by_first(move, f"{step} is set aside")
         self._manager.reload()
         self._say(
             f"checkpoint {step} is damaged ({reason}); moved to {target}. "
@@ -125,9 +131,14 @@ class Checkpoints:
 
 
 def save_teacher(directory: epath.Path, weights: Params, provenance: dict[str, Any]) -> None:
-    """Stores a network's parameters and constants with where they came from; all or nothing."""
-    note = provenance | {"sha256": params_sha256(weights)}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    """Stores a network's parameters and constants with where they came from; all or nothing.
+
+    Args:
+      weights: numpy arrays; one process writes them all.
+    """
+    checksum = int(_checksums({"params": weights})["params"])
+    note = provenance | {"sha256": params_sha256(weights), "checksum": checksum}
+    with _alone() as checkpointer:
         checkpointer.save(
             epath.Path(directory),
             ocp.args.Composite(
@@ -142,7 +153,10 @@ def load_provenance(directory: epath.Path) -> dict[str, Any]:
     Raises:
       ConfigError: it cannot be read.
     """
-    return _restore_teacher(directory, provenance=ocp.args.JsonRestore()).provenance
+    try:
+        return _restore(directory, provenance=ocp.args.JsonRestore()).provenance
+    except Exception as error:  # any damage has the same remedy
+        raise _unusable(directory, str(error).splitlines()[0]) from error
 
 
 def load_teacher(directory: epath.Path, like: Params) -> Params:
@@ -151,22 +165,40 @@ def load_teacher(directory: epath.Path, like: Params) -> Params:
     Raises:
       ConfigError: they cannot be read, or are not those that were stored.
     """
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    stored = _restore_teacher(
-        directory, params=ocp.args.StandardRestore(abstract), provenance=ocp.args.JsonRestore()
-    )
-    found, expected = params_sha256(stored.params), stored.provenance["sha256"]
-    if found != expected:
-        raise _unusable(directory, f"sha256 {found}, expected {expected}")
-    return stored.params
-
-
-def _restore_teacher(directory: epath.Path, **items: Any) -> Any:
+    expected = load_provenance(directory)["checksum"]
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(epath.Path(directory), ocp.args.Composite(**items))
-    except Exception as error:  # any damage has the same remedy
+        params = _restore_arrays(directory, {"params": like})
+    except Exception as error:
         raise _unusable(directory, str(error).splitlines()[0]) from error
+    found = int(_checksums(params)["params"])
+    if found != expected:
+        raise _unusable(directory, f"its checksum is {found}, expected {expected}")
+    return params["params"]
+
+
+def _alone() -> ocp.Checkpointer:
+    """Reads or writes without waiting for other processes, which may be elsewhere, or fail."""
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=options)
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def _restore(directory: epath.Path, **items: Any) -> Any:
+    with _alone() as checkpointer:
+        return checkpointer.restore(epath.Path(directory), ocp.args.Composite(**items))
+
+
+def _restore_arrays(directory: epath.Path, like: dict[str, Params]) -> dict[str, Params]:
+    """Trees with the structure and shardings of `like`; each process reads its own parts."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    found = _restore(directory, **items)
+    return {name: found[name] for name in items}
 
 
 def _unusable(directory: epath.Path, reason: str) -> ConfigError:
@@ -181,7 +213,7 @@ def params_sha256(params: Params) -> str:
     digest = hashlib.sha256()
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
     for path in sorted(leaves):
-        value = np.asarray(leaves[path])
+        value = sharding.to_host(leaves[path])
         digest.update(json.dumps([path, value.shape, str(value.dtype)]).encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()

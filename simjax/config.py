@@ -120,6 +120,7 @@ class Teacher:
     source: str = ""  # a known name (porting/zoo.py), a URL, a file; it brings its network
     sha256: str = ""  # that the file must have; empty accepts, and records, what comes
     sampler: Sampler = field(default_factory=Sampler)
+    dtype: str = "float32"  # of its parameters while it is distilled; or "bfloat16"
     # The rest is for training one here.
     precondition: str = "edm"  # diffusion.precondition.PRECONDITIONS
     sigma_data: float = 0.5  # EDM table 1
@@ -197,6 +198,8 @@ class Config:
     accumulate: int = 1  # slices of a batch whose gradients are summed one after another
     steps_per_call: int = 1  # whole steps scanned inside one compiled call
     compute_dtype: str = "float32"  # inside the networks; or "bfloat16"
+    remat: str = "none"  # what a backward pass recomputes: also "dots", "blocks" (networks/unet.py)
+    fsdp: int = 8  # devices that states are split over, at most; our choice: those of one host
     data: Data = field(default_factory=Data)
     network: Network | None = None  # None: the one that comes with teacher.source
     dropout: float | None = None  # of whichever is being updated; None: the network's own
@@ -223,14 +226,19 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
         require_known(path, get_field(config, path), known)
     for path in ("steps", "batch", "accumulate", "steps_per_call", "log_every", "sample_every"):
         _require_positive(config, path)
-    for path in ("checkpoint_every", "keep_checkpoints", "teacher.batch", "evaluation.samples"):
+    for path in ("checkpoint_every", "keep_checkpoints", "fsdp", "evaluation.samples"):
         _require_positive(config, path)
     if config.evaluation.every % config.steps_per_call:
         raise ConfigError(
             f"evaluation.every = {config.evaluation.every} is not a multiple of steps_per_call = "
             f"{config.steps_per_call}."
         )
-    for path in ("generator.optim.lr", "fake_score.optim.lr", "generator.sigma_init"):
+    for path in (
+        "teacher.batch",
+        "generator.optim.lr",
+        "fake_score.optim.lr",
+        "generator.sigma_init",
+    ):
         _require_positive(config, path)
     if config.batch % config.accumulate:
         raise ConfigError(

@@ -19,10 +19,11 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from simjax import checkpoint, data, report, teacher
+from simjax import checkpoint, data, processes, report, teacher
 from simjax import config as c
 from simjax.evaluation import images
 from simjax.evaluation.judge import Judge, Row
+from simjax.porting import cache
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, images.")
 _REFERENCE = flags.DEFINE_string("reference", None, "Data, statistics (.npz), URL to compare with.")
@@ -62,6 +63,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
+    processes.reuse_compiled(cache.directory() / "compiled")
     source = epath.Path(_SOURCE.value).expanduser()
     is_run = (source / "config.json").exists()
     if is_run:
@@ -86,7 +88,7 @@ def _of_run(directory: epath.Path) -> dict[str, Any]:
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=None, say=print)
     generator, step = checkpoints.restore_tree("generator_ema", model.params)
     checkpoints.close()
-    result = _repeated(model.config, report.contestants(model, generator))
+    result = _repeated(model, report.contestants(model, generator))
     return result | {"step": step, "weights": "EMA"}
 
 
@@ -101,7 +103,7 @@ def _of_network(source: str) -> dict[str, Any]:
         contestants = [report.heun(model, _STEPS.value)]
     else:
         contestants = report.one_step(model, {f"{source}, one call": model.params})
-    return _repeated(model.config, contestants) | {"network": model.provenance}
+    return _repeated(model, contestants) | {"network": model.provenance}
 
 
 def _churning(numbers: list[str]) -> c.Sampler:
@@ -126,22 +128,22 @@ def _of_images(dataset: data.Dataset) -> dict[str, Any]:
     return report.result(rows, judging, _SEED.value)
 
 
-def _repeated(config: c.Config, contestants: list[report.Contestant]) -> dict[str, Any]:
+def _repeated(model: teacher.Model, contestants: list[report.Contestant]) -> dict[str, Any]:
     """One result, or the first with every seed's rows and, by metric, the smallest and the mean."""
-    judging = report.judge(config)
+    judging = report.judge(model.config)
     seeds = range(_SEED.value, _SEED.value + _REPEATS.value)
     if _SAVE.value:
-        _save(config, contestants[0], judging)
-    results = [report.make(config, contestants, judging, seed=seed) for seed in seeds]
+        _save(model, contestants[0], judging)
+    results = [report.make(model, contestants, judging, seed=seed) for seed in seeds]
     if len(results) == 1:
         return results[0]
     return report.summary(results)
 
 
-def _save(config: c.Config, contestant: report.Contestant, judging: Judge | None) -> None:
+def _save(model: teacher.Model, contestant: report.Contestant, judging: Judge | None) -> None:
     """Writes the images that the first row of the first seed measures."""
-    classes = report.asked(config, judging, config.evaluation.samples)
-    drawn = report.drawing(config, classes, _SEED.value)
+    classes = report.asked(model.config, judging, model.config.evaluation.samples)
+    drawn = report.drawing(model, classes, _SEED.value)
     batches = drawn.draw(contestant.sampler, contestant.params)
     if _SAVE.value.endswith(".npz"):
         images.write_npz(_SAVE.value, np.concatenate(list(batches)), classes)

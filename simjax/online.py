@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 from etils import epath
 
-from simjax import checkpoint, report
+from simjax import checkpoint, processes, report
 from simjax import config as c
 from simjax.evaluation.judge import HIGHER_IS_BETTER, Judge
 from simjax.monitor import Monitor
@@ -35,7 +36,7 @@ class Online:
             )
         classes = report.asked(self._config, judging, options.online_samples)
         self._classes = classes if self._config.network.label_dim else None
-        self._drawing = report.drawing(self._config, classes, seed=0)
+        self._drawing = report.drawing(model, classes, seed=0)
         self._sampler = report.one_step(model, {"generator": model.params})[0].sampler
 
     def measure(self, state: Any, step: int) -> None:
@@ -44,14 +45,17 @@ class Online:
         metrics, _ = self._judging.measure(batches, self._classes)
         self._monitor.measured(step, metrics)
         name = self._config.evaluation.best
-        if name and name not in metrics:
+        better = bool(name) and processes.is_first() and self._is_better(name, metrics)
+        if processes.from_first(np.int32(better)):
+            value = metrics.get(name)  # the first process has it
+            self._keep(state.generator_ema, {"step": step, "metric": name, "value": value})
+
+    def _is_better(self, name: str, metrics: dict[str, float]) -> bool:
+        if name not in metrics:
             raise c.ConfigError(
                 f"evaluation.best = {name!r} is not measured; known: {', '.join(metrics)}."
             )
-        if name and self._is_better(name, metrics[name]):
-            self._keep(state.generator_ema, {"step": step, "metric": name, "value": metrics[name]})
-
-    def _is_better(self, name: str, value: float) -> bool:
+        value = metrics[name]
         if not self._best.exists():
             return True
         best = checkpoint.load_provenance(self._best)["value"]
@@ -59,7 +63,10 @@ class Online:
 
     def _keep(self, generator: Params, found: dict[str, Any]) -> None:
         """Replaces best/; a kill in between leaves the old or the new one, or the new beside it."""
-        self._next.rmtree(missing_ok=True)
+        processes.by_first(lambda: self._next.rmtree(missing_ok=True), "room for the best")
         store_again(self._next, self._model, generator, found)
+        processes.by_first(self._replace_best, "the best is replaced")
+
+    def _replace_best(self) -> None:
         self._best.rmtree(missing_ok=True)
         self._next.rename(self._best)

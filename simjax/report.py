@@ -1,4 +1,7 @@
-"""The table that ends a run: every sampler measured the same way, and what it was made with."""
+"""The table that ends a run: every sampler measured the same way, and what it was made with.
+
+All processes draw the samples; the first one judges them.
+"""
 
 import dataclasses
 import json
@@ -12,7 +15,7 @@ import numpy as np
 from etils import epath
 
 import simjax
-from simjax import build, data
+from simjax import build, data, processes
 from simjax import config as c
 from simjax.data import conditions
 from simjax.evaluation import features, reference
@@ -36,13 +39,14 @@ class Contestant:
 
 def one_step(model: Model, params: Mapping[str, Params]) -> list[Contestant]:
     """One evaluation at sigma_init, with each of the named parameters."""
-    sampler = build.one_step_sampler(model.denoise, model.config.generator.sigma_init)
+    sampler = build.one_step_sampler(model.denoise, model.config.generator.sigma_init, model.mesh)
     return [Contestant(name, 1, sampler, value) for name, value in params.items()]
 
 
 def heun(teacher: Model, steps: int) -> Contestant:
     """The teacher itself, on EDM's ladder."""
-    sampler = build.teacher_sampler(teacher.denoise, teacher.config.teacher.sampler, steps)
+    options = teacher.config.teacher.sampler
+    sampler = build.teacher_sampler(teacher.denoise, options, steps, teacher.mesh)
     return Contestant("teacher, Heun", 2 * steps - 1, sampler, teacher.params)
 
 
@@ -56,6 +60,8 @@ def contestants(teacher: Model, generator: Params) -> list[Contestant]:
 def judge(config: c.Config, say: Callable[[str], None] = print) -> Judge | None:
     """Feature spaces and references of a config; None if there is nothing to compare with.
 
+    Of several processes only the first has any spaces.
+
     Raises:
       ConfigError: data, weights or statistics that are missing or do not fit.
     """
@@ -63,6 +69,8 @@ def judge(config: c.Config, say: Callable[[str], None] = print) -> Judge | None:
     source = options.reference or config.data.source
     if not source:
         return None
+    if not processes.is_first():
+        return Judge([], options.metrics)
     real = _real_images(config)
     build.check_evaluation(options)
     spaces = []
@@ -101,18 +109,20 @@ def asked(config: c.Config, judging: Judge | None, count: int) -> np.ndarray:
     if judging and config.network.label_dim:
         labels = (space.reference.labels for space in judging.spaces)
         classes = next((found for found in labels if found is not None), classes)
-    return classes[np.arange(count) % len(classes)]
+    return processes.from_first(classes[np.arange(count) % len(classes)].astype(np.int32))
 
 
-def drawing(config: c.Config, classes: np.ndarray, seed: int) -> Drawing:
+def drawing(model: Model, classes: np.ndarray, seed: int) -> Drawing:
     """The noise and labels of `classes`."""
+    config = model.config
     key = jax.random.fold_in(build.key(config, "evaluation"), seed)
     labels: Labels = conditions.one_hot(classes, config.network.label_dim)
-    return Drawing(key, labels, build.image_shape(config), config.evaluation.batch)
+    shape, batch = build.image_shape(config), config.evaluation.batch
+    return Drawing(key, labels, shape, batch, model.mesh)
 
 
 def measure(
-    config: c.Config,
+    model: Model,
     contestants: Sequence[Contestant],
     judging: Judge | None,
     *,
@@ -120,8 +130,9 @@ def measure(
     seed: int = 0,
 ) -> list[Row]:
     """A row for each contestant; without a judge a single batch is drawn, for its speed."""
+    config = model.config
     classes = asked(config, judging, samples if judging else config.evaluation.batch)
-    drawn = drawing(config, classes, seed)
+    drawn = drawing(model, classes, seed)
     conditional = classes if config.network.label_dim else None
     rows = []
     for contestant in contestants:
@@ -135,12 +146,12 @@ def measure(
 
 
 def make(
-    config: c.Config, contestants: Sequence[Contestant], judging: Judge | None, *, seed: int = 0
+    model: Model, contestants: Sequence[Contestant], judging: Judge | None, *, seed: int = 0
 ) -> dict[str, Any]:
     """Rows of every contestant and of real images, and all that they depend on."""
-    samples = config.evaluation.samples
-    rows = measure(config, contestants, judging, samples=samples, seed=seed)
-    rows += judging.floors(config.seed) if judging else []
+    samples = model.config.evaluation.samples
+    rows = measure(model, contestants, judging, samples=samples, seed=seed)
+    rows += judging.floors(model.config.seed) if judging else []
     return result(rows, judging, seed)
 
 
@@ -180,15 +191,18 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def finish(workdir: epath.Path, result: dict[str, Any]) -> None:
     """Writes report.json, which marks the run as finished, and prints its table."""
-    write_json(workdir / "report.json", result)
-    show(result)
+    if processes.is_first():
+        write_json(workdir / "report.json", result)
+        show(result)
 
 
 def print_finished(workdir: epath.Path) -> bool:
     """Prints the report of a finished run; False if there is none yet."""
     written = workdir / "report.json"
-    if not written.exists():
+    if not processes.from_first(np.int32(written.exists())):
         return False
+    if not processes.is_first():
+        return True
     print(f"{workdir} is finished; its report:\n")
     show(json.loads(written.read_text()))
     return True

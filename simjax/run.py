@@ -1,24 +1,27 @@
-"""What the program does in each mode. All of it resumes.
+"""What the program does in each mode. All of it resumes, on any number of processes and devices.
 
 A run directory holds config.json, metrics.jsonl, tensorboard/, samples/, teacher/ with its
 provenance, checkpoints/ and, once finished, report.json.
 """
 
 import json
+import secrets
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
 import simjax
-from simjax import build, checkpoint, report, sharding
+from simjax import build, checkpoint, processes, report, sharding
 from simjax import config as c
 from simjax.evaluation.judge import Judge
 from simjax.monitor import Monitor
 from simjax.online import Online
 from simjax.porting import port
-from simjax.teacher import Model, obtain, starting_generator
+from simjax.teacher import Model, as_frozen, obtain, starting_generator
 from simjax.train import loop
+from simjax.train.state import TrainState
 from simjax.typing import Params
 
 
@@ -32,16 +35,21 @@ def distill(config: c.Config, workdir: str) -> None:
     monitor = _monitor(directory)
     teacher = obtain(config, directory, monitor)
     judging = report.judge(teacher.config, monitor.say)  # missing data show here, not at the end
+    training = build.distillation(teacher.config, teacher.denoise, teacher.mesh)
     start = starting_generator(config, teacher, directory, monitor)
-    generator = _distilled(teacher, start, directory, judging, monitor)
+    state = training.init(teacher.params, start)
+    teacher = as_frozen(teacher)
+    generator = _distilled(training, state, teacher, directory, judging, monitor)
     monitor.say("evaluating")
-    result = report.make(teacher.config, report.contestants(teacher, generator), judging)
+    result = report.make(teacher, report.contestants(teacher, generator), judging)
     result |= {"generator_sha256": checkpoint.params_sha256(generator), "weights": "EMA"}
     report.finish(directory, result | {"teacher": teacher.provenance})
 
 
 def port_only(config: c.Config, workdir: str) -> None:
     """Fetches and ports teacher.source, and prints what it is; nothing is written but the cache."""
+    if not processes.is_first():
+        return
     c.require_source(config, "teacher.source")
     ported = port.port(config.teacher.source, sha256=config.teacher.sha256)
     print(port.report(ported))
@@ -51,22 +59,21 @@ MODES = {"distill": distill, "port": port_only}
 
 
 def claim(workdir: str, config: c.Config) -> epath.Path:
-    """The run directory, created, writable and of this config.
+    """The run directory, created, writable, of this config and seen by every process.
 
     Raises:
       ConfigError: it cannot be written, or another config's run lives there.
     """
     path = epath.Path(workdir).resolve()  # Orbax takes absolute paths only
-    current = json.loads(json.dumps(c.to_dict(config)))
+    current = _as_written(c.to_dict(config))
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if processes.is_first():
+            path.mkdir(parents=True, exist_ok=True)
+            if not (path / "config.json").exists():
+                report.write_json(path / "config.json", current)
+        _require_shared(path)
         saved = path / "config.json"
-        if not saved.exists():
-            report.write_json(saved, current)
-        written = json.loads(saved.read_text())
-        probe = path / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        written = c.to_dict(c.from_dict(json.loads(saved.read_text())))  # new fields: defaults
     except OSError as error:
         raise c.ConfigError(
             f"workdir {workdir} cannot be used: {error}; choose another with --workdir=DIR."
@@ -75,7 +82,7 @@ def claim(workdir: str, config: c.Config) -> epath.Path:
         raise c.ConfigError(
             f"{saved} is not valid JSON ({error}); choose another --workdir."
         ) from error
-    changed = c.differences(written, current)
+    changed = c.differences(_as_written(written), current)
     if changed:
         lines = "\n  ".join(changed)
         raise c.ConfigError(
@@ -85,36 +92,60 @@ def claim(workdir: str, config: c.Config) -> epath.Path:
     return path
 
 
+def _as_written(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values))
+
+
+def _require_shared(path: epath.Path) -> None:
+    """Writes a file in the run directory that every process must see."""
+    probe = path / ".writable"
+    token = int(processes.from_first(np.uint32(secrets.randbits(32))))
+    processes.by_first(lambda: probe.write_text(str(token)), "the directory is probed")
+    try:
+        seen = probe.read_text() == str(token)
+    except OSError:
+        seen = False
+    if not processes.all_true(seen):
+        raise c.ConfigError(
+            f"not every process sees workdir {path}: several hosts need a bucket (gs://...) or a "
+            "shared file system; choose one with --workdir=DIR."
+        )
+    processes.by_first(probe.unlink, "the probe is removed")
+
+
 def _monitor(directory: epath.Path) -> Monitor:
     monitor = Monitor(directory)
-    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s)"
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+    several = jax.process_count()
+    devices += f" of {several} processes" if several > 1 else ""
     monitor.say(f"simjax {simjax.__version__} in {directory}, {devices}")
     return monitor
 
 
 def _distilled(
+    training: build.Training,
+    state: TrainState,
     teacher: Model,
-    start: Params,
     directory: epath.Path,
     judging: Judge | None,
     monitor: Monitor,
 ) -> Params:
     """The generator's EMA after distillation; pictures of the same z, and metrics, on the way."""
-    config, mesh = teacher.config, sharding.make_mesh()
-    loss = config.loss
+    config, mesh, loss = teacher.config, teacher.mesh, teacher.config.loss
     monitor.say(
         f"{loss.name}{f', {loss.distance}' if loss.name == 'sim' else ''}: "
-        f"{build.count(teacher.params) / 1e6:.2f} M parameters, batch {config.batch}"
+        f"{build.count(teacher.params) / 1e6:.2f} M parameters, batch {config.batch}, "
+        + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     )
-    inputs = build.grid_inputs(config)
+    inputs = build.grid_inputs(config, mesh)
     many_steps = report.heun(teacher, config.evaluation.teacher_steps[0]).sampler
-    reference = np.asarray(many_steps(teacher.params, *inputs))
+    reference = sharding.to_host(many_steps(teacher.params, *inputs))
     monitor.picture("teacher", reference, columns=config.grid)
     level, contrast = reference.mean(), reference.std(axis=(1, 2, 3)).mean()
-    one_step = build.one_step_sampler(teacher.denoise, config.generator.sigma_init)
+    one_step = report.one_step(teacher, {"generator": state.generator_ema})[0].sampler
 
     def sample(state, step: int) -> None:
-        images = np.asarray(one_step(state.generator_ema, *inputs))
+        images = sharding.to_host(one_step(state.generator_ema, *inputs))
         monitor.picture(f"generator_{step:08d}", images, columns=config.grid)
 
     def annotate(scalars: dict[str, float]) -> dict[str, float]:
@@ -127,12 +158,11 @@ def _distilled(
     checkpoints = checkpoint.Checkpoints(
         directory / "checkpoints", keep=config.keep_checkpoints, say=monitor.say
     )
-    training = build.distillation(config, teacher.denoise, mesh)
     state = loop.run(
         training,
-        training.init(teacher.params, start),
-        jax.device_put(teacher.params, sharding.replicated(mesh)),
-        key=build.key(config, "distillation"),
+        state,
+        teacher.params,
+        key=build.key_on(config, "distillation", mesh),
         stage=loss.name,
         checkpoints=checkpoints,
         monitor=monitor,

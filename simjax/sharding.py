@@ -1,21 +1,44 @@
 """Where arrays live: one mesh with axes `data` and `fsdp`. The only file that names mesh axes.
 
-Batches are split over both axes. Parameters and optimizer states are whole on every device.
+Batches are split over both axes. Parameters, their EMA and optimizer states are split over `fsdp`
+by RULES, and gathered where a network uses them. The same program runs on one CPU and on a pod.
 """
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from simjax.typing import Any
+from simjax.typing import Params
 
 AXES = ("data", "fsdp")
 
+# Path of a leaf (names joined by /) -> how its LAST axes are split. The first match counts; an
+# axis that fsdp does not divide stays whole.
+RULES = (
+    (r"out_conv/kernel$", PartitionSpec("fsdp", None)),  # its outputs are image channels
+    (r"kernel$", PartitionSpec("fsdp")),  # output features
+    (r"", PartitionSpec()),  # biases, scales, counters: small, and a gather each
+)
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices along `data`, one along `fsdp`."""
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices of all processes; at most `fsdp` along that axis (the largest that divides)."""
     devices = jax.devices() if devices is None else devices
-    return Mesh(np.array(devices).reshape(-1, 1), AXES, axis_types=(AxisType.Auto,) * 2)
+    split = math.gcd(fsdp, len(devices))
+    shape = (len(devices) // split, split)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def local_mesh() -> Mesh:
+    """The devices of this process alone, along `data`."""
+    return make_mesh(devices=jax.local_devices())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -31,3 +54,68 @@ def batch_split(mesh: Mesh) -> NamedSharding:
 def split_batch(tree: Any, mesh: Mesh) -> Any:
     """Asks the compiler to split every array's leading axis over all devices."""
     return jax.lax.with_sharding_constraint(tree, batch_split(mesh))
+
+
+def gathered(params: Params, mesh: Mesh) -> Params:
+    """Asks the compiler for whole parameters where a network uses them, and no longer.
+
+    So are their gradients: summed over all devices, before each device updates its own part. Asked
+    for split gradients at once, the compiler (of 2026) cuts convolutions into hundreds of pieces.
+    """
+    return jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+
+def by_rules(tree: Any, mesh: Mesh) -> Any:
+    """The NamedSharding of every leaf (arrays or their shapes) of parameters or of a state."""
+    return jax.tree.map_with_path(functools.partial(_by_rules, mesh=mesh), tree)
+
+
+def _by_rules(path: Any, leaf: Any, *, mesh: Mesh) -> NamedSharding:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    rule = next(spec for pattern, spec in RULES if re.search(pattern, name))
+    axes = (None,) * (len(leaf.shape) - len(rule)) + tuple(rule)
+    fits = (
+        axis if axis and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, leaf.shape, strict=True)
+    )
+    return NamedSharding(mesh, PartitionSpec(*fits))
+
+
+def abstract(tree: Any, mesh: Mesh) -> Any:
+    """Shapes, types and shardings of parameters or of a state, without their values."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        by_rules(tree, mesh),
+    )
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process holds whole, split by the rules."""
+    return jax.tree.map(placed, tree, by_rules(tree, mesh))
+
+
+def place_whole(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process holds, whole on every device."""
+    return jax.tree.map(lambda leaf: placed(leaf, replicated(mesh)), tree)
+
+
+def placed(leaf: Any, where: NamedSharding) -> jax.Array:
+    """One array that every process holds whole, where it belongs."""
+    if isinstance(leaf, jax.Array) and leaf.sharding == where:
+        return leaf
+    if where.is_fully_addressable:
+        return jax.device_put(leaf, where)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+
+def to_host(tree: Any) -> Any:
+    """Whole numpy arrays, one leaf after another; every process must call it, and gets all."""
+    return jax.tree.map(_to_host, tree)
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))

@@ -1,26 +1,28 @@
 """A run's networks: ported from a published checkpoint or trained here, stored once, loaded.
 
 A run directory keeps what it started from (teacher/, and generator_start/ where the generator has
-a source of its own), with its provenance, and never asks for the source again.
+a source of its own), with its provenance, and never asks for the source again. The first process
+ports; every process reads what it stored, each device its own part.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 
 import simjax
-from simjax import build, checkpoint, sharding
+from simjax import build, checkpoint, processes, sharding
 from simjax import config as c
 from simjax.monitor import Monitor
-from simjax.networks.denoiser import as_denoise, with_params
+from simjax.networks.denoiser import Constants, as_denoise, constants_of, with_constants
 from simjax.porting import port, zoo
 from simjax.porting.maps.edm import Description
 from simjax.train import loop
@@ -34,9 +36,10 @@ class Model:
     """A denoiser with its parameters, and the run's config completed by what it is."""
 
     config: c.Config
+    mesh: Mesh  # that the parameters are split over
     denoise: Denoise
     params: Params
-    weights: Params  # params, and the network's fixed constants
+    constants: Constants  # of the network; never trained
     provenance: dict[str, Any]
 
 
@@ -45,9 +48,10 @@ def obtain(config: c.Config, workdir: epath.Path, monitor: Monitor) -> Model:
     stored = workdir / "teacher"
     if config.teacher.source:
         return from_source(config, config.teacher.source, stored, monitor, config.teacher.sha256)
-    if not stored.exists():
+    if not _is_stored(stored):
         _train(config, workdir, stored, monitor)
-    _training_directory(workdir).rmtree(missing_ok=True)  # a kill may have left it behind
+    if processes.is_first():
+        _training_directory(workdir).rmtree(missing_ok=True)  # a kill may have left it behind
     return load(config, stored)
 
 
@@ -70,10 +74,8 @@ def from_source(
     config: c.Config, source: str, stored: epath.Path, monitor: Monitor, sha256: str = ""
 ) -> Model:
     """The network of a known name, URL or file; ported once, then read from `stored`."""
-    if not stored.exists():
-        ported = port.port(source, sha256=sha256, say=monitor.say)
-        monitor.say(port.report(ported))
-        store(stored, ported.weights, ported.description, ported.provenance)
+    if not _is_stored(stored):
+        _port(source, stored, monitor, sha256)
     return load(config, stored)
 
 
@@ -81,9 +83,7 @@ def ported(config: c.Config, source: str, say: Callable[[str], None]) -> Model:
     """The network of a known name, URL or file, without a run directory."""
     found = port.port(source, say=say)
     config = c.complete(config, *found.description)
-    weights = jax.tree.map(jnp.asarray, found.weights)
-    denoise, params = build.denoiser(config, weights)
-    return Model(config, denoise, params, weights, found.provenance)
+    return _model(config, found.weights, found.provenance)
 
 
 def starting_generator(
@@ -112,17 +112,18 @@ def starting_generator(
 def store(
     directory: epath.Path, weights: Params, description: Description, provenance: dict[str, Any]
 ) -> None:
-    """Writes a network and all that is known of it."""
+    """Writes a network (numpy arrays) and all that is known of it; one process does it."""
     what = description._replace(network=c.describe(description.network))._asdict()
     note = provenance | {"description": what, "simjax": simjax.__version__}
-    checkpoint.save_teacher(directory, jax.tree.map(jnp.asarray, weights), note)
+    checkpoint.save_teacher(directory, weights, note)
 
 
 def store_again(directory: epath.Path, model: Model, params: Params, found: dict[str, Any]) -> None:
     """Writes other parameters of a model's network, with what is known of them."""
-    weights = with_params(model.weights, params)
+    weights = with_constants(sharding.to_host(params), model.constants)
     note = {"description": model.provenance["description"], "simjax": simjax.__version__}
-    checkpoint.save_teacher(directory, weights, note | found)
+    save = functools.partial(checkpoint.save_teacher, directory, weights, note | found)
+    processes.by_first(save, f"{directory} is stored")
 
 
 def load(config: c.Config, directory: epath.Path) -> Model:
@@ -134,9 +135,36 @@ def load(config: c.Config, directory: epath.Path) -> Model:
     provenance = checkpoint.load_provenance(directory)
     what = dict(provenance["description"])
     config = c.complete(config, **what | {"network": c.network_from(what["network"])})
-    weights = checkpoint.load_teacher(directory, build.weights_like(config))
+    like = sharding.abstract(build.weights_like(config), build.mesh(config))
+    return _model(config, checkpoint.load_teacher(directory, like), provenance)
+
+
+def as_frozen(model: Model) -> Model:
+    """The teacher as it is kept while it is distilled: its parameters in teacher.dtype."""
+    where = sharding.by_rules(model.params, model.mesh)
+    cast = jax.jit(functools.partial(build.frozen, model.config), out_shardings=where)
+    return dataclasses.replace(model, params=cast(model.params))
+
+
+def _model(config: c.Config, weights: Params, provenance: dict[str, Any]) -> Model:
+    mesh = build.mesh(config)
     denoise, params = build.denoiser(config, weights)
-    return Model(config, denoise, params, weights, provenance)
+    constants = constants_of(weights, params)
+    return Model(config, mesh, denoise, sharding.place(params, mesh), constants, provenance)
+
+
+def _is_stored(directory: epath.Path) -> bool:
+    """What the first process sees."""
+    return bool(processes.from_first(np.int32(directory.exists())))
+
+
+def _port(source: str, stored: epath.Path, monitor: Monitor, sha256: str) -> None:
+    def port_and_store() -> None:
+        ported = port.port(source, sha256=sha256, say=monitor.say)
+        monitor.say(port.report(ported))
+        store(stored, ported.weights, ported.description, ported.provenance)
+
+    processes.by_first(port_and_store, f"{stored} is stored")
 
 
 def _train(config: c.Config, workdir: epath.Path, stored: epath.Path, monitor: Monitor) -> None:
@@ -148,7 +176,7 @@ def _train(config: c.Config, workdir: epath.Path, stored: epath.Path, monitor: M
     config = c.complete(config, *description)
     module = build.module(config)
     denoise, start = as_denoise(module)
-    mesh = sharding.make_mesh()
+    mesh = build.mesh(config)
     training = build.pretraining(config, denoise, mesh)
     dataset = build.open_data(config)
     size = dataset.size * math.prod(dataset.shape)
@@ -161,9 +189,9 @@ def _train(config: c.Config, workdir: epath.Path, stored: epath.Path, monitor: M
     checkpoints = checkpoint.Checkpoints(_training_directory(workdir), keep=1, say=monitor.say)
     state = loop.run(
         training,
-        training.init(start),
-        jax.device_put((dataset.load(), labels), sharding.replicated(mesh)),
-        key=build.key(config, "pretraining"),
+        training.init(sharding.place(start, mesh)),
+        sharding.place_whole((dataset.load(), labels), mesh),
+        key=build.key_on(config, "pretraining", mesh),
         stage="teacher",
         checkpoints=checkpoints,
         monitor=monitor,
@@ -171,14 +199,16 @@ def _train(config: c.Config, workdir: epath.Path, stored: epath.Path, monitor: M
         checkpoint_every=config.checkpoint_every,
     )
     checkpoints.close()
-    weights = with_params(nnx.to_pure_dict(nnx.state(module)), state.ema)
+    constants = constants_of(nnx.to_pure_dict(nnx.state(module)), start)
+    weights = with_constants(sharding.to_host(state.ema), constants)
     provenance = {
         "source": f"trained on {dataset.name}, {config.teacher.steps} steps, EMA weights",
         "data_sha256": dataset.fingerprint(),
         "seed": config.seed,
         "seconds": time.monotonic() - begun,
     }
-    store(stored, weights, description, provenance)
+    save = functools.partial(store, stored, weights, description, provenance)
+    processes.by_first(save, f"{stored} is stored")
 
 
 def _training_directory(workdir: epath.Path) -> epath.Path:
@@ -186,11 +216,4 @@ def _training_directory(workdir: epath.Path) -> epath.Path:
 
 
 def _same_constants(one: Model, other: Model) -> bool:
-    def constants(model: Model) -> dict[str, Any]:
-        trained = {jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(model.params)}
-        every = ((jax.tree_util.keystr(p), x) for p, x in jax.tree.leaves_with_path(model.weights))
-        return {path: leaf for path, leaf in every if path not in trained}
-
-    return all(
-        jnp.array_equal(leaf, constants(other)[path]) for path, leaf in constants(one).items()
-    )
+    return all(np.array_equal(leaf, other.constants[path]) for path, leaf in one.constants.items())

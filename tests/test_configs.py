@@ -51,7 +51,7 @@ def parameters(options: config.Config) -> int:
 
 def abstract_steps(options: config.Config):
     """Shapes of parameters, state and metrics around one distillation call; nothing is computed."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     options = teacher.plan(options)
 
     def whole():

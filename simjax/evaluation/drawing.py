@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from simjax import sharding
+from simjax import processes, sharding
 from simjax.config import ConfigError
 from simjax.monitor import to_uint8
 from simjax.typing import Array, Images, Key, Labels, Params
@@ -21,16 +22,22 @@ class Drawing:
       labels: of every sample.
       shape: of one image.
       batch: samples at a time, rounded up to the devices, over which each batch is split.
+      mesh: those devices.
     """
 
-    def __init__(self, key: Key, labels: Labels, shape: tuple[int, int, int], batch: int):
-        self.labels = labels
-        self._mesh = sharding.make_mesh()
+    def __init__(
+        self, key: Key, labels: Labels, shape: tuple[int, int, int], batch: int, mesh: Mesh
+    ):
+        self.labels = np.asarray(labels)
+        self._mesh = mesh
         self.batch = -(-batch // self._mesh.size) * self._mesh.size
         self.seconds = 0.0  # that the last sampler took, without compilation
         self._programs: dict[Callable, Callable] = {}
 
+        key_data = np.asarray(jax.random.key_data(key))  # of no device
+
         def noise(index: Array) -> tuple[Images, Array]:
+            key = jax.random.wrap_key_data(key_data)
             keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(index)
             return jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 0]), keys[:, 1]
 
@@ -39,23 +46,24 @@ class Drawing:
     def draw(
         self, sampler: Callable[[Params, Array, Labels, Array], Images], params: Params
     ) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-        """Batches of samples of (params, z, labels, keys), rounded to uint8.
+        """Batches of samples of (params, z, labels, keys), rounded to uint8; on every process.
 
         Raises:
+          Preempted: SIGTERM has come.
           ConfigError: samples that are not finite.
         """
         count = len(self.labels)
         index = np.arange(-(-count // self.batch) * self.batch) % count  # one compiled shape
         parts = index.reshape(-1, self.batch)
-        params = jax.device_put(params, sharding.replicated(self._mesh))
         if sampler not in self._programs:
             lowered = jax.jit(sampler).lower(params, *self._inputs(parts[0]))
             self._programs[sampler] = lowered.compile()
         program = self._programs[sampler]
         self.seconds = 0.0
         for number, part in enumerate(parts):
+            processes.stop_if_asked("while samples were drawn")
             begun = time.monotonic()
-            images = np.asarray(program(params, *self._inputs(part)))
+            images = sharding.to_host(program(params, *self._inputs(part)))
             self.seconds += time.monotonic() - begun
             images = images[: count - number * self.batch]
             if not np.isfinite(images).all():
@@ -67,5 +75,5 @@ class Drawing:
 
     def _inputs(self, part: np.ndarray) -> tuple[Images, Labels, Array]:
         z, noise_keys = self._noise(part)
-        labels = jax.device_put(self.labels[part], sharding.batch_split(self._mesh))
+        labels = sharding.placed(self.labels[part], sharding.batch_split(self._mesh))
         return z, labels, noise_keys

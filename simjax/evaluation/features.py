@@ -171,8 +171,8 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
 def batched(
     forward: Callable[[Params, Array], Extracted], params: Params, batch: int
 ) -> Callable[[UInt8[np.ndarray, "n h w c"]], Extracted]:
-    """Extractor.extract out of a function of one batch: padded, and split over all devices."""
-    mesh = sharding.make_mesh()
+    """Extractor.extract out of a function of one batch: padded, split over local devices."""
+    mesh = sharding.local_mesh()
     batch = -(-batch // mesh.size) * mesh.size
     params = jax.device_put(params, sharding.replicated(mesh))
     program = jax.jit(forward, out_shardings=sharding.replicated(mesh))

@@ -49,7 +49,7 @@ def precision_recall(
             f"{len(real)} real and {len(generated)} generated images: precision and recall with "
             f"k = {k} need at least k + 1 of each, and k >= 1."
         )
-    mesh = sharding.make_mesh(jax.local_devices()) if mesh is None else mesh
+    mesh = sharding.local_mesh() if mesh is None else mesh
     centre = real.mean(0, dtype=np.float64).astype(np.float32)  # smaller numbers round less
     real, generated = ((rows - centre).astype(np.float32) for rows in (real, generated))
     real_radius = _squared_radii(real, k, mesh)

@@ -71,7 +71,7 @@ def add(
     if not 0 <= count <= len(features):
         raise ConfigError(f"count = {count} for a batch of {len(features)} rows.")
     _require_width("a batch of features", features.shape[1], "those before it", len(stats.mean))
-    mesh = sharding.make_mesh(jax.local_devices()) if mesh is None else mesh
+    mesh = sharding.local_mesh() if mesh is None else mesh
     step = ROWS * mesh.size
     for start in range(0, count, step):
         used = min(step, count - start)

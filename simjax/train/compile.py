@@ -31,7 +31,9 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
         )
         return state, jax.tree.map(lambda m: m.mean(0), metrics)
 
-    whole = sharding.replicated(mesh)
-    return jax.jit(
-        call, donate_argnums=0, in_shardings=(whole, whole, whole), out_shardings=(whole, whole)
-    )
+    def split(state, constants, run_key):
+        state, metrics = call(state, constants, run_key)
+        where = sharding.by_rules(state, mesh)
+        return jax.lax.with_sharding_constraint(state, where), metrics
+
+    return jax.jit(split, donate_argnums=0)

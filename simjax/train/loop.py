@@ -1,4 +1,7 @@
-"""The training loop of both stages: call, log, sample, save; resume where the last save was."""
+"""The training loop of both stages: call, log, sample, save; resume where the last save was.
+
+SIGTERM saves at once and ends the program with exit status 0, on all processes at the same step.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from simjax import processes
 from simjax.build import Training
 from simjax.checkpoint import Checkpoints
 from simjax.monitor import Monitor
@@ -61,7 +65,8 @@ def run(
         _act(hooks, state, step, last=False)
     window = []
     while step < training.steps:
-        state, metrics = training.call(state, constants, key)
+        with jax.transfer_guard("disallow"):  # no copy between host and device goes unseen
+            state, metrics = training.call(state, constants, key)
         step += training.steps_per_call
         window.append(metrics)
         monitor.advance(step)
@@ -70,8 +75,13 @@ def run(
             monitor.scalars(step, annotate(health.summarize(_mean(jax.device_get(window)))))
             window = []
         _act(hooks, state, step, last)
-        if step % checkpoint_every == 0 or last:
+        asked_to_stop = processes.asked_to_stop()
+        if step % checkpoint_every == 0 or last or asked_to_stop:
             checkpoints.save(state)
+        if asked_to_stop:
+            checkpoints.close()
+            monitor.end()
+            processes.stop(f"at step {step} of {training.steps} ({stage}), which is saved")
     monitor.end()
     checkpoints.wait()
     return state

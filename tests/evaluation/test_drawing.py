@@ -1,20 +1,21 @@
 """Samples to be measured: reproducible, compiled once, rounded, refused when not finite."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
 
+from simjax import sharding
 from simjax.config import ConfigError
 from simjax.evaluation.drawing import Drawing
 from simjax.monitor import to_uint8
+from tests import subprocesses
 
 
-def draw(sampler, params=None, *, count=7, batch=3, shape=(2, 2, 1)) -> list[np.ndarray]:
-    drawing = Drawing(jax.random.key(0), np.zeros((count, 0), np.float32), shape, batch)
+def draw(
+    sampler, params=None, *, count=7, batch=3, shape=(2, 2, 1), devices=None
+) -> list[np.ndarray]:
+    mesh = sharding.make_mesh(devices=devices)
+    drawing = Drawing(jax.random.key(0), np.zeros((count, 0), np.float32), shape, batch, mesh)
     return list(drawing.draw(sampler, params))
 
 
@@ -46,7 +47,7 @@ def test_samplers_that_differ_in_parameters_share_a_program():
         traced.append(1)
         return params + 0 * z
 
-    drawing = Drawing(jax.random.key(0), np.zeros((4, 0), np.float32), (2, 2, 1), 2)
+    drawing = Drawing(jax.random.key(0), np.zeros((4, 0)), (2, 2, 1), 2, sharding.make_mesh())
     for level in (-1.0, 0.5):
         for part in drawing.draw(sampler, np.float32(level)):
             np.testing.assert_array_equal(part, to_uint8(np.full((2, 2, 2, 1), level)))
@@ -65,22 +66,15 @@ def test_samples_that_are_not_finite_are_refused():
 def test_eight_devices_equal_one():
     program = (
         "import jax, numpy as np\n"
-        "from simjax.evaluation import drawing\n"
         "from tests.evaluation import test_drawing as t\n"
         "split = np.concatenate(t.draw(t.scaled, np.float32(0.3), batch=3))\n"
         "assert jax.device_count() == 8\n"
-        "one = drawing.sharding.make_mesh(jax.devices()[:1])\n"
-        "drawing.sharding.make_mesh = lambda: one\n"
-        "whole = np.concatenate(t.draw(t.scaled, np.float32(0.3), batch=3))\n"
+        "one = t.draw(t.scaled, np.float32(0.3), batch=3, devices=jax.devices()[:1])\n"
+        "whole = np.concatenate(one)\n"
         "np.testing.assert_array_equal(split, whole)\n"
         "print(len(split))"
     )
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
-    )
-    assert done.stdout == "7\n", done.stderr
+    assert subprocesses.on_devices(8, program) == "7\n"
 
 
 def scaled(params, z, labels, keys):

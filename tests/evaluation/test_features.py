@@ -1,9 +1,6 @@
 """Feature spaces: any number of images on any devices, and what each space says about itself."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +14,7 @@ from simjax.evaluation import features
 from simjax.evaluation import images as image_files
 from simjax.evaluation.features import Extracted
 from simjax.porting.maps.inception import Weights
-
-EIGHT = "--xla_force_host_platform_device_count=8"
+from tests import subprocesses
 
 
 @pytest.fixture(autouse=True)
@@ -118,12 +114,7 @@ def test_eight_devices_equal_one():
         "t.assert_eight_devices_agree()\n"
         "print('equal')"
     )
-    flags = f"{os.environ['XLA_FLAGS']} {EIGHT}"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
-    )
-    assert done.stdout == "equal\n", done.stderr
+    assert subprocesses.on_devices(8, program) == "equal\n"
 
 
 class Bomb:

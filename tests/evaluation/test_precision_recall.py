@@ -1,9 +1,5 @@
 """Precision and recall of rows on lines; blocks, devices, ties."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -12,8 +8,7 @@ from simjax import sharding
 from simjax.config import ConfigError
 from simjax.evaluation import precision_recall as module
 from simjax.evaluation.precision_recall import precision_recall
-
-EIGHT = "--xla_force_host_platform_device_count=8"
+from tests import subprocesses
 
 
 def by_definition(real: np.ndarray, generated: np.ndarray, k: int) -> tuple[float, float]:
@@ -82,7 +77,7 @@ def assert_devices_agree():
     sets = random_sets()
     assert len(jax.devices()) == 8
     for devices in (1, 8):
-        mesh = sharding.make_mesh(jax.devices()[:devices])
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
         assert precision_recall(*sets, mesh=mesh) == by_definition(*sets, 3)
     assert precision_recall(*sets) == by_definition(*sets, 3)
 
@@ -93,12 +88,7 @@ def test_eight_devices_equal_one():
         "t.assert_devices_agree()\n"
         "print('equal')"
     )
-    flags = f"{os.environ['XLA_FLAGS']} {EIGHT}"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
-    )
-    assert done.stdout == "equal\n", done.stderr
+    assert subprocesses.on_devices(8, program) == "equal\n"
 
 
 def test_refusals():

@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 import pickle
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -14,9 +11,9 @@ import pytest
 from simjax import sharding
 from simjax.config import ConfigError
 from simjax.evaluation import frechet, statistics
+from tests import subprocesses
 
 TOLERANCE = 1e-6  # relative to the largest entry
-EIGHT = "--xla_force_host_platform_device_count=8"
 
 
 def features(count: int = 1003, dim: int = 24) -> np.ndarray:
@@ -27,7 +24,7 @@ def features(count: int = 1003, dim: int = 24) -> np.ndarray:
 
 
 def streamed(rows: np.ndarray, batch: int, devices: int = 1) -> statistics.Statistics:
-    mesh = sharding.make_mesh(jax.devices()[:devices])
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     stats = statistics.empty(rows.shape[1])
     for start in range(0, len(rows), batch):
         stats = statistics.add(stats, rows[start : start + batch], mesh=mesh)
@@ -74,12 +71,7 @@ def test_eight_devices_equal_one():
         "t.assert_devices_agree()\n"
         "print('equal')"
     )
-    flags = f"{os.environ['XLA_FLAGS']} {EIGHT}"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
-    )
-    assert done.stdout == "equal\n", done.stderr
+    assert subprocesses.on_devices(8, program) == "equal\n"
 
 
 def test_padding_is_not_counted_whatever_it_holds():

@@ -28,7 +28,7 @@ def test_one_step_costs_eleven_forwards(loss):
         loss=config.Loss(name=loss),
     )
     denoise, params = as_denoise(build.module(options))
-    training = build.distillation(options, denoise, sharding.make_mesh(jax.devices()[:1]))
+    training = build.distillation(options, denoise, sharding.make_mesh(devices=jax.devices()[:1]))
     step = flops(training.call, training.init(params, params), params, jax.random.key(0))
     xt, sigma, labels = jnp.zeros((8, 8, 8, 1)), jnp.ones(8), jnp.zeros((8, 10))
     forward = flops(denoise, params, xt, sigma, labels)

@@ -1,0 +1,140 @@
+"""A run of two processes, stopped at random moments, loses nothing and ends as if it never was.
+
+SIGTERM to one or both: all save the same step and exit with 0. SIGKILL of one or both: the survivor
+ends by itself, with another status, and nothing before the last checkpoint is lost.
+"""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import subprocesses
+from tests.test_main import DIGITS, TINY
+
+pytestmark = pytest.mark.several_processes
+
+MOMENTS = 10
+STEPS = 200
+EVERY = 20  # steps between checkpoints
+FLAGS = [
+    *TINY,
+    f"--config.steps={STEPS}",
+    f"--config.checkpoint_every={EVERY}",
+    "--config.sample_every=100",
+    "--config.teacher.steps=40",
+    "--config.evaluation.features=('pixels',)",
+]
+GRACE = 60  # seconds that a process may take to end; a pod's is 30, two cores compile more slowly
+
+
+class Run:
+    """One start of the two processes."""
+
+    def __init__(self, workdir: Path):
+        command = ["-m", "simjax.main", f"--config={DIGITS}", f"--workdir={workdir}", *FLAGS]
+        self.processes = subprocesses.start(command, processes=2, devices=1)
+        self.outputs: list[list[str]] = [[], []]
+        self._readers = [
+            threading.Thread(target=self._read, args=pair, daemon=True)
+            for pair in zip(self.processes, self.outputs, strict=True)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, process: subprocess.Popen, lines: list[str]) -> None:
+        lines.extend(iter(process.stdout.readline, ""))
+
+    def wait_for(self, pattern: str) -> None:
+        """Until the first process has said so, or has ended."""
+        while self.processes[0].poll() is None and not re.search(pattern, self.said()):
+            time.sleep(0.02)
+
+    def said(self) -> str:
+        return "".join(self.outputs[0])
+
+    def codes(self) -> list[int]:
+        """Exit statuses; fails when a process does not end."""
+        deadline = time.monotonic() + GRACE
+        codes = [p.wait(max(deadline - time.monotonic(), 1)) for p in self.processes]
+        for reader in self._readers:
+            reader.join()
+        return codes
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    run = Run(workdir)
+    assert [p.wait(600) for p in run.processes] == [0, 0], run.said()
+    return workdir
+
+
+def last_checkpoint(workdir: Path) -> int:
+    steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+    return max(steps, default=0)
+
+
+def last_logged(workdir: Path) -> int:
+    if not (workdir / "metrics.jsonl").exists():
+        return 0
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return max((e["step"] for e in map(json.loads, lines) if e["stage"] == "sim"), default=0)
+
+
+def stop(run: Run, workdir: Path, number: int, whom: list[subprocess.Popen]) -> None:
+    """Sends the signal and looks at how the run ends."""
+    for process in whom:
+        process.send_signal(number)
+    try:
+        codes = run.codes()
+    except subprocess.TimeoutExpired:
+        run.end()
+        pytest.fail(f"hangs after signal {number} to {len(whom)}: {run.outputs}")
+    finished = (workdir / "report.json").exists()
+    if number == signal.SIGTERM:
+        assert codes == [0, 0], run.outputs
+        found = re.search(r"stopped by SIGTERM at step (\d+) of \d+ \(sim\)", run.said())
+        assert found or finished or "stopped by SIGTERM" in run.said(), run.said()
+        if found:  # nothing at all is lost
+            assert int(found[1]) == last_checkpoint(workdir) >= last_logged(workdir)
+    elif not finished:
+        assert all(code != 0 for code in codes), (codes, run.outputs)
+    assert last_checkpoint(workdir) >= last_logged(workdir) - EVERY
+
+
+def test_stopped_at_random_moments_it_ends_equal(uninterrupted, tmp_path):
+    draw = random.Random(0)
+    workdir = tmp_path / "run"
+    stages = ["simjax .* processes", "teacher 2/", "sim, pseudo_huber"]
+    stages += [f"sim {step}/" for step in (10, 20, 50, 90, 130, 170)] + ["evaluating"]
+    seen = []
+    for moment in range(MOMENTS):
+        run = Run(workdir)
+        run.wait_for(stages[moment])
+        time.sleep(draw.uniform(0, 0.5))
+        number = signal.SIGTERM if moment % 2 == 0 else signal.SIGKILL
+        whom = draw.choice([run.processes, run.processes[:1], run.processes[1:]])
+        before = last_checkpoint(workdir)
+        stop(run, workdir, number, whom)
+        assert last_checkpoint(workdir) >= before
+        resumed = re.search(r"sim: continuing from step (\d+)", run.said())
+        assert not resumed or int(resumed[1]) == before
+        seen.append((number.name, len(whom), last_checkpoint(workdir)))
+    last = Run(workdir)
+    assert [p.wait(600) for p in last.processes] == [0, 0], last.outputs
+    ours, theirs = (
+        json.loads((path / "report.json").read_text()) for path in (workdir, uninterrupted)
+    )
+    assert ours["generator_sha256"] == theirs["generator_sha256"], seen
+    assert [r["metrics"] for r in ours["rows"]] == [r["metrics"] for r in theirs["rows"]]

@@ -1,0 +1,90 @@
+"""The loop itself, with steps that only count: SIGTERM saves, hidden copies are errors."""
+
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from simjax import build, checkpoint, processes, sharding
+from simjax.monitor import Monitor
+from simjax.train import loop
+from simjax.train.compile import compile_steps
+
+
+@struct.dataclass
+class Count:
+    step: jax.Array
+    tree: dict[str, jax.Array]
+
+
+def count(state: Count, constants, key) -> tuple[Count, dict]:
+    total = state.tree["total"] + constants
+    return Count(state.step + 1, {"total": total}), {"count/loss": total}
+
+
+def run(directory, steps=6, constants=None, hooks=()) -> Count:
+    mesh = sharding.make_mesh()
+    start = Count(np.int32(0), {"total": np.float32(0)})
+    training = build.Training(
+        call=compile_steps(count, mesh=mesh, steps_per_call=1),
+        init=Count,
+        mesh=mesh,
+        steps=steps,
+        steps_per_call=1,
+        batch=1,
+    )
+    checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=2, say=print)
+    try:
+        return loop.run(
+            training,
+            sharding.place(start, mesh),
+            jnp.float32(1) if constants is None else constants,
+            key=jax.random.key(0),
+            stage="counting",
+            checkpoints=checkpoints,
+            monitor=Monitor(directory),
+            log_every=2,
+            checkpoint_every=5,
+            hooks=hooks,
+        )
+    finally:
+        checkpoints.close()
+
+
+def test_a_hidden_copy_to_the_device_is_an_error(tmp_path):
+    with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
+        run(tmp_path, constants=np.float32(1))
+
+
+@pytest.fixture
+def listening():
+    before = signal.getsignal(signal.SIGTERM)
+    processes.listen()
+    yield
+    signal.signal(signal.SIGTERM, before)
+    processes._signalled = False
+
+
+def test_sigterm_saves_at_once_and_exits_with_0(listening, tmp_path, capsys):
+    def terminate(state, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, hooks=[loop.Hook(1, terminate)])
+    assert stopped.value.code == 0
+    assert "stopped by SIGTERM at step 3 of 6 (counting), which is saved" in capsys.readouterr().out
+    processes._signalled = False
+    finished = run(tmp_path)
+    assert "continuing from step 3" in capsys.readouterr().out
+    assert (int(finished.step), float(finished.tree["total"])) == (6, 6.0)
+
+
+def test_a_second_sigterm_ends_the_program(listening):
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert processes.asked_to_stop()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
