@@ -103,13 +103,14 @@ class Checkpoints:
         trees, reason = None, "another process could not read it"
         try:
             note = _restore(self.directory / str(step), note=ocp.args.JsonRestore()).note
+            expected = note["checksums"]
             trees = _restore_arrays(self.directory / str(step), like)
         except Exception as error:  # damage shows in many ways
             reason = (str(error).splitlines() or [type(error).__name__])[0]
         if not processes.all_true(trees is not None):
             return None, reason
         for name, value in _checksums(trees).items():
-            if int(value) != note["checksums"][name]:
+            if int(value) != expected[name]:
                 return None, f"the checksum of {name} does not match"
         return trees, ""
 
@@ -165,7 +166,7 @@ def load_teacher(directory: epath.Path, like: Params) -> Params:
     Raises:
       ConfigError: they cannot be read, or are not those that were stored.
     """
-    expected = load_provenance(directory)["checksum"]
+    expected = load_provenance(directory).get("checksum")
     try:
         params = _restore_arrays(directory, {"params": like})
     except Exception as error:

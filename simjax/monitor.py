@@ -1,6 +1,12 @@
-"""What a run shows: metrics.jsonl, TensorBoard, a progress line, pictures. Process 0 only."""
+"""What a run shows: metrics.jsonl, TensorBoard, a progress line, pictures. Process 0 only.
+
+An object of a bucket (gs://...) cannot grow: to add to it is to write it anew, whole. There, lines
+of metrics are kept back until `flush`, which the loop calls before every checkpoint: a run that is
+killed goes on from one, and would forget what came after it.
+"""
 
 import datetime
+import io
 import json
 import os
 import sys
@@ -17,6 +23,13 @@ from simjax.typing import Float
 
 TILE = 64  # pixels that a small image is enlarged to
 FRAME, FRAME_GREY = 4, 64  # pixels around every tile, and their level
+EVENTS_MILLISECONDS = 60_000  # between TensorBoard's writes, of the whole file in a bucket
+EVENTS_QUEUE = 10**6  # values kept until then: no limit in practice. Both are our choice
+
+# TensorFlow only writes files, event files here and any in a bucket through epath: its start-up
+# messages concern nobody. It reads this when it is imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 class Monitor:
@@ -30,6 +43,8 @@ class Monitor:
         if self.active:
             (self.workdir / "samples").mkdir(parents=True, exist_ok=True)
             self._metrics = self.workdir / "metrics.jsonl"
+            self._is_remote = "://" in str(self.workdir)
+            self._pending: list[str] = []
             self._open_tensorboard()
 
     def say(self, text: str) -> None:
@@ -82,13 +97,21 @@ class Monitor:
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.say(f"{self._stage} {step}/{self._steps}  {text}")
 
+    def flush(self) -> None:
+        """Writes what is kept back."""
+        if not self.active:
+            return
+        if self._pending:
+            self._write_pending()
+        if self._summary is not None:
+            self._summary.flush()
+
     def end(self) -> None:
-        """Closes the live line and what is buffered."""
+        """Closes the live line and writes what is kept back."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if self._summary is not None:
-            self._summary.flush()
+        self.flush()
 
     def picture(self, name: str, images: Float[np.ndarray, "n h w c"], *, columns: int) -> None:
         """Writes samples/<name>.png, a grid of images in [-1, 1]."""
@@ -101,27 +124,37 @@ class Monitor:
             return
         rows = []
         for source in sources:
-            picture = np.asarray(Image.open(self.workdir / "samples" / f"{source}.png"))
+            written = (self.workdir / "samples" / f"{source}.png").read_bytes()
+            picture = np.asarray(Image.open(io.BytesIO(written)))
             rows.append(picture[: picture.shape[0] // tile_rows])
         write_png(self.workdir / "samples" / f"{name}.png", np.concatenate(rows))
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         line = {"stage": self._stage, "step": step} | values
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._pending.append(json.dumps(line) + "\n")
+        if not self._is_remote:
+            self._write_pending()
         if self._summary is not None:
-            self._summary.write_scalars(step, {f"{self._stage}/{k}": v for k, v in values.items()})
+            self._summary.set_as_default(
+                step
+            )  # the context of as_default writes the file at its end
+            for name, value in values.items():
+                self._scalar(f"{self._stage}/{name}", value)
+
+    def _write_pending(self) -> None:
+        with self._metrics.open("a") as file:
+            file.write("".join(self._pending))
+        self._pending = []
 
     def _open_tensorboard(self) -> None:
-        # TensorFlow only writes event files here: its start-up messages concern nobody.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         try:
-            from clu import metric_writers  # imports TensorFlow, which nothing else here needs
-
-            self._summary = metric_writers.SummaryWriter(str(self.workdir / "tensorboard"))
+            import tensorflow as tf
         except ImportError as error:
             self.say(f"TensorBoard is off: {error}.")
+            return
+        directory, often = str(self.workdir / "tensorboard"), EVENTS_MILLISECONDS
+        self._summary = tf.summary.create_file_writer(directory, EVENTS_QUEUE, often)
+        self._scalar = tf.summary.scalar
 
     def _forget_after(self, step: int) -> None:
         if not self._metrics.exists():
@@ -162,5 +195,6 @@ def write_png(path: epath.Path, picture: np.ndarray) -> None:
     """Writes a uint8 picture (height, width, 1 or 3)."""
     if picture.ndim == 3 and picture.shape[-1] == 1:
         picture = picture[..., 0]
-    with epath.Path(path).open("wb") as file:
-        Image.fromarray(picture).save(file, format="png")
+    written = io.BytesIO()  # the file's own object would write a bucket's at every flush
+    Image.fromarray(picture).save(written, format="png")
+    epath.Path(path).write_bytes(written.getvalue())

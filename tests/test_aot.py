@@ -321,3 +321,9 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
 def test_a_wrong_flag_gets_one_message(flag, message):
     command = [sys.executable, "-m", "simjax.aot", f"--config={DIRECTORY / 'digits.py'}", flag]
     assert message in refused_command(subprocess.run(command, capture_output=True, text=True))
+
+
+def test_the_readme_has_the_table_of_the_kept_results():
+    root = DIRECTORY.parent
+    made = footprint.table(footprint.read(root / "launch" / "aot"))
+    assert made in (root / "README.md").read_text()

@@ -149,9 +149,10 @@ def test_the_teacher_keeps_its_provenance_and_refuses_damage(tmp_path):
 
 def test_a_teacher_whose_numbers_changed_is_refused(tmp_path, monkeypatch):
     params = make(3).generator
-    checkpoint.save_teacher(tmp_path / "teacher", params, {"source": "a test"})
-    monkeypatch.setattr(checkpoint, "params_sha256", lambda params: "another")
-    with pytest.raises(config.ConfigError, match="sha256 another, expected"):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_checksums", lambda trees: {"params": 7})
+        checkpoint.save_teacher(tmp_path / "teacher", params, {"source": "a test"})
+    with pytest.raises(config.ConfigError, match=r"its checksum is \d+, expected 7; delete"):
         checkpoint.load_teacher(tmp_path / "teacher", params)
 
 

@@ -1,6 +1,7 @@
 """Results do not depend on the number of devices, on accumulation, or on steps per call."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -45,6 +46,9 @@ def few_steps(settings: config.Config, mesh: Mesh, steps: int = STEPS) -> dict[s
     for _ in range(steps // settings.steps_per_call):
         state, metrics = training.call(state, params, build.key_on(settings, "distillation", mesh))
         seen.append(metrics)
+    where = sharding.by_rules(state, mesh)
+    kept = jax.tree.map(lambda x, w: x.sharding.is_equivalent_to(w, x.ndim), state, where)
+    assert all(jax.tree.leaves(kept))  # split as it began
     leaves = jax.tree.leaves_with_path(sharding.to_host((state, seen)))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
@@ -114,6 +118,17 @@ if processes.is_first():
     np.savez("{file}", **found)
 print(jax.device_count(), "devices")
 """
+
+
+def test_the_call_takes_a_bf16_teacher_and_keeps_everything_else_in_float32():
+    settings = options(teacher=config.Teacher(dtype="bfloat16"), compute_dtype="bfloat16")
+    denoise, params = as_denoise(build.module(settings))
+    training = build.distillation(settings, denoise, sharding.make_mesh())
+    state, teacher, key = build.arguments_like(settings, training, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(teacher)} == {jnp.dtype("bfloat16")}
+    after, _ = jax.eval_shape(training.call, state, teacher, key)
+    assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+    assert {str(x.dtype) for x in jax.tree.leaves(after)} == {"float32", "int32"}
 
 
 def test_states_are_split_over_fsdp():

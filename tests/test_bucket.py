@@ -1,0 +1,198 @@
+"""A run in a bucket: killed, damaged, continued, finished, shown again; and one that is refused."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import fake_gcs
+from tests.test_main import command, refused
+
+WORKDIR = f"gs://{fake_gcs.BUCKET}/runs/x"
+FLAGS = [  # nothing is learnt, and little is compiled
+    "--config.network.channels=4",
+    "--config.network.channel_mult=(1,)",
+    "--config.network.attention_resolutions=()",
+    "--config.steps=8",
+    "--config.batch=8",
+    "--config.teacher.steps=2",
+    "--config.teacher.batch=8",
+    "--config.log_every=1",
+    "--config.sample_every=4",
+    "--config.checkpoint_every=2",
+    "--config.evaluation.features=('pixels',)",
+    "--config.evaluation.samples=50",
+    "--config.evaluation.batch=50",
+    "--config.evaluation.teacher_steps=(2,)",
+    "--config.evaluation.every=4",
+    "--config.evaluation.online_samples=50",
+    "--config.evaluation.best=pixels/frechet",
+]
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    with fake_gcs.serve(tmp_path_factory.mktemp("bucket")) as bucket:
+        yield bucket
+
+
+@pytest.fixture(scope="module")
+def environment(bucket, tmp_path_factory) -> dict[str, str]:
+    """Leads to the bucket, and lets the second run and those after it take what is compiled."""
+    compiled = str(tmp_path_factory.mktemp("compiled"))
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": compiled,
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return os.environ | bucket.environment | cache
+
+
+def run(environment: dict[str, str], workdir: str = WORKDIR) -> subprocess.CompletedProcess:
+    return subprocess.run(command(workdir, *FLAGS), capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def local(environment, tmp_path_factory):
+    """The same run on a disk."""
+    workdir = tmp_path_factory.mktemp("local") / "run"
+    done = run(environment, workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def killed(bucket, environment, local):
+    """Killed while it wrote the checkpoint of step 6; what kills at other moments leave is added.
+
+    Of the checkpoint of step 4 a byte is changed, the teacher lacks the file that is written last,
+    and so does a best generator beside the one of step 0.
+    """
+    bucket.refuses = "checkpoints/6/commit_success.txt"
+    process = subprocess.Popen(
+        command(WORKDIR, *FLAGS),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    while not bucket.refused and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert bucket.refused
+    bucket.refuses = None
+    arrays = max(
+        bucket.names("runs/x/checkpoints/4/generator/d/"),
+        key=lambda name: len(bucket.blobs[name].content),
+    )
+    content = bytearray(bucket.blobs[arrays].content)
+    content[len(content) // 2] ^= 1
+    bucket.write(arrays, bytes(content))
+    del bucket.blobs["runs/x/teacher/commit_success.txt"]
+    bucket.write("runs/x/best/7/_CHECKPOINT_METADATA", b"{}")
+
+
+@pytest.fixture(scope="module")
+def continued(killed, environment) -> subprocess.CompletedProcess:
+    done = run(environment)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_it_goes_on_from_the_newest_whole_checkpoint(continued, bucket):
+    assert "checkpoint 4 is damaged" in continued.stdout
+    assert "sim: continuing from step 2" in continued.stdout
+    assert bucket.names("runs/x/checkpoints_damaged/4/generator/d/")
+    assert bucket.names("runs/x/checkpoints/8/commit_success.txt")
+    assert not bucket.names("runs/x/checkpoints/2/")  # two are kept
+
+
+def test_it_ends_like_a_run_on_a_disk(continued, bucket, local):
+    here = json.loads((local / "report.json").read_text())
+    there = json.loads(bucket.text("runs/x/report.json"))
+    assert there["generator_sha256"] == here["generator_sha256"]
+    assert there["teacher"]["sha256"] == here["teacher"]["sha256"]
+    note = "runs/x/checkpoints/8/note/metadata"
+    assert bucket.text(note) == (local / "checkpoints" / "8" / "note" / "metadata").read_text()
+
+
+def test_metrics_have_every_step_once(continued, bucket):
+    lines = map(json.loads, bucket.text("runs/x/metrics.jsonl").splitlines())
+    steps = [line["step"] for line in lines if "generator/loss" in line]
+    assert steps == list(range(1, 9))
+
+
+def test_pictures_can_be_read(continued, bucket, local):
+    def picture(written: bytes) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(written)))
+
+    there = picture(bucket.blobs["runs/x/samples/progress.png"].content)
+    here = picture((local / "samples" / "progress.png").read_bytes())
+    np.testing.assert_array_equal(there, here)
+
+
+def test_the_best_generator_is_kept_once(continued, bucket, local):
+    (kept,) = (local / "best").iterdir()
+    assert {name.split("/")[3] for name in bucket.names("runs/x/best/")} == {kept.name, ""}
+    note = json.loads(bucket.text(f"runs/x/best/{kept.name}/provenance/metadata"))
+    assert note["step"] == int(kept.name)
+
+
+def test_nothing_else_is_left(continued, bucket):
+    names = {name.split("/")[2] for name in bucket.names("runs/x/")}
+    assert names - {""} == {
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "samples",
+        "teacher",
+        "checkpoints",
+        "checkpoints_damaged",
+        "best",
+        "report.json",
+    }
+
+
+def test_a_finished_run_prints_its_report(continued, environment):
+    again = run(environment)
+    assert again.returncode == 0, again.stderr
+    assert f"{WORKDIR} is finished" in again.stdout
+    assert again.stdout.split("its report:\n\n")[1] in continued.stdout
+
+
+def test_a_bucket_that_cannot_be_written_is_refused(bucket, environment):
+    bucket.refuses, bucket.status = "", 403
+    done = run(environment, f"gs://{fake_gcs.BUCKET}/another")
+    bucket.refuses = None
+    assert done.returncode == 1
+    message = refused(done)
+    assert message.startswith(f"simjax: workdir gs://{fake_gcs.BUCKET}/another cannot be used")
+    assert "403" in message
+    assert "--workdir" in message
+    assert message.count("\n") == 1
+
+
+def test_files_of_a_bucket_are_written_when_asked_not_at_every_line(bucket, environment):
+    # An addition to an object rewrites it: a line at a time, a long run would write terabytes.
+    program = f"""
+from simjax.monitor import Monitor
+monitor = Monitor("gs://{fake_gcs.BUCKET}/long")
+monitor.begin("sim", step=0, steps=100, batch=1)
+for step in range(1, 51):
+    monitor.advance(step)
+    monitor.scalars(step, {{"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}})
+monitor.flush()
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(bucket.text("long/metrics.jsonl").splitlines()) == 50
+    assert bucket.written.count("long/metrics.jsonl") == 1
+    (events,) = bucket.names("long/tensorboard/events")
+    assert len(bucket.blobs[events].content) > 50 * 4 * len("sim/a")
+    assert bucket.written.count(events) <= 4  # begun, asked for, ended
