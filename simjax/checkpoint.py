@@ -131,8 +131,15 @@ class Checkpoints:
         )
 
 
+def is_stored(directory: epath.Path) -> bool:
+    """Whether a network lies there whole; of one in a bucket a kill may leave a part."""
+    return directory.exists() and ocp.utils.is_checkpoint_finalized(directory)
+
+
 def save_teacher(directory: epath.Path, weights: Params, provenance: dict[str, Any]) -> None:
     """Stores a network's parameters and constants with where they came from; all or nothing.
+
+    What lies there already is replaced.
 
     Args:
       weights: numpy arrays; one process writes them all.
@@ -145,6 +152,7 @@ def save_teacher(directory: epath.Path, weights: Params, provenance: dict[str, A
             ocp.args.Composite(
                 params=ocp.args.StandardSave(weights), provenance=ocp.args.JsonSave(note)
             ),
+            force=True,
         )
 
 

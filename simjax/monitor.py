@@ -19,6 +19,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
+from simjax import storage
 from simjax.typing import Float
 
 TILE = 64  # pixels that a small image is enlarged to
@@ -43,7 +44,7 @@ class Monitor:
         if self.active:
             (self.workdir / "samples").mkdir(parents=True, exist_ok=True)
             self._metrics = self.workdir / "metrics.jsonl"
-            self._is_remote = "://" in str(self.workdir)
+            self._rewrites = storage.in_bucket(self.workdir)
             self._pending: list[str] = []
             self._open_tensorboard()
 
@@ -132,12 +133,10 @@ class Monitor:
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         line = {"stage": self._stage, "step": step} | values
         self._pending.append(json.dumps(line) + "\n")
-        if not self._is_remote:
+        if not self._rewrites:
             self._write_pending()
         if self._summary is not None:
-            self._summary.set_as_default(
-                step
-            )  # the context of as_default writes the file at its end
+            self._summary.set_as_default(step)  # as_default would write the file at its end
             for name, value in values.items():
                 self._scalar(f"{self._stage}/{name}", value)
 

@@ -10,7 +10,6 @@ from simjax import config as c
 from simjax.evaluation.judge import HIGHER_IS_BETTER, Judge
 from simjax.monitor import Monitor
 from simjax.teacher import Model, store_again
-from simjax.typing import Params
 
 
 class Online:
@@ -19,7 +18,7 @@ class Online:
     Args:
       model: the denoiser, and the run's config.
       judging: with its references; None when there is nothing to compare with.
-      directory: of the run; best/ holds the best generator so far, with its step and value.
+      directory: of the run; best/STEP holds the best generator so far, with its value.
     """
 
     def __init__(
@@ -27,7 +26,7 @@ class Online:
     ):
         self._model, self._judging, self._monitor = model, judging, monitor
         self._config = model.config
-        self._best, self._next = directory / "best", directory / "best_next"
+        self._best = directory / "best"
         options = self._config.evaluation
         if options.every and judging is None:
             raise c.ConfigError(
@@ -44,11 +43,13 @@ class Online:
         batches = self._drawing.draw(self._sampler, state.generator_ema)
         metrics, _ = self._judging.measure(batches, self._classes)
         self._monitor.measured(step, metrics)
-        name = self._config.evaluation.best
-        better = bool(name) and processes.is_first() and self._is_better(name, metrics)
-        if processes.from_first(np.int32(better)):
-            value = metrics.get(name)  # the first process has it
-            self._keep(state.generator_ema, {"step": step, "metric": name, "value": value})
+        if name := self._config.evaluation.best:
+            better = processes.is_first() and self._is_better(name, metrics)
+            if processes.from_first(np.int32(better)):
+                value = metrics.get(name)  # the first process has it
+                found = {"step": step, "metric": name, "value": value}
+                store_again(self._best / str(step), self._model, state.generator_ema, found)
+            processes.by_first(self._remove_others, "only the best is kept")
 
     def _is_better(self, name: str, metrics: dict[str, float]) -> bool:
         if name not in metrics:
@@ -56,17 +57,22 @@ class Online:
                 f"evaluation.best = {name!r} is not measured; known: {', '.join(metrics)}."
             )
         value = metrics[name]
-        if not self._best.exists():
+        kept = self._kept()
+        if not kept:
             return True
-        best = checkpoint.load_provenance(self._best)["value"]
+        best = checkpoint.load_provenance(self._best / str(kept[-1]))["value"]
         return value > best if name.rpartition("/")[2] in HIGHER_IS_BETTER else value < best
 
-    def _keep(self, generator: Params, found: dict[str, Any]) -> None:
-        """Replaces best/; a kill in between leaves the old or the new one, or the new beside it."""
-        processes.by_first(lambda: self._next.rmtree(missing_ok=True), "room for the best")
-        store_again(self._next, self._model, generator, found)
-        processes.by_first(self._replace_best, "the best is replaced")
+    def _kept(self) -> list[int]:
+        """Steps of the generators that were stored whole; the last is the best."""
+        if not self._best.exists():
+            return []
+        whole = filter(checkpoint.is_stored, self._best.iterdir())
+        return sorted(int(path.name) for path in whole if path.name.isdecimal())
 
-    def _replace_best(self) -> None:
-        self._best.rmtree(missing_ok=True)
-        self._next.rename(self._best)
+    def _remove_others(self) -> None:
+        """All but the best: those before it, and what a kill left half written."""
+        best = str(self._kept()[-1])
+        for path in self._best.iterdir():
+            if path.name != best:
+                path.rmtree()

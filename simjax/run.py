@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 import simjax
-from simjax import build, checkpoint, processes, report, sharding
+from simjax import build, checkpoint, processes, report, sharding, storage
 from simjax import config as c
 from simjax.evaluation.judge import Judge
 from simjax.monitor import Monitor
@@ -64,7 +64,7 @@ def claim(workdir: str, config: c.Config) -> epath.Path:
     Raises:
       ConfigError: it cannot be written, or another config's run lives there.
     """
-    path = epath.Path(workdir).resolve()  # Orbax takes absolute paths only
+    path = storage.absolute(workdir)
     current = _as_written(c.to_dict(config))
     try:
         if processes.is_first():
@@ -74,13 +74,16 @@ def claim(workdir: str, config: c.Config) -> epath.Path:
         _require_shared(path)
         saved = path / "config.json"
         written = c.to_dict(c.from_dict(json.loads(saved.read_text())))  # new fields: defaults
-    except OSError as error:
-        raise c.ConfigError(
-            f"workdir {workdir} cannot be used: {error}; choose another with --workdir=DIR."
-        ) from error
     except json.JSONDecodeError as error:
         raise c.ConfigError(
             f"{saved} is not valid JSON ({error}); choose another --workdir."
+        ) from error
+    except c.ConfigError:
+        raise
+    except Exception as error:  # a bucket's errors have no common type
+        raise c.ConfigError(
+            f"workdir {workdir} cannot be used: {' '.join(str(error).split())}; choose another "
+            "with --workdir=DIR."
         ) from error
     changed = c.differences(_as_written(written), current)
     if changed:
@@ -103,7 +106,7 @@ def _require_shared(path: epath.Path) -> None:
     processes.by_first(lambda: probe.write_text(str(token)), "the directory is probed")
     try:
         seen = probe.read_text() == str(token)
-    except OSError:
+    except Exception:  # for whatever reason
         seen = False
     if not processes.all_true(seen):
         raise c.ConfigError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from simjax.typing import Params
@@ -33,7 +33,9 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     devices = jax.devices() if devices is None else devices
     split = math.gcd(fsdp, len(devices))
     shape = (len(devices) // split, split)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    # Slices are tori; an axis of the mesh may need a part of one of theirs (8 of 4 x 4 x 4 chips).
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def local_mesh() -> Mesh:

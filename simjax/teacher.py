@@ -155,7 +155,7 @@ def _model(config: c.Config, weights: Params, provenance: dict[str, Any]) -> Mod
 
 def _is_stored(directory: epath.Path) -> bool:
     """What the first process sees."""
-    return bool(processes.from_first(np.int32(directory.exists())))
+    return bool(processes.from_first(np.int32(checkpoint.is_stored(directory))))
 
 
 def _port(source: str, stored: epath.Path, monitor: Monitor, sha256: str) -> None:

@@ -4,7 +4,7 @@ Three of them open a gs:// path. TensorStore (Orbax's arrays) and google-cloud-s
 listings) are told a plain HTTP address; TensorFlow (epath's and TensorBoard's files) knows only
 https://*.googleapis.com, so that the server is also its proxy, with a certificate of its own.
 
-Reference: cloud.google.com/storage/docs/json_api/v1. Called from tests/test_bucket.py.
+Reference: cloud.google.com/storage/docs/json_api/v1. Called from tests/whole_runs/test_bucket.py.
 """
 
 import contextlib

@@ -55,7 +55,9 @@ def test_curves_and_the_best_generator_are_kept(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     curve = [line for line in lines if "evaluation/pixels/frechet" in line]
     assert [line["step"] for line in curve] == [0, 12, 24]
-    best = json.loads((finished / "best" / "provenance" / "metadata").read_text())
+    (kept,) = (finished / "best").iterdir()
+    best = json.loads((kept / "provenance" / "metadata").read_text())
+    assert kept.name == str(best["step"])
     assert best["metric"] == "pixels/recall"
     values = {line["step"]: line["evaluation/pixels/recall"] for line in curve}
     assert best["value"] == max(values.values()) == values[best["step"]]

@@ -12,7 +12,8 @@ ROOT = Path(simjax.__file__).parent
 LEVELS = [
     ("simjax", "simjax.typing", "simjax.config"),
     ("simjax.diffusion", "simjax.losses", "simjax.sharding", "simjax.porting")
-    + ("simjax.chips", "simjax.command_line", "simjax.compiled", "simjax.processes"),
+    + ("simjax.chips", "simjax.command_line", "simjax.compiled", "simjax.processes")
+    + ("simjax.storage",),
     ("simjax.networks", "simjax.data", "simjax.monitor", "simjax.porting.maps", "simjax.footprint")
     + ("simjax.evaluation.frechet", "simjax.evaluation.precision_recall")
     + ("simjax.evaluation.inception_score", "simjax.evaluation.kernel_distance")

@@ -77,6 +77,7 @@ def run(
         _act(hooks, state, step, last)
         asked_to_stop = processes.asked_to_stop()
         if step % checkpoint_every == 0 or last or asked_to_stop:
+            monitor.flush()  # a resumed run knows what was logged before its checkpoint
             checkpoints.save(state)
         if asked_to_stop:
             checkpoints.close()

@@ -93,7 +93,7 @@ def test_eight_devices_equal_one(fsdp, reference, tmp_path):
         assert_close(dict(found), reference)
 
 
-@pytest.mark.several_processes
+@pytest.mark.whole_runs
 def test_two_processes_equal_one(reference, tmp_path):
     """Two processes of two devices each, joined over the network."""
     files = [tmp_path / f"{fsdp}.npz" for fsdp in (1, 4)]

@@ -11,7 +11,7 @@ from simjax import checkpoint, sharding
 from simjax.train import state
 from tests import subprocesses
 
-pytestmark = pytest.mark.several_processes
+pytestmark = pytest.mark.whole_runs
 
 TX = optax.sgd(0.1, momentum=0.9)
 MESHES = {"1": (1, 1), "8": (8, 8), "2x4": (8, 4)}  # devices, fsdp
@@ -57,7 +57,7 @@ def read(directory: epath.Path, mesh) -> None:
 
 def test_meshes_and_processes_read_each_other(tmp_path):
     one_process = """
-from tests.several_processes import test_checkpoint_meshes as t
+from tests.whole_runs import test_checkpoint_meshes as t
 for name in t.MESHES:
     t.write("{0}/" + name, t.mesh_named(name))
 for written in t.MESHES:
@@ -66,7 +66,7 @@ for written in t.MESHES:
 """
     two_processes = """
 from simjax import processes, sharding
-from tests.several_processes import test_checkpoint_meshes as t
+from tests.whole_runs import test_checkpoint_meshes as t
 processes.join()
 for fsdp in (1, 4):
     t.write("{0}/two" + str(fsdp), sharding.make_mesh(fsdp))
@@ -74,7 +74,7 @@ for fsdp in (1, 4):
         t.read("{0}/" + written, sharding.make_mesh(fsdp))
 """
     back = """
-from tests.several_processes import test_checkpoint_meshes as t
+from tests.whole_runs import test_checkpoint_meshes as t
 for written in ("two1", "two4"):
     for name in t.MESHES:
         t.read("{0}/" + written, t.mesh_named(name))
@@ -91,7 +91,7 @@ def test_damage_that_one_process_sees_makes_all_fall_back(tmp_path):
 import pathlib
 from simjax import processes, sharding, checkpoint
 from etils import epath
-from tests.several_processes import test_checkpoint_meshes as t
+from tests.whole_runs import test_checkpoint_meshes as t
 processes.join()
 mesh = sharding.make_mesh(4)
 checkpoints = checkpoint.Checkpoints(epath.Path("{tmp_path}/c"), keep=3, say=print)

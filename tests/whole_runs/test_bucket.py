@@ -14,6 +14,8 @@ from PIL import Image
 from tests import fake_gcs
 from tests.test_main import command, refused
 
+pytestmark = pytest.mark.whole_runs
+
 WORKDIR = f"gs://{fake_gcs.BUCKET}/runs/x"
 FLAGS = [  # nothing is learnt, and little is compiled
     "--config.network.channels=4",

@@ -18,7 +18,7 @@ import pytest
 from tests import subprocesses
 from tests.test_main import DIGITS, TINY
 
-pytestmark = pytest.mark.several_processes
+pytestmark = pytest.mark.whole_runs
 
 MOMENTS = 10
 STEPS = 200
