@@ -11,7 +11,7 @@ import jax
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from simjax import chips, compiled
+from simjax import chips, compiled, sharding
 from tests.test_main import refused
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,6 +44,11 @@ def test_chips_are_as_libtpu_knows_them(generation):
     available = compiled.exhausted(str(error.value))["available"]
     # The compiler keeps some for itself: 0.25 to 1.25 GiB; v5p has 95.74, published as 95.
     assert 0.95 < available / (chip.memory / chip.devices) < 1.01
+
+
+def test_an_axis_of_the_mesh_may_be_part_of_one_of_the_torus():
+    chips.prepare("v5p:4x4x4")  # eight chips are two rows of four, or half of one by four
+    assert sharding.make_mesh(8, chips.devices("v5p:4x4x4")).shape == {"data": 8, "fsdp": 8}
 
 
 def test_a_training_step_compiles_and_says_what_it_needs(tmp_path):
