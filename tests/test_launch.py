@@ -60,8 +60,8 @@ def _without_ansi_c(line: str) -> str:
 
 def fakes(directory: Path, **programs: str) -> str:
     """A PATH on which these come first; each notes its arguments in directory/calls."""
-    for name, body in programs.items():
-        note = f"""printf '%s\\0' {name} "$@" >>{directory}/calls; echo >>{directory}/calls"""
+    for name, body in programs.items():  # workers call at once: a note is written under a lock
+        note = f"""{{ flock 8; printf '%s\\0' {name} "$@"; echo; }} 8>>{directory}/calls >&8"""
         executable(directory / "bin" / name, f"#!/bin/bash\n{note}\n{body}\n")
     return f"{directory}/bin:{Path(sys.executable).parent}:/usr/bin:/bin"
 
