@@ -6,6 +6,7 @@ gives back the image where nothing moved. References: StyleGAN2-ADA, arXiv:2006.
 EDM, arXiv:2206.00364, appendix F.2. Called from simjax/diffusion/augment.py.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,39 +38,34 @@ def affine(image: Float[Array, "n n c"], inverse: Float[Array, "3 3"]) -> Float[
 
     Positions are in image widths from the centre, x to the right, y down. Reflection reaches
     n - 1 pixels beyond each edge, the most that EDM pads; farther out are zeros.
+
+    The upsampled image is never made: every sample is a sum over the image's own pixels, weighted
+    by row and by column. Gathers from it would take a TPU longer than the networks.
     """
-    size = len(image)
+    size, channels = len(image), image.shape[-1]
     up, down = upsampling(size).astype(image.dtype), downsampling(size).astype(image.dtype)
-    fine = jnp.einsum("yi,ijc,xj->yxc", up, image, up, precision="highest")
     position = jnp.arange(-LEAD, 2 * size + LEAD, dtype=image.dtype) - (size - 1)  # from the centre
     x, y = position, position[:, None]
     (a, b, c), (d, e, f), _ = inverse
     x, y = a * x + b * y + 2 * size * c, d * x + e * y + 2 * size * f
-    samples = bilinear(fine, x, y, origin=3 * size - 2)
-    return jnp.einsum("iy,yxc,jx->ijc", down, samples, down, precision="highest")
+    columns = bilinear(x.ravel(), len(up), origin=3 * size - 2)
+    rows = bilinear(y.ravel(), len(up), origin=3 * size - 2)
+    with jax.default_matmul_precision("highest"):
+        of_rows = jnp.einsum("pj,ijc->pci", columns @ up, image)
+        samples = (of_rows * (rows @ up)[:, None]).sum(-1).reshape(*x.shape, channels)
+        return jnp.einsum("iy,yxc,jx->ijc", down, samples, down)
 
 
 @typed
-def bilinear(
-    image: Float[Array, "n n c"], x: Float[Array, "m m"], y: Float[Array, "m m"], *, origin: int
-) -> Float[Array, "m m c"]:
-    """Values at x and y, in pixels from pixel (origin, origin); the border continues outside.
+def bilinear(position: Float[Array, "p"], size: int, *, origin: int) -> Float[Array, "p n"]:
+    """Weights of `size` pixels at positions counted from pixel `origin`; the border continues.
 
-    The integer origin is added after rounding down, which keeps the digits of small x and y.
+    The integer origin is added after rounding down, which keeps the digits of small positions.
     """
-
-    def split(position):  # the pixel before it, and how far the position is towards the next
-        low = jnp.clip(jnp.floor(position), -origin, len(image) - 2 - origin)
-        return low.astype(jnp.int32) + origin, jnp.clip(position - low, 0, 1)[..., None]
-
-    (column, right), (row, down) = split(x), split(y)
-
-    def at(rows, columns):
-        return image.at[rows, columns].get(mode="promise_in_bounds")
-
-    above = (1 - right) * at(row, column) + right * at(row, column + 1)
-    below = (1 - right) * at(row + 1, column) + right * at(row + 1, column + 1)
-    return (1 - down) * above + down * below
+    low = jnp.clip(jnp.floor(position), -origin, size - 2 - origin)
+    share = jnp.clip(position - low, 0, 1)[:, None]  # of the pixel after it
+    distance = jnp.arange(size) - (low.astype(jnp.int32) + origin)[:, None]
+    return jnp.where(distance == 0, 1 - share, 0) + jnp.where(distance == 1, share, 0)
 
 
 def upsampling(size: int) -> np.ndarray:
