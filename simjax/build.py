@@ -196,8 +196,9 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
 def distillation(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
     """Distillation of a teacher; the call's constants are the teacher's parameters."""
     fns = step_fns(config, denoise, mesh)
+    taken = step.sharing_step if config.share_samples else step.distill_step
     return _training(
-        functools.partial(step.distill_step, fns=fns),
+        functools.partial(taken, fns=fns),
         functools.partial(
             state.init_distillation, fake_score_tx=fns.fake_score_tx, generator_tx=fns.generator_tx
         ),

@@ -196,6 +196,7 @@ class Config:
     steps: int = 1000
     batch: int = 256
     accumulate: int = 1  # slices of a batch whose gradients are summed one after another
+    share_samples: bool = False  # between both updates of a step: 10 F, not as published
     steps_per_call: int = 1  # whole steps scanned inside one compiled call
     compute_dtype: str = "float32"  # inside the networks; or "bfloat16"
     remat: str = "none"  # what a backward pass recomputes: also "dots", "blocks" (networks/unet.py)
@@ -243,6 +244,11 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
     if config.batch % config.accumulate:
         raise ConfigError(
             f"batch = {config.batch} is not divisible by accumulate = {config.accumulate}."
+        )
+    if config.share_samples and config.accumulate > 1:
+        raise ConfigError(
+            f"share_samples keeps the samples of a whole batch, accumulate = {config.accumulate} "
+            "makes them a slice at a time: set one of them only."
         )
     for path, batch in [
         ("batch", config.batch // config.accumulate),
