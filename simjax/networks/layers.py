@@ -38,6 +38,21 @@ def _uniform(variance: float, fan: str) -> nnx.Initializer:
     return nnx.initializers.variance_scaling(variance, fan, "uniform")
 
 
+class Conv(nnx.Conv):
+    """A convolution in `dtype` whose bias is added in float32: its gradient is a sum over pixels.
+
+    In bfloat16 that sum turned gradients by up to 13 degrees (tests/train/test_bfloat16.py).
+    """
+
+    def __call__(self, x: Images) -> Images:
+        return super().__call__(x).astype(self.dtype)
+
+
+def _promote_all_but_bias(arrays: tuple[Array, Array, Array], *, dtype: jnp.dtype) -> tuple:
+    x, kernel, bias = arrays
+    return x.astype(dtype), kernel.astype(dtype), bias
+
+
 def conv(
     features_in: int,
     features: int,
@@ -47,14 +62,15 @@ def conv(
     rngs: nnx.Rngs,
     dtype: jnp.dtype,
     padding: int | None = None,
-) -> nnx.Conv:
+) -> Conv:
     """A convolution that keeps height and width (unless padding says otherwise), zero bias."""
-    return nnx.Conv(
+    return Conv(
         features_in,
         features,
         (kernel, kernel),
         padding=kernel // 2 if padding is None else padding,
         dtype=dtype,
+        promote_dtype=_promote_all_but_bias,
         kernel_init=init,
         rngs=rngs,
     )

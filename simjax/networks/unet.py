@@ -102,7 +102,7 @@ class UNetBlock(nnx.Module):
         def norm(channels: int) -> layers.GroupNorm:
             return layers.GroupNorm(channels, epsilon=style.epsilon, dtype=dtype)
 
-        def conv(width_in: int, width: int, kernel: int, scale: float = 1.0) -> nnx.Conv:
+        def conv(width_in: int, width: int, kernel: int, scale: float = 1.0) -> layers.Conv:
             kernel_init = style.init(scale)
             return layers.conv(width_in, width, kernel, init=kernel_init, rngs=rngs, dtype=dtype)
 
@@ -123,7 +123,7 @@ class UNetBlock(nnx.Module):
         self, x: Images, embedding: Float[Array, "b e"], keep: layers.Masks | None
     ) -> Images:
         h = self.conv0(self._resampled(jax.nn.silu(self.norm0(x))))
-        h = jax.nn.silu(self._told(h, self.affine(embedding)[:, None, None].astype(h.dtype)))
+        h = jax.nn.silu(self._told(h, self.affine(embedding)[:, None, None]))
         h = self.conv1(layers.dropout(h, self.dropout, keep))
         skip = self._resampled(x)
         x = (h + (self.skip(skip) if hasattr(self, "skip") else skip)) * self.style.skip_scale
@@ -135,10 +135,12 @@ class UNetBlock(nnx.Module):
         return RESAMPLE[self.resample](x, self.filter_taps)
 
     def _told(self, h: Images, told: Float[Array, "b 1 1 e"]) -> Images:
+        """In float32, as are the sums over pixels that make the gradient of `told`."""
+        told = told.astype(jnp.float32)
         if not self.style.scale_and_shift:
-            return self.norm1(h + told)
+            return self.norm1(h.astype(jnp.float32) + told)
         scale, shift = jnp.split(told, 2, axis=-1)
-        return self.norm1(h) * (1 + scale) + shift
+        return (self.norm1(h).astype(jnp.float32) * (1 + scale) + shift).astype(h.dtype)
 
     def _attended(self, x: Images) -> Images:
         b, height, width, c = x.shape
