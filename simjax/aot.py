@@ -18,7 +18,10 @@ from simjax import config as c
 
 TOPOLOGY = flags.DEFINE_string("topology", None, f"TPU slice: {chips.examples()}, ...")
 PROGRAM = flags.DEFINE_enum(
-    "program", "train", ["train", "sample", "teacher_sample"], "sample: one call, as evaluated."
+    "program",
+    "train",
+    [*footprint.TRAINING, *footprint.SAMPLING],
+    "fake_score, generator: one update of train's; sample: one call, as evaluated.",
 )
 OUT = flags.DEFINE_string("out", None, "JSON file for the result.")
 TABLE = flags.DEFINE_string("table", None, "Folder of such files, to print as a table.")

@@ -1,7 +1,8 @@
-"""The TPU generations that programs are compiled for where there is none: sizes, rates, topologies.
+"""What is published of accelerators: sizes, rates and topologies of TPUs, rates of GPUs.
 
 Sources: Google Cloud's page of each generation, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,
-tpu7x}; peaks are those of bfloat16. Called from simjax/aot.py and simjax/dry_run.py.
+tpu7x}, whose peaks are those of bfloat16; NVIDIA's datasheet of each GPU. Called from
+simjax/aot.py, simjax/dry_run.py and simjax/timing.py.
 """
 
 import dataclasses
@@ -33,22 +34,46 @@ class Chip:
     flops: float
     bandwidth: float
     example: str  # of a topology
+    kinds: tuple[str, ...]  # JAX's device_kind: the first as libtpu says it, all as JAX knows them
     devices: int = 1  # that JAX sees; memory and rates are shared evenly
     options: tuple[tuple[str, str], ...] = ()  # of the topology's description
 
 
 CHIPS = {
     # Two cores that JAX sees as one device on Cloud TPU VMs; libtpu's own default is two.
-    "v4": Chip(32 * GIB, 275e12, 1200e9, "2x2x1", options=(("chip_config_name", "megacore"),)),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, "2x4"),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, "2x2x2"),
-    "v6e": Chip(32 * GIB, 918e12, 1638e9, "4x4"),
-    "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, "2x2x1", devices=2),  # two halves, two devices
+    "v4": Chip(
+        32 * GIB,
+        275e12,
+        1200e9,
+        "2x2x1",
+        ("TPU v4",),
+        options=(("chip_config_name", "megacore"),),
+    ),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, "2x4", ("TPU v5 lite", "TPU v5e")),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, "2x2x2", ("TPU v5", "TPU v5p")),
+    "v6e": Chip(32 * GIB, 918e12, 1638e9, "4x4", ("TPU v6 lite", "TPU v6e")),
+    # Two halves, two devices.
+    "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, "2x2x1", ("TPU7x",), devices=2),
 }
 
 # Passes of bfloat16 that a product of networks in this dtype takes: jax.lax.Precision.HIGHEST,
 # which networks/denoiser.py asks for in float32, is six on a TPU (JAX's documentation of it).
 PASSES = {"bfloat16": 1, "float32": 6}
+
+# JAX's device_kind -> flops a second. bfloat16 is that of tensor cores without sparsity, half of
+# what the datasheets of Hopper and Ada print; float32 that without tensor cores.
+GPUS = {
+    "NVIDIA H200": {"bfloat16": 989.5e12, "float32": 67e12},
+    "NVIDIA H200 NVL": {"bfloat16": 835.5e12, "float32": 60e12},
+    "NVIDIA H100 80GB HBM3": {"bfloat16": 989.5e12, "float32": 67e12},
+    "NVIDIA H100 NVL": {"bfloat16": 835.5e12, "float32": 60e12},
+    "NVIDIA H100 PCIe": {"bfloat16": 756.5e12, "float32": 51e12},
+    "NVIDIA A100-SXM4-40GB": {"bfloat16": 312e12, "float32": 19.5e12},
+    "NVIDIA A100-SXM4-80GB": {"bfloat16": 312e12, "float32": 19.5e12},
+    "NVIDIA A100-PCIE-40GB": {"bfloat16": 312e12, "float32": 19.5e12},
+    "NVIDIA A100 80GB PCIe": {"bfloat16": 312e12, "float32": 19.5e12},
+    "NVIDIA L4": {"bfloat16": 121e12, "float32": 30.3e12},
+}
 
 
 def find(topology: str) -> Chip:
@@ -104,6 +129,18 @@ def devices(topology: str) -> list[Any]:
             f"--topology={topology}: {str(error).splitlines()[0]}; examples: {examples()}."
         ) from error
     return list(found.devices)
+
+
+def peak_flops(kind: str, dtype: str) -> float | None:
+    """Flops a second of one device, for networks in this dtype; None: it is not in the tables.
+
+    Args:
+      kind: JAX's device_kind.
+    """
+    for chip in CHIPS.values():
+        if kind in chip.kinds:
+            return chip.flops / chip.devices / PASSES[dtype]
+    return GPUS.get(kind, {}).get(dtype)
 
 
 def roofline(flops: float, moved: float, chip: Chip, passes: int) -> tuple[float, str]:

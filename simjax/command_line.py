@@ -1,6 +1,6 @@
 """The flags that simjax's programs share: --config=FILE, --config.FIELD=VALUE, and their messages.
 
-Called from simjax/main.py and simjax/aot.py. Imports no JAX: flags are refused within a moment.
+Called from main.py, aot.py and benchmark.py. Imports no JAX: flags are refused within a moment.
 """
 
 import difflib

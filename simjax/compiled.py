@@ -1,6 +1,6 @@
 """What a compiled program tells about itself: memory, flops, bytes, collectives.
 
-Everything is per device. Called from simjax/dry_run.py.
+Everything is per device. Called from simjax/dry_run.py and simjax/timing.py.
 """
 
 import collections

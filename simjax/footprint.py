@@ -11,6 +11,10 @@ from typing import Any
 from simjax import config as c
 from simjax.chips import GIB
 
+# Of simjax/programs.py, which imports JAX.
+TRAINING = ("fake_score", "generator", "train")
+SAMPLING = ("sample", "teacher_sample")
+
 COLUMNS = {
     "config": lambda r: r["config"],
     "program": lambda r: r["program"],
@@ -99,7 +103,7 @@ def describe(result: dict[str, Any]) -> str:
             f"  {parts}",
             f"flops an image: {costs['flops_per_image']:.4g}, {costs['over_forwards']:.3f} times "
             f"{costs['forwards']} forwards of {costs['flops_per_forward']:.4g}",
-            f"a {per} and {'step' if result['program'] == 'train' else 'batch'}: "
+            f"a {per} and {'step' if result['program'] in TRAINING else 'batch'}: "
             f"{costs['flops']:.4g} flops, {costs['bytes']:.4g} bytes of memory traffic",
             f"roofline: {1e3 * costs['roofline_seconds']:.3g} ms, bound by "
             f"{costs['roofline_bound']}, {costs['images_per_second_per_chip']:.3g} images/s a chip "
@@ -141,7 +145,7 @@ def remedies(
 ) -> list[tuple[str, str]]:
     """Flags that lower the memory of a device, and how."""
     found = []
-    if what["program"] == "train":
+    if what["program"] in TRAINING:
         if slices := _slices(what, config, shortage):
             found.append((f"--config.accumulate={slices}", "fewer images at a time, same gradient"))
         if config.remat != "blocks":
@@ -176,13 +180,13 @@ def _larger(topology: str) -> str:
 
 
 def _accumulates(result: dict[str, Any]) -> bool:
-    return result["program"] == "train" and result["accumulate"] > 1
+    return result["program"] in TRAINING and result["accumulate"] > 1
 
 
 def _of_forwards(result: dict[str, Any]) -> str:
     """Says so where the cost is not compared with the 11 forwards of a step."""
     forwards = result["costs"]["forwards"]
-    return "" if result["program"] == "train" else f" (of {forwards} F)"
+    return "" if forwards == 11 else f" (of {forwards} F)"
 
 
 def _gib(size: float) -> str:

@@ -3,6 +3,7 @@
 tests/with_libtpu compiles for real.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,7 +15,18 @@ import pytest
 from absl import flags
 from jax.sharding import Mesh
 
-from simjax import aot, build, chips, compiled, config, dry_run, footprint, sharding, teacher
+from simjax import (
+    aot,
+    build,
+    chips,
+    compiled,
+    config,
+    dry_run,
+    footprint,
+    programs,
+    sharding,
+    teacher,
+)
 from tests.test_configs import DIRECTORY, load, small
 from tests.test_main import refused as refused_command
 
@@ -121,12 +133,12 @@ def one_device() -> Mesh:
     return sharding.make_mesh(devices=jax.devices()[:1])
 
 
-def on_cpu(options: config.Config, program: str) -> dry_run.Program:
-    return dry_run.PROGRAMS[program](options, *dry_run._network(options), one_device())
+def on_cpu(options: config.Config, program: str) -> programs.Program:
+    return programs.PROGRAMS[program](options, *programs.network(options), one_device())
 
 
 def test_the_flag_offers_every_program():
-    assert set(flags.FLAGS[aot.PROGRAM.name].parser.enum_values) == set(dry_run.PROGRAMS)
+    assert flags.FLAGS[aot.PROGRAM.name].parser.enum_values == list(programs.PROGRAMS)
 
 
 def test_training_is_the_runs_call_with_its_state(plan):
@@ -150,6 +162,18 @@ def test_training_is_the_runs_call_with_its_state(plan):
     assert "generator/loss" in metrics
 
 
+@pytest.mark.parametrize(("program", "forwards"), [("fake_score", 4), ("generator", 7)])
+def test_an_update_alone_keeps_the_runs_state(plan, program, forwards):
+    made, whole = on_cpu(plan, program), on_cpu(plan, "train")
+    assert made.arguments == whole.arguments
+    assert (made.batch, made.turns, made.rows, made.forwards) == (16, 2, 8, forwards)
+    assert ("teacher" in made.trees) == (program == "generator")
+    state, metrics = jax.eval_shape(made.function, *made.arguments)
+    assert jax.tree.structure(state) == jax.tree.structure(made.arguments[0])
+    losses = {"fake_score/loss", "generator/loss"}
+    assert losses & metrics.keys() == {f"{program}/loss"}
+
+
 def test_samplers_take_the_evaluations_batch(plan):
     one, many = on_cpu(plan, "sample"), on_cpu(plan, "teacher_sample")
     assert (one.batch, one.turns, one.forwards) == (3, 1, 1)
@@ -166,7 +190,7 @@ def test_costs_count_every_turn_of_the_loop():
 
     w = jax.ShapeDtypeStruct((64, 64), "float32")
     binary, _ = dry_run._compile(jax.jit(function), (w,), effort=0.0)
-    made = dry_run.Program(function, (w,), {}, batch=10, turns=2, rows=5, forwards=11)
+    made = dataclasses.replace(on_cpu(small(), "train"), batch=10, turns=2)
     chip, what = chips.CHIPS["tpu7x"], {"devices": 2, "compute_dtype": "float32"}
     costs = dry_run._costs(binary, made, 1000.0, chip, what)
     assert costs["flops"] == pytest.approx(2 * 2 * 64**3, rel=0.01)
@@ -179,7 +203,7 @@ def test_costs_count_every_turn_of_the_loop():
 
 
 def test_a_forward_is_per_image(plan):
-    denoise, params = dry_run._network(plan)
+    denoise, params = programs.network(plan)
     flops = [
         dry_run._forward(plan, denoise, params, jax.devices()[0], rows, effort=0.0)[0]
         for rows in (2, 4)
@@ -191,9 +215,9 @@ def test_fixed_constants_of_a_network_need_no_file():
     options = small()
     options.network.embedding = "fourier"
     options = teacher.plan(options)
-    denoise, params = dry_run._network(options)
-    inputs = dry_run._inputs(options, 1, sharding.replicated(one_device()))
-    out = jax.eval_shape(denoise, params, inputs["xt"], inputs["sigma"], inputs["labels"])
+    network = programs.network(options)
+    function, arguments = programs.forward(options, *network, jax.devices()[0], rows=1)
+    out = jax.eval_shape(function, *arguments)
     assert out.shape == (1, *build.image_shape(options))
 
 
@@ -246,6 +270,17 @@ def test_more_chips_are_offered_as_the_next_shape(topology, larger):
     shortage = {"needed": 17 * GIB, "available": 16 * GIB, "largest": []}
     text = refused(shortage, load("cifar10"), topology=topology)
     assert f"--topology={larger}  twice the chips" in text
+
+
+def test_an_update_alone_is_refused_and_described_as_a_step():
+    shortage = {"needed": 17 * GIB, "available": 16 * GIB, "largest": []}
+    text = refused(shortage, load("cifar10"), program="generator")
+    assert "--config.accumulate=2" in text
+    alone = result(program="generator", accumulate=4)
+    alone["costs"] = alone["costs"] | {"forwards": 7}
+    assert "a chip and step: 1.4e+13 flops" in footprint.describe(alone)
+    assert "| 256 in 4 |" in footprint.table([alone])
+    assert "| 1.013 (of 7 F) |" in footprint.table([alone])
 
 
 def test_a_refused_sampler_is_told_of_its_batch():
@@ -311,7 +346,10 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--program=export", "value should be one of <train|sample|teacher_sample>"),
+        (
+            "--program=export",
+            "value should be one of <fake_score|generator|train|sample|teacher_sample>",
+        ),
         ("--topology=v9:2x2", "--topology=v9:2x2 is not known; examples: v4:2x2x1"),
         ("--config.remmat=dots", "config has no field remmat; did you mean: remat"),
         ("--table=nowhere", "nowhere has no .json file"),

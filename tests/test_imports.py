@@ -15,6 +15,7 @@ LEVELS = [
     + ("simjax.chips", "simjax.command_line", "simjax.compiled", "simjax.processes")
     + ("simjax.storage",),
     ("simjax.networks", "simjax.data", "simjax.monitor", "simjax.porting.maps", "simjax.footprint")
+    + ("simjax.sweep",)
     + ("simjax.evaluation.frechet", "simjax.evaluation.precision_recall")
     + ("simjax.evaluation.inception_score", "simjax.evaluation.kernel_distance")
     + ("simjax.evaluation.statistics",),
@@ -25,11 +26,11 @@ LEVELS = [
     ("simjax.train.compile", "simjax.evaluation.judge", "simjax.evaluation.drawing"),
     ("simjax.build",),
     ("simjax.train.loop", "simjax.porting.port"),
-    ("simjax.teacher",),
-    ("simjax.report", "simjax.dry_run"),
+    ("simjax.teacher", "simjax.programs"),
+    ("simjax.report", "simjax.dry_run", "simjax.timing"),
     ("simjax.online",),
     ("simjax.run",),
-    ("simjax.main", "simjax.evaluate", "simjax.aot"),
+    ("simjax.main", "simjax.evaluate", "simjax.aot", "simjax.benchmark"),
 ]
 PACKAGE_FACES = ("simjax.train", "simjax.evaluation")  # empty __init__.py files
 # Slow to import, or for tests only: never at the top of a module, and torch and its kin nowhere.

@@ -36,6 +36,7 @@ def test_chips_are_as_libtpu_knows_them(generation):
     topology = f"{generation}:{chip.example}"
     chips.prepare(topology)
     devices = chips.devices(topology)
+    assert devices[0].device_kind == chip.kinds[0]
     assert len(devices) == chip.devices * math.prod(map(int, chip.example.split("x")))
     here = SingleDeviceSharding(devices[0])
     huge = jax.ShapeDtypeStruct((2**20, 2**17), "float32", sharding=here)

@@ -1,0 +1,94 @@
+"""Times the programs of a config on the devices that are here: seconds, images/s, MFU, memory.
+
+python -m simjax.benchmark --config=configs/cifar10.py
+python -m simjax.benchmark --config=configs/cifar10.py --programs=train,sample --batch=64,256 \
+    --compute_dtype=float32,bfloat16 --out=runs/benchmark/cifar10.json
+python -m simjax.benchmark --config=configs/digits.py --programs=train --profile=runs/profile
+
+Every combination of the lists is a row of a Markdown table, printed as soon as it is known; one
+that runs out of memory says so. Nothing is downloaded: parameters are random.
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags, logging
+
+from simjax import command_line, footprint, sweep
+from simjax import config as c
+
+PROGRAMS = flags.DEFINE_list(
+    "programs",
+    [*footprint.TRAINING, *footprint.SAMPLING],
+    "fake_score, generator: one update of train's; sample, teacher_sample: a batch of samples.",
+)
+SWEPT = {
+    field: flags.DEFINE_list(field, None, f"Values of config.{field}; default: the config's own.")
+    for field in sweep.FIELDS
+}
+REPEATS = flags.DEFINE_integer("repeats", 20, "Calls that are timed.", lower_bound=1)
+OUT = flags.DEFINE_string("out", None, "JSON file for the rows.")
+PROFILE = flags.DEFINE_string("profile", None, "Folder for traces of a few calls of each row.")
+
+
+def main() -> None:
+    """Parses flags and measures; a mistake is one message and status 1."""
+    command_line.start(_run)
+
+
+def _run(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    for name in PROGRAMS.value or [""]:
+        c.require_known("--programs", name, footprint.TRAINING + footprint.SAMPLING)
+    swept = {
+        field: sweep.values(field, flag.value)
+        for field, flag in SWEPT.items()
+        if flag.value is not None
+    }
+    if OUT.value:
+        footprint.make_folder(pathlib.Path(OUT.value))  # not after minutes
+    import jax  # only now
+
+    from simjax import processes
+
+    jax.config.update("jax_enable_compilation_cache", False)  # or nothing would be compiled
+    processes.join()
+    try:
+        with processes.failing_at_once():
+            _measure(swept)
+    finally:
+        processes.leave()
+
+
+def _measure(swept: dict[str, list[Any]]) -> None:
+    """Prints the table's rows, and writes those that there are after each."""
+    from simjax import processes, timing
+
+    configs = timing.prepare(command_line.CONFIG.value, swept)
+    given = [each for each in sys.argv[1:] if not each.startswith(("--out", "--profile"))]
+    result = {
+        "command": " ".join(["python -m simjax.benchmark", *given]),
+        "config": command_line.config_name(),
+        "repeats": REPEATS.value,
+        **timing.surroundings(configs),
+        "rows": [],
+    }
+    say = print if processes.is_first() else lambda *_, **__: None
+    say(sweep.header(result["config"], result, REPEATS.value), flush=True)
+    profile = pathlib.Path(PROFILE.value) if PROFILE.value else None
+    for row in timing.measure_all(
+        configs, PROGRAMS.value, result["peaks"], repeats=REPEATS.value, profile=profile
+    ):
+        result["rows"].append(row)
+        say(sweep.line(row), flush=True)
+        if OUT.value and processes.is_first():
+            footprint.write(pathlib.Path(OUT.value), result)
+    if OUT.value:
+        say(f"\nwritten to {OUT.value}")
+    if profile:
+        say(f"\ntraces in {profile}; pip install xprof, then: tensorboard --logdir {profile}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The programs that a run executes, one at a time, with arguments as shapes or as values.
+
+An update alone is compiled as the whole step is. Called from simjax/dry_run.py, which has no
+devices, and simjax/timing.py.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from simjax import build, sharding
+from simjax import config as c
+from simjax.data import conditions
+from simjax.train import step
+from simjax.train.compile import Step, compile_steps
+from simjax.train.state import TrainState
+from simjax.typing import Array, Denoise, Images, Key, Labels, Metrics, Params
+
+Arguments = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function, its arguments as shapes with shardings, and what an execution is.
+
+    Args:
+      trees: the arguments by name, for their sizes.
+      batch: images of a step, or samples of a batch, on all devices.
+      steps: of a call.
+      turns: of the loop that does nearly all of a step's work; the compiler's costs hold one of
+        them.
+      rows: images that one device's network sees at a time.
+      forwards: of the network that an image needs at least.
+      values: arguments with values, from parameters that every process holds whole.
+      after: (results, arguments) of a call -> arguments of the next one; a state is donated.
+    """
+
+    function: Callable
+    arguments: Arguments
+    trees: dict[str, Any]
+    batch: int
+    steps: int
+    turns: int
+    rows: int
+    forwards: int
+    values: Callable[[Params], Arguments]
+    after: Callable[[Any, Arguments], Arguments]
+
+
+def network(config: c.Config) -> tuple[Denoise, Params]:
+    """The denoiser, and its parameters as zeros that nothing writes: they take no memory."""
+    like = build.weights_like(config)
+    return build.denoiser(config, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like))
+
+
+def random_params(like: Params) -> Params:
+    """Parameters from N(0, 1 / inputs of an output); speed depends little on values, but on zeros.
+
+    A GPU that multiplies zeros draws less power, and runs faster, than one in use.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        inputs = np.prod(leaf.shape[:-1], dtype=np.float32)  # 1 for biases and scales
+        return (rng.standard_normal(leaf.shape, np.float32) / np.sqrt(inputs)).astype(leaf.dtype)
+
+    return jax.tree.map(draw, like)
+
+
+def forward(
+    config: c.Config, denoise: Denoise, params: Params, device: jax.Device, rows: int
+) -> tuple[Callable, Arguments]:
+    """D alone on one device, which all costs are compared with, and its arguments as shapes."""
+    shapes = ((rows, *build.image_shape(config)), (rows,), (rows, config.network.label_dim))
+    inputs = (jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)  # xt, sigma, labels
+    return jax.jit(denoise), _placed((params, *inputs), SingleDeviceSharding(device))
+
+
+def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """The fake score's update alone: one forward of G, three of the score."""
+    fns = build.step_fns(config, denoise, mesh)
+
+    def update(state: TrainState, teacher: Params, key: Key) -> tuple[TrainState, Metrics]:
+        return _counted(*step.fake_score_step(state, fns.draw_fake_score(key), fns=fns))
+
+    made = _training(config, _alone(config, denoise, mesh, update), params, forwards=4)
+    read = {name: tree for name, tree in made.trees.items() if name != "teacher"}
+    return dataclasses.replace(made, trees=read)
+
+
+def generator(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """The generator's update alone: one forward of G, four of the scores, two of G."""
+    fns = build.step_fns(config, denoise, mesh)
+
+    def update(state: TrainState, teacher: Params, key: Key) -> tuple[TrainState, Metrics]:
+        return _counted(*step.generator_step(state, teacher, fns.draw_generator(key), fns=fns))
+
+    return _training(config, _alone(config, denoise, mesh, update), params, forwards=7)
+
+
+def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """The distillation call, as a run makes it; both updates may share their forward of G."""
+    forwards = 10 if config.share_samples else 11  # tests/train/test_cost.py
+    return _training(config, build.distillation(config, denoise, mesh), params, forwards)
+
+
+def sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """One-step samples, in the batches of evaluation."""
+    sampler = build.one_step_sampler(denoise, config.generator.sigma_init, mesh)
+    return _sampling(config, sampler, params, mesh, evaluations=1)
+
+
+def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """The teacher's samples, in the first of evaluation.teacher_steps."""
+    steps = config.evaluation.teacher_steps[0]
+    sampler = build.teacher_sampler(denoise, config.teacher.sampler, steps, mesh)
+    return _sampling(config, sampler, params, mesh, evaluations=2 * steps - 1)
+
+
+PROGRAMS = {
+    "fake_score": fake_score,
+    "generator": generator,
+    "train": train,
+    "sample": sample,
+    "teacher_sample": teacher_sample,
+}
+
+
+def _alone(config: c.Config, denoise: Denoise, mesh: Mesh, update: Step) -> build.Training:
+    """A distillation whose steps are one update."""
+    call = compile_steps(update, mesh=mesh, steps_per_call=config.steps_per_call)
+    return dataclasses.replace(build.distillation(config, denoise, mesh), call=call)
+
+
+def _counted(state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
+    """What ends a step: the next one draws anew."""
+    return state.replace(step=state.step + 1), metrics
+
+
+def _training(config: c.Config, made: build.Training, params: Params, forwards: int) -> Program:
+    state, constants, key = build.arguments_like(config, made, params)
+    names = (field.name for field in dataclasses.fields(state) if field.name != "step")
+    trees = {name: getattr(state, name) for name in names}
+
+    def values(params: Params) -> Arguments:
+        teacher = sharding.place(build.frozen(config, params), made.mesh)
+        params = sharding.place(params, made.mesh)
+        run_key = build.key_on(config, "distillation", made.mesh)
+        return made.init(params, params), teacher, run_key
+
+    return Program(
+        function=made.call,
+        arguments=(state, constants, key),
+        trees={"teacher": constants} | trees,
+        batch=config.batch,
+        steps=config.steps_per_call,
+        turns=config.accumulate,
+        rows=config.batch // config.accumulate // made.mesh.size,
+        forwards=forwards,
+        values=values,
+        after=lambda results, arguments: (results[0], *arguments[1:]),
+    )
+
+
+def _sampling(
+    config: c.Config, sampler: Callable[..., Images], params: Params, mesh: Mesh, evaluations: int
+) -> Program:
+    batch = -(-config.evaluation.batch // mesh.size) * mesh.size  # as evaluation/drawing.py
+    where = sharding.batch_split(mesh)
+    draw = functools.partial(_draw_inputs, config, batch)
+    like = sharding.abstract(params, mesh)
+    inputs = _placed(jax.eval_shape(draw), where)
+    return Program(
+        function=sampler,
+        arguments=(like, *inputs),
+        trees={"parameters": like, "inputs": inputs},
+        batch=batch,
+        steps=1,
+        turns=evaluations,
+        rows=batch // mesh.size,
+        forwards=evaluations,
+        values=lambda params: (
+            sharding.place(params, mesh),
+            *jax.jit(draw, out_shardings=where)(),
+        ),
+        after=lambda results, arguments: arguments,
+    )
+
+
+def _draw_inputs(config: c.Config, batch: int) -> tuple[Images, Labels, Array]:
+    """z, labels and keys of a batch of samples."""
+    z_key, label_key, noise_key = jax.random.split(build.key(config, "evaluation"), 3)
+    return (
+        jax.random.normal(z_key, (batch, *build.image_shape(config))),
+        conditions.draw_labels(label_key, batch, config.network.label_dim),
+        jax.random.split(noise_key, batch),
+    )
+
+
+def _placed(tree: Any, where: Sharding) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree
+    )

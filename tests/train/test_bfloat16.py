@@ -1,0 +1,64 @@
+"""bfloat16 inside the networks: the losses, and the direction of every block's gradient, stay."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simjax import build, programs, sharding
+from simjax.train import step
+from tests.test_configs import load
+
+
+def losses_and_gradients(options, dtype):
+    """Of both updates on the same draws, for three random networks."""
+    options = dataclasses.replace(options, compute_dtype=dtype)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    denoise, like = programs.network(options)
+    teacher = programs.random_params(like)
+    generator = jax.tree.map(np.flip, teacher)  # another network of the same law
+    fake_score = jax.tree.map(lambda a, b: 0.8 * a + 0.6 * b, teacher, generator)
+    fns = build.step_fns(options, denoise, mesh)
+
+    @jax.jit
+    def both(generator, teacher, fake_score, key):
+        fake_key, generator_key = jax.random.split(key)
+        fake = jax.value_and_grad(step.fake_score_loss)(
+            fake_score, generator, fns.draw_fake_score(fake_key), fns=fns
+        )
+        (loss, _), grads = jax.value_and_grad(step.generator_loss, has_aux=True)(
+            generator, teacher, fake_score, fns.draw_generator(generator_key), fns=fns
+        )
+        return {"fake_score": fake, "generator": (loss, grads)}
+
+    return both(generator, teacher, fake_score, jax.random.key(0))
+
+
+def blocks(grads) -> dict[str, np.ndarray]:
+    """One vector for each block of the network."""
+    found = {}
+    for path, leaf in jax.tree.leaves_with_path(grads):
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        found.setdefault("/".join(names[:3]), []).append(np.ravel(leaf))
+    return {name: np.concatenate(leaves) for name, leaves in found.items()}
+
+
+@pytest.fixture(scope="module")
+def exact_and_rough():
+    options = load("digits")
+    options.batch = 16
+    return [losses_and_gradients(options, dtype) for dtype in ("float32", "bfloat16")]
+
+
+@pytest.mark.parametrize("update", ["fake_score", "generator"])
+def test_losses_and_gradients_in_bfloat16(update, exact_and_rough):
+    (loss, grads), (rough_loss, rough) = (found[update] for found in exact_and_rough)
+    np.testing.assert_allclose(rough_loss, loss, rtol=0.02)
+    assert rough_loss != loss  # it is another arithmetic
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rough))
+    rough = blocks(rough)
+    for name, exact in blocks(grads).items():
+        cosine = exact @ rough[name] / np.linalg.norm(exact) / np.linalg.norm(rough[name])
+        assert cosine >= 0.99, (name, cosine)
