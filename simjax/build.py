@@ -17,21 +17,37 @@ from jax.sharding import Mesh
 from simjax import config as c
 from simjax import data, sharding
 from simjax.data import conditions
-from simjax.diffusion import augment, noise, precondition, sampler, schedule
+from simjax.diffusion import augment, guidance, noise, precondition, sampler, schedule
 from simjax.evaluation import features, judge
 from simjax.losses import distances, sim
 from simjax.networks.adm_unet import AdmUNet
 from simjax.networks.denoiser import Denoiser, as_denoise
+from simjax.networks.dit import DiT
+from simjax.networks.layers import REMAT
+from simjax.networks.pixart import PixArt
 from simjax.networks.song_unet import SongUNet
-from simjax.networks.unet import REMAT
 from simjax.train import optim, state, step, teacher_step
 from simjax.train.compile import Call, compile_steps
-from simjax.typing import Array, Denoise, Images, Key, Labels, Params, PerExample, Scalar
+from simjax.typing import (
+    Array,
+    Caption,
+    Condition,
+    Denoise,
+    Images,
+    Key,
+    Labels,
+    Params,
+    PerExample,
+    Scalar,
+)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-NETWORKS = {c.SongUNet: SongUNet, c.AdmUNet: AdmUNet}
-LEARNED_VARIANCE = ("iddpm",)  # families whose networks put out variances too, which D drops
+NETWORKS = {c.SongUNet: SongUNet, c.AdmUNet: AdmUNet, c.DiT: DiT, c.PixArt: PixArt}
+SAMPLERS = {"heun": "Heun", "euler": "Euler", "dpm_solver": "DPM-Solver++"}  # for a person
+CAPTION_LENGTH = 120  # tokens that PixArt-alpha reads at most
+# Families whose networks put out variances too, which D drops.
+LEARNED_VARIANCE = ("iddpm", "ddpm_linear")
 
 CHOICES = {
     "compute_dtype": DTYPES,
@@ -39,6 +55,8 @@ CHOICES = {
     "teacher.dtype": DTYPES,
     "teacher.precondition": precondition.PRECONDITIONS,
     "teacher.weight": noise.WEIGHTS,
+    "teacher.sampler.ladder": ("karras", "ddpm_linear"),
+    "teacher.sampler.solver": sampler.SOLVERS,
     "teacher.sigma.law": schedule.SIGMA_LAWS,
     "generator.weight": noise.WEIGHTS,
     "generator.sigma.law": schedule.SIGMA_LAWS,
@@ -83,11 +101,19 @@ def network(
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
     remat: str = "none",
+    unroll: bool = False,
 ) -> nnx.Module:
-    """F of a preconditioning family, freshly initialised."""
+    """F of a preconditioning family, freshly initialised; `unroll` is for stacks of blocks."""
     outputs = options.image_channels * (2 if precondition in LEARNED_VARIANCE else 1)
     values = dataclasses.asdict(options) | {"out_channels": outputs}
+    if is_stack(options):
+        values["unroll"] = unroll
     return NETWORKS[type(options)](**values, remat=remat, dtype=dtype, rngs=rngs)
+
+
+def is_stack(options: c.Network) -> bool:
+    """Whether the network is a stack of equal blocks."""
+    return isinstance(options, c.DiT | c.PixArt)
 
 
 def module(config: c.Config) -> Denoiser:
@@ -98,7 +124,9 @@ def module(config: c.Config) -> Denoiser:
         family = functools.partial(family, sigma_data=teacher.sigma_data)
     dtype = DTYPES[config.compute_dtype]
     rngs = nnx.Rngs(config.seed)
-    inside = network(config.network, teacher.precondition, dtype, rngs, config.remat)
+    inside = network(
+        config.network, teacher.precondition, dtype, rngs, config.remat, not config.scan_blocks
+    )
     return Denoiser(inside, family)
 
 
@@ -108,7 +136,7 @@ def weights_like(config: c.Config) -> Params:
 
 
 def denoiser(config: c.Config, weights: Params) -> tuple[Denoise, Params]:
-    """D(params, xt, sigma, labels) and its parameters; `weights` is a tree like weights_like's."""
+    """D(params, xt, sigma, cond) and its parameters; `weights` is a tree like weights_like's."""
     shell = nnx.eval_shape(lambda: module(config))
     nnx.update(shell, weights)
     return as_denoise(shell)
@@ -194,7 +222,7 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
 
 
 def distillation(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
-    """Distillation of a teacher; the call's constants are the teacher's parameters."""
+    """Distillation of a teacher; the call's constants are step.Constants."""
     fns = step_fns(config, denoise, mesh)
     taken = step.sharing_step if config.share_samples else step.distill_step
     return _training(
@@ -217,12 +245,16 @@ def frozen(config: c.Config, teacher: Params) -> Params:
 def arguments_like(config: c.Config, training: Training, params: Params) -> tuple[Any, ...]:
     """Shapes, types and shardings of what distillation's call takes; `params` may be shapes."""
     teacher = jax.eval_shape(functools.partial(frozen, config), params)
+    captions = jax.eval_shape(functools.partial(any_captions, config, (1, 2, config.batch)))
     state = jax.eval_shape(training.init, params, params)
     run_key = jax.eval_shape(functools.partial(key, config, "distillation"))
     whole = sharding.replicated(training.mesh)
     return (
         sharding.abstract(state, training.mesh),
-        sharding.abstract(teacher, training.mesh),
+        step.Constants(
+            sharding.abstract(teacher, training.mesh),
+            sharding.abstract_captions(captions, training.mesh),
+        ),
         jax.ShapeDtypeStruct(run_key.shape, run_key.dtype, sharding=whole),
     )
 
@@ -230,8 +262,10 @@ def arguments_like(config: c.Config, training: Training, params: Params) -> tupl
 def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
     """Everything that one distillation step calls."""
     generator, fake_score = config.generator, config.fake_score
+    denoise = _gathering(denoise, mesh)
     return step.StepFns(
-        denoise=_gathering(denoise, mesh),
+        denoise=denoise,
+        denoise_teacher=guidance.guided(denoise, config.teacher.guidance),
         loss=generator_loss(config),
         distance=distance(config.loss),
         fake_score_weight=_weight(fake_score.weight, config),
@@ -269,39 +303,52 @@ def generator_loss(config: c.Config) -> Callable[[Images, Images, Images, PerExa
 
 
 def teacher_sampler(
-    denoise: Denoise, options: c.Sampler, steps: int, mesh: Mesh
-) -> Callable[[Params, Images, Labels, Array], Images]:
-    """(params, z, labels, keys) -> samples by Heun on EDM's ladder, 2 * steps - 1 evaluations.
+    denoise: Denoise, teacher: c.Teacher, steps: int, mesh: Mesh
+) -> Callable[[Params, Images, Condition, Array], Images]:
+    """(params, z, cond, keys) -> samples by teacher.sampler, guided by teacher.guidance.
 
     One key an example draws the churn's noise.
     """
-    denoise = _gathering(denoise, mesh)
-    ends = {"sigma_min": options.sigma_min, "sigma_max": options.sigma_max, "rho": options.rho}
+    denoise = guidance.guided(_gathering(denoise, mesh), teacher.guidance)
+    options = teacher.sampler
+    solver = sampler.SOLVERS[options.solver]
     churn = sampler.Churn(
         options.churn, options.churn_low, options.churn_high, options.churn_inflation
     )
 
-    def sample(params, z, labels, keys):
+    def sample(params, z, cond, keys):
         def conditioned(xt, sigma):
-            return denoise(params, xt, sigma, labels)
+            return denoise(params, xt, sigma, cond)
 
         def draw_noise(index):
             return _normal(jax.vmap(jax.random.fold_in, (0, None))(keys, index), z.shape[1:])
 
-        sigmas = schedule.karras_ladder(steps, **ends)
-        return sampler.heun(conditioned, z, sigmas, churn=churn, draw_noise=draw_noise)
+        extra = {"churn": churn, "draw_noise": draw_noise} if solver.churns else {}
+        return solver.sample(conditioned, z, _ladder(options, steps), **extra)
 
     return jax.jit(sample)
 
 
+def evaluations(options: c.Sampler, steps: int) -> int:
+    """Of the (guided) teacher, that so many steps cost."""
+    return sampler.SOLVERS[options.solver].evaluations(steps)
+
+
+def _ladder(options: c.Sampler, steps: int) -> Array:
+    if options.ladder == "ddpm_linear":
+        return schedule.ddpm_linear_ladder(steps)
+    ends = {"sigma_min": options.sigma_min, "sigma_max": options.sigma_max, "rho": options.rho}
+    return schedule.karras_ladder(steps, **ends)
+
+
 def one_step_sampler(
     denoise: Denoise, sigma_init: float, mesh: Mesh
-) -> Callable[[Params, Images, Labels, Array], Images]:
-    """(params, z, labels, keys) -> samples by one evaluation at sigma_init; keys are not used."""
+) -> Callable[[Params, Images, Condition, Array], Images]:
+    """(params, z, cond, keys) -> samples by one evaluation at sigma_init; keys are not used."""
     denoise = _gathering(denoise, mesh)
 
-    def sample(params, z, labels, keys):
-        return denoise(params, sigma_init * z, jnp.full(z.shape[0], sigma_init), labels)
+    def sample(params, z, cond, keys):
+        return denoise(params, sigma_init * z, jnp.full(z.shape[0], sigma_init), cond)
 
     return jax.jit(sample)
 
@@ -360,12 +407,27 @@ def _gathering(denoise: Denoise, mesh: Mesh) -> Denoise:
     return whole
 
 
-def _draws(key: Key, *, config: c.Config, law: c.Sigma, mesh: Mesh) -> step.Draws:
+def any_captions(config: c.Config, shape: tuple[int, ...]) -> Caption | None:
+    """Random numbers for captions of a text-to-image network; None of any other."""
+    if not isinstance(config.network, c.PixArt):
+        return None
+    length = config.network.caption_length or CAPTION_LENGTH
+    return conditions.draw_captions(
+        key(config, "evaluation"), shape, length, config.network.caption_channels
+    )
+
+
+def _draws(
+    key: Key, captions: Caption | None = None, *, config: c.Config, law: c.Sigma, mesh: Mesh
+) -> step.Draws:
     z_key, label_key, sigma_key, eps_key, dropout_key, augment_key = jax.random.split(key, 6)
     shape = (config.batch, *image_shape(config))
+    cond = captions
+    if captions is None:
+        cond = conditions.draw_labels(label_key, config.batch, config.network.label_dim)
     draws = step.Draws(
         z=jax.random.normal(z_key, shape),
-        labels=conditions.draw_labels(label_key, config.batch, config.network.label_dim),
+        cond=cond,
         sigma=_draw_sigma(sigma_key, law=law, batch=config.batch),
         eps=jax.random.normal(eps_key, shape),
         dropout_keys=jax.random.split(dropout_key, config.batch),

@@ -62,7 +62,40 @@ class AdmUNet:
     dropout: float = 0.10
 
 
-Network = SongUNet | AdmUNet
+@dataclass
+class DiT:
+    """The transformer of DiT on latents; defaults are DiT-XL/2 for 256 pixels (DiT table 1)."""
+
+    resolution: int = 32  # of latents: 1/8 of the images'
+    image_channels: int = 4
+    label_dim: int = 1000
+    patch: int = 2
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    time_steps: int = 128  # of the embedding's frequencies; 127 where weights came from diffusers
+    augment_dim: typing.ClassVar[int] = 0
+
+
+@dataclass
+class PixArt:
+    """The transformer of PixArt-alpha on latents; defaults are PixArt-XL-2-512x512's."""
+
+    resolution: int = 64  # of latents: 32, 64, 128 for images of 256, 512, 1024
+    image_channels: int = 4
+    patch: int = 2
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    caption_channels: int = 4096  # T5-XXL
+    caption_length: int = 120  # of the learned embedding of no caption; 0: there is none
+    interpolation: float = 1.0  # of positions; 2 for images of 1024
+    size_conditioning: bool = False  # True for images of 1024
+    label_dim: typing.ClassVar[int] = 0
+    augment_dim: typing.ClassVar[int] = 0
+
+
+Network = SongUNet | AdmUNet | DiT | PixArt
 
 
 @dataclass
@@ -102,7 +135,7 @@ class Ema:
 
 @dataclass
 class Sampler:
-    """The teacher's sampler: EDM's algorithm 2 on its ladder; churn 0 is deterministic."""
+    """The teacher's sampler: by default EDM's algorithm 2 on its ladder, churn 0: deterministic."""
 
     sigma_min: float = 0.002  # EDM table 1
     sigma_max: float = 80.0
@@ -111,6 +144,8 @@ class Sampler:
     churn_low: float = 0.0  # range of sigma in which churn acts
     churn_high: float = float("inf")
     churn_inflation: float = 1.0
+    solver: str = "heun"  # diffusion.sampler.SOLVERS; with ladder "ddpm_linear", euler is DDIM
+    ladder: str = "karras"  # or "ddpm_linear": equal time steps of DiT's and PixArt's schedule
 
 
 @dataclass
@@ -121,6 +156,7 @@ class Teacher:
     sha256: str = ""  # that the file must have; empty accepts, and records, what comes
     sampler: Sampler = field(default_factory=Sampler)
     dtype: str = "float32"  # of its parameters while it is distilled; or "bfloat16"
+    guidance: float = 1.0  # classifier-free scale w, when it is distilled and sampled; 1: none
     # The rest is for training one here.
     precondition: str = "edm"  # diffusion.precondition.PRECONDITIONS
     sigma_data: float = 0.5  # EDM table 1
@@ -199,7 +235,8 @@ class Config:
     share_samples: bool = False  # between both updates of a step: 10 F, not as published
     steps_per_call: int = 1  # whole steps scanned inside one compiled call
     compute_dtype: str = "float32"  # inside the networks; or "bfloat16"
-    remat: str = "none"  # what a backward pass recomputes: also "dots", "blocks" (networks/unet.py)
+    remat: str = "none"  # what backward passes recompute, of networks.layers.REMAT
+    scan_blocks: bool = True  # transformers compile one block, not all; the same numbers
     fsdp: int = 8  # devices that states are split over, at most; our choice: those of one host
     data: Data = field(default_factory=Data)
     network: Network | None = None  # None: the one that comes with teacher.source
@@ -305,10 +342,15 @@ def complete(config: Config, network: Network, precondition: str, sigma_data: fl
     """The config of a run whose teacher is known: its network, with the run's own dropout.
 
     Raises:
-      ConfigError: augmentation is asked of a network without augmentation labels.
+      ConfigError: augmentation, dropout or guidance is asked of a network without it.
     """
     if config.dropout is not None:
+        if not hasattr(network, "dropout"):
+            raise ConfigError(
+                f"dropout = {config.dropout}, but {type(network).__name__} has none; leave it out."
+            )
         network = dataclasses.replace(network, dropout=config.dropout)
+    require_null_condition(config, network)
     for path in ("teacher.augment", "fake_score.augment"):
         if get_field(config, path) and network.augment_dim != AUGMENT_DIM:
             raise ConfigError(
@@ -317,6 +359,22 @@ def complete(config: Config, network: Network, precondition: str, sigma_data: fl
             )
     teacher = dataclasses.replace(config.teacher, precondition=precondition, sigma_data=sigma_data)
     return dataclasses.replace(config, network=network, teacher=teacher)
+
+
+def require_null_condition(config: Config, network: Network) -> None:
+    """Refuses guidance of a network that has nothing to put in place of a condition.
+
+    Raises:
+      ConfigError: with what would do.
+    """
+    if config.teacher.guidance == 1:
+        return
+    if isinstance(network, PixArt) and not network.caption_length:
+        raise ConfigError(
+            f"teacher.guidance = {config.teacher.guidance}, but diffusers' folder of PixArt lacks "
+            "the learned embedding of no caption; use the original .pth, or set "
+            "--config.teacher.guidance=1."
+        )
 
 
 def pick(method: str, **known: Callable[[], Config]) -> Config:

@@ -13,7 +13,7 @@ import jax
 from jax.stages import Compiled
 
 import simjax
-from simjax import build, chips, compiled, footprint, programs, teacher
+from simjax import build, chips, compiled, costs, footprint, programs, teacher
 from simjax import config as c
 from simjax.programs import Program
 from simjax.typing import Denoise, Params
@@ -57,7 +57,8 @@ def compile_for(config: c.Config, topology: str, program: str, *, effort: float)
     forward, forward_seconds = _forward(config, denoise, params, devices[0], made.rows, effort)
     return what | {
         "memory": memory,
-        "costs": _costs(binary, made, forward, chip, what),
+        "costs": _costs(binary, made, forward, chip, what)
+        | (_of_stack(config, program, made, chip, what) if _is_scanned(config) else {}),
         "collectives": compiled.collective_traffic(binary.as_text()),
         "seconds": seconds | {"forward": forward_seconds},
         "versions": {"simjax": simjax.__version__}
@@ -128,6 +129,28 @@ def _costs(
         "forwards": made.forwards,
         "over_forwards": flops / images / (made.forwards * forward),
         "passes": passes,
+        "roofline_seconds": seconds,
+        "roofline_bound": bound,
+        "images_per_second_per_chip": chip.devices * images / seconds,
+    }
+
+
+def _is_scanned(config: c.Config) -> bool:
+    """Whether one block stands for all, so that the compiler's analysis counts one."""
+    return config.scan_blocks and build.is_stack(config.network)
+
+
+def _of_stack(
+    config: c.Config, program: str, made: Program, chip: chips.Chip, what: dict[str, Any]
+) -> dict[str, Any]:
+    """Costs of a program whose blocks are scanned: flops as lowered, all blocks; bytes unknown."""
+    found = costs.of_program(config, program)
+    images = made.batch / what["devices"]
+    flops = found["flops_per_image"] * images
+    seconds, bound = chips.roofline(flops, 0, chip, chips.PASSES[what["compute_dtype"]])
+    return found | {
+        "flops": flops,
+        "bytes": None,
         "roofline_seconds": seconds,
         "roofline_bound": bound,
         "images_per_second_per_chip": chip.devices * images / seconds,

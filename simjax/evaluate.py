@@ -100,7 +100,7 @@ def _of_network(source: str) -> dict[str, Any]:
         config.teacher.sampler = _churning(_CHURN.value)
     model = teacher.ported(config, source, say=print)
     if _STEPS.value:
-        contestants = [report.heun(model, _STEPS.value)]
+        contestants = [report.many_steps(model, _STEPS.value)]
     else:
         contestants = report.one_step(model, {f"{source}, one call": model.params})
     return _repeated(model, contestants) | {"network": model.provenance}

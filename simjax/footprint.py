@@ -92,6 +92,7 @@ def describe(result: dict[str, Any]) -> str:
         f"{found['count']} {kind} of {found['bytes'] / 1e9:.3g} GB"
         for kind, found in result["collectives"].items()
     ]
+    moved = f"{costs['bytes']:.4g}" if costs["bytes"] else "uncounted (blocks in a loop)"
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n".join(
         [
@@ -104,7 +105,7 @@ def describe(result: dict[str, Any]) -> str:
             f"flops an image: {costs['flops_per_image']:.4g}, {costs['over_forwards']:.3f} times "
             f"{costs['forwards']} forwards of {costs['flops_per_forward']:.4g}",
             f"a {per} and {'step' if result['program'] in TRAINING else 'batch'}: "
-            f"{costs['flops']:.4g} flops, {costs['bytes']:.4g} bytes of memory traffic",
+            f"{costs['flops']:.4g} flops, {moved} bytes of memory traffic",
             f"roofline: {1e3 * costs['roofline_seconds']:.3g} ms, bound by "
             f"{costs['roofline_bound']}, {costs['images_per_second_per_chip']:.3g} images/s a chip "
             "(no communication in it)",

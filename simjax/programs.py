@@ -19,7 +19,7 @@ from simjax.data import conditions
 from simjax.train import step
 from simjax.train.compile import Step, compile_steps
 from simjax.train.state import TrainState
-from simjax.typing import Array, Denoise, Images, Key, Labels, Metrics, Params
+from simjax.typing import Array, Condition, Denoise, Images, Key, Metrics, Params
 
 Arguments = tuple[Any, ...]
 
@@ -76,8 +76,10 @@ def forward(
     config: c.Config, denoise: Denoise, params: Params, device: jax.Device, rows: int
 ) -> tuple[Callable, Arguments]:
     """D alone on one device, which all costs are compared with, and its arguments as shapes."""
-    shapes = ((rows, *build.image_shape(config)), (rows,), (rows, config.network.label_dim))
-    inputs = (jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)  # xt, sigma, labels
+    shapes = ((rows, *build.image_shape(config)), (rows,))
+    inputs = (jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)  # xt, sigma
+    cond = jax.eval_shape(functools.partial(_draw_cond, config, rows))
+    inputs = (*inputs, cond)
     return jax.jit(denoise), _placed((params, *inputs), SingleDeviceSharding(device))
 
 
@@ -85,8 +87,9 @@ def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -
     """The fake score's update alone: one forward of G, three of the score."""
     fns = build.step_fns(config, denoise, mesh)
 
-    def update(state: TrainState, teacher: Params, key: Key) -> tuple[TrainState, Metrics]:
-        return _counted(*step.fake_score_step(state, fns.draw_fake_score(key), fns=fns))
+    def update(state: TrainState, constants: step.Constants, key: Key) -> tuple:
+        draws, _ = step.draw(state, constants, key, fns=fns)
+        return _counted(*step.fake_score_step(state, draws, fns=fns))
 
     made = _training(config, _alone(config, denoise, mesh, update), params, forwards=4)
     read = {name: tree for name, tree in made.trees.items() if name != "teacher"}
@@ -97,16 +100,19 @@ def generator(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) ->
     """The generator's update alone: one forward of G, four of the scores, two of G."""
     fns = build.step_fns(config, denoise, mesh)
 
-    def update(state: TrainState, teacher: Params, key: Key) -> tuple[TrainState, Metrics]:
-        return _counted(*step.generator_step(state, teacher, fns.draw_generator(key), fns=fns))
+    def update(state: TrainState, constants: step.Constants, key: Key) -> tuple:
+        _, draws = step.draw(state, constants, key, fns=fns)
+        return _counted(*step.generator_step(state, constants.teacher, draws, fns=fns))
 
-    return _training(config, _alone(config, denoise, mesh, update), params, forwards=7)
+    forwards = 7 + _guidance(config)
+    return _training(config, _alone(config, denoise, mesh, update), params, forwards)
 
 
 def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The distillation call, as a run makes it; both updates may share their forward of G."""
     forwards = 10 if config.share_samples else 11  # tests/train/test_cost.py
-    return _training(config, build.distillation(config, denoise, mesh), params, forwards)
+    made = build.distillation(config, denoise, mesh)
+    return _training(config, made, params, forwards + _guidance(config))
 
 
 def sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
@@ -118,8 +124,9 @@ def sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Pr
 def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The teacher's samples, in the first of evaluation.teacher_steps."""
     steps = config.evaluation.teacher_steps[0]
-    sampler = build.teacher_sampler(denoise, config.teacher.sampler, steps, mesh)
-    return _sampling(config, sampler, params, mesh, evaluations=2 * steps - 1)
+    sampler = build.teacher_sampler(denoise, config.teacher, steps, mesh)
+    evaluations = build.evaluations(config.teacher.sampler, steps)
+    return _sampling(config, sampler, params, mesh, evaluations)
 
 
 PROGRAMS = {
@@ -129,6 +136,11 @@ PROGRAMS = {
     "sample": sample,
     "teacher_sample": teacher_sample,
 }
+
+
+def _guidance(config: c.Config) -> int:
+    """Forwards that a guided teacher adds: one, and its backward pass to the images."""
+    return 0 if config.teacher.guidance == 1 else 2
 
 
 def _alone(config: c.Config, denoise: Denoise, mesh: Mesh, update: Step) -> build.Training:
@@ -147,8 +159,13 @@ def _training(config: c.Config, made: build.Training, params: Params, forwards: 
     names = (field.name for field in dataclasses.fields(state) if field.name != "step")
     trees = {name: getattr(state, name) for name in names}
 
+    captions = {} if constants.captions is None else {"captions": constants.captions}
+
     def values(params: Params) -> Arguments:
-        teacher = sharding.place(build.frozen(config, params), made.mesh)
+        frozen = sharding.place(build.frozen(config, params), made.mesh)
+        where = jax.tree.map(lambda leaf: leaf.sharding, constants.captions)
+        draw = functools.partial(build.any_captions, config, (1, 2, config.batch))
+        teacher = step.Constants(frozen, jax.jit(draw, out_shardings=where)())
         params = sharding.place(params, made.mesh)
         run_key = build.key_on(config, "distillation", made.mesh)
         return made.init(params, params), teacher, run_key
@@ -156,7 +173,7 @@ def _training(config: c.Config, made: build.Training, params: Params, forwards: 
     return Program(
         function=made.call,
         arguments=(state, constants, key),
-        trees={"teacher": constants} | trees,
+        trees={"teacher": constants.teacher} | captions | trees,
         batch=config.batch,
         steps=config.steps_per_call,
         turns=config.accumulate,
@@ -192,14 +209,22 @@ def _sampling(
     )
 
 
-def _draw_inputs(config: c.Config, batch: int) -> tuple[Images, Labels, Array]:
-    """z, labels and keys of a batch of samples."""
-    z_key, label_key, noise_key = jax.random.split(build.key(config, "evaluation"), 3)
+def _draw_inputs(config: c.Config, batch: int) -> tuple[Images, Condition, Array]:
+    """z, condition and keys of a batch of samples."""
+    z_key, noise_key = jax.random.split(build.key(config, "evaluation"))
     return (
         jax.random.normal(z_key, (batch, *build.image_shape(config))),
-        conditions.draw_labels(label_key, batch, config.network.label_dim),
+        _draw_cond(config, batch),
         jax.random.split(noise_key, batch),
     )
+
+
+def _draw_cond(config: c.Config, batch: int) -> Condition:
+    captions = build.any_captions(config, (batch,))
+    if captions is not None:
+        return captions
+    key = build.key(config, "evaluation")
+    return conditions.draw_labels(key, batch, config.network.label_dim)
 
 
 def _placed(tree: Any, where: Sharding) -> Any:

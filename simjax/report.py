@@ -43,18 +43,22 @@ def one_step(model: Model, params: Mapping[str, Params]) -> list[Contestant]:
     return [Contestant(name, 1, sampler, value) for name, value in params.items()]
 
 
-def heun(teacher: Model, steps: int) -> Contestant:
-    """The teacher itself, on EDM's ladder."""
-    options = teacher.config.teacher.sampler
+def many_steps(teacher: Model, steps: int) -> Contestant:
+    """The teacher itself, by its sampler."""
+    options = teacher.config.teacher
     sampler = build.teacher_sampler(teacher.denoise, options, steps, teacher.mesh)
-    return Contestant("teacher, Heun", 2 * steps - 1, sampler, teacher.params)
+    name = build.SAMPLERS[options.sampler.solver]
+    evaluations = build.evaluations(options.sampler, steps)
+    return Contestant(f"teacher, {name}", evaluations, sampler, teacher.params)
 
 
 def contestants(teacher: Model, generator: Params) -> list[Contestant]:
     """Those of a distillation's report."""
     config = teacher.config
     once = {f"generator, {config.loss.name}": generator, "teacher, one call": teacher.params}
-    return one_step(teacher, once) + [heun(teacher, n) for n in config.evaluation.teacher_steps]
+    return one_step(teacher, once) + [
+        many_steps(teacher, n) for n in config.evaluation.teacher_steps
+    ]
 
 
 def judge(config: c.Config, say: Callable[[str], None] = print) -> Judge | None:

@@ -20,7 +20,7 @@ from simjax.monitor import Monitor
 from simjax.online import Online
 from simjax.porting import port
 from simjax.teacher import Model, as_frozen, obtain, starting_generator
-from simjax.train import loop
+from simjax.train import loop, step
 from simjax.train.state import TrainState
 from simjax.typing import Params
 
@@ -141,7 +141,7 @@ def _distilled(
         + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     )
     inputs = build.grid_inputs(config, mesh)
-    many_steps = report.heun(teacher, config.evaluation.teacher_steps[0]).sampler
+    many_steps = report.many_steps(teacher, config.evaluation.teacher_steps[0]).sampler
     reference = sharding.to_host(many_steps(teacher.params, *inputs))
     monitor.picture("teacher", reference, columns=config.grid)
     level, contrast = reference.mean(), reference.std(axis=(1, 2, 3)).mean()
@@ -164,7 +164,7 @@ def _distilled(
     state = loop.run(
         training,
         state,
-        teacher.params,
+        step.Constants(teacher.params),
         key=build.key_on(config, "distillation", mesh),
         stage=loss.name,
         checkpoints=checkpoints,

@@ -92,6 +92,14 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def abstract_captions(captions: Any, mesh: Mesh) -> Any:
+    """Shapes, types and shardings of captions (n, 2, b, ...): their third axis is split."""
+    where = NamedSharding(mesh, PartitionSpec(None, None, AXES))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), captions
+    )
+
+
 def place(tree: Any, mesh: Mesh) -> Any:
     """Arrays that every process holds whole, split by the rules."""
     return jax.tree.map(placed, tree, by_rules(tree, mesh))

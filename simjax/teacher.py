@@ -64,10 +64,10 @@ def plan(config: c.Config) -> c.Config:
     if not config.teacher.source:
         made = config.teacher
         return c.complete(config, config.network, made.precondition, made.sigma_data)
-    network = zoo.find(config.teacher.source).network
-    if network is None:
+    entry = zoo.find(config.teacher.source)
+    if entry.network is None:
         raise c.ConfigError(f"{config.teacher.source}: only the file itself tells its network.")
-    return c.complete(config, network, "edm", 0.5)  # what the EDM release's own networks are
+    return c.complete(config, entry.network, entry.precondition, entry.sigma_data)
 
 
 def from_source(

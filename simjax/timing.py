@@ -4,10 +4,8 @@ Parameters are random: speed does not depend on what a network has learnt. Calle
 simjax/benchmark.py.
 """
 
-import dataclasses
 import functools
 import importlib.metadata
-import os
 import pathlib
 import statistics
 import time
@@ -21,7 +19,18 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 
 import simjax
-from simjax import build, chips, compiled, footprint, processes, programs, sharding, sweep, teacher
+from simjax import (
+    build,
+    chips,
+    compiled,
+    costs,
+    footprint,
+    processes,
+    programs,
+    sharding,
+    sweep,
+    teacher,
+)
 from simjax import config as c
 from simjax.programs import Arguments, Program
 from simjax.typing import Params
@@ -40,7 +49,7 @@ def prepare(config: c.Config, swept: dict[str, list]) -> list[c.Config]:
     Raises:
       ConfigError: one of them is not possible here.
     """
-    counting_device()
+    costs.counting_device()
     c.require_teacher(config)
     configs = sweep.combinations(teacher.plan(config), swept)
     for one in configs:
@@ -89,7 +98,7 @@ def measure_all(
             trace_to = profile / sweep.label(what) if profile else None
             try:
                 seconds, row = _measure(made, params, repeats, trace_to)
-                found = costs(config, name)
+                found = costs.of_program(config, name)
                 peak_flops = peaks[config.compute_dtype]["flops"]
                 row |= {
                     "costs": found,
@@ -134,43 +143,6 @@ def rates(
         "images_per_second": images_per_second,
         "mfu": made.forwards * flops_per_forward * images_per_second / peak_flops,
     }
-
-
-def costs(config: c.Config, name: str) -> dict[str, float]:
-    """Flops an image, and an image's forward, by XLA's analysis of programs not yet compiled.
-
-    Calls of GPU libraries would hide products in compiled ones. JAX analyses what is lowered for
-    the CPU alone, so the programs are, for one CPU. The whole batch of one step at a time: only
-    the sampler's loop, whose body the analysis counts once, is left to multiply.
-    """
-    config = dataclasses.replace(config, accumulate=1, steps_per_call=1)
-    denoise, like = programs.network(config)
-    device = counting_device()
-    made = programs.PROGRAMS[name](config, denoise, like, sharding.make_mesh(devices=[device]))
-    program = _flops(made.function, made.arguments) * made.turns / made.batch
-    forward = _flops(*programs.forward(config, denoise, like, device, made.batch)) / made.batch
-    return {
-        "flops_per_image": program,
-        "flops_per_forward": forward,
-        "forwards": made.forwards,
-        "over_forwards": program / (made.forwards * forward),
-    }
-
-
-def counting_device() -> jax.Device:
-    """The CPU that costs are counted on; nothing runs there.
-
-    Raises:
-      ConfigError: JAX has been told to leave it out.
-    """
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError as error:
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        raise c.ConfigError(
-            f"costs are counted on the CPU, which JAX_PLATFORMS={platforms} leaves out; "
-            f"set JAX_PLATFORMS={platforms},cpu, or unset it."
-        ) from error
 
 
 def peak(mesh: Mesh, dtype: str) -> dict[str, Any]:
@@ -250,7 +222,3 @@ def _allocated() -> dict[str, int]:
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
     return {"allocator_peak": max(peaks)} if peaks else {}
-
-
-def _flops(function: Callable, arguments: Arguments) -> float:
-    return function.lower(*arguments).cost_analysis()["flops"]

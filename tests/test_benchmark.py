@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from simjax import chips, config, footprint, programs, sharding, sweep, teacher, timing
+from simjax import chips, config, costs, footprint, programs, sharding, sweep, teacher, timing
 from tests.test_configs import DIRECTORY, load, small
 from tests.test_main import refused
 
@@ -108,7 +108,7 @@ LARGER = config.Config(
     [("fake_score", 4), ("generator", 7), ("train", 11), ("sample", 1), ("teacher_sample", 5)],
 )
 def test_an_image_costs_its_forwards(program, forwards):
-    found = timing.costs(LARGER, program)
+    found = costs.of_program(LARGER, program)
     assert found["forwards"] == forwards
     assert 0.95 < found["over_forwards"] < 1.05
     assert found["flops_per_image"] == pytest.approx(
@@ -117,15 +117,15 @@ def test_an_image_costs_its_forwards(program, forwards):
 
 
 def test_shared_samples_save_a_forward(plan):
-    found = timing.costs(dataclasses.replace(plan, share_samples=True), "train")
+    found = costs.of_program(dataclasses.replace(plan, share_samples=True), "train")
     assert found["forwards"] == 10
     assert found["over_forwards"] == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("change", [{"steps_per_call": 2}, {"accumulate": 2}])
 def test_an_images_cost_is_the_same_however_steps_are_cut(change, plan):
-    whole = timing.costs(plan, "fake_score")
-    assert timing.costs(dataclasses.replace(plan, **change), "fake_score") == whole
+    whole = costs.of_program(plan, "fake_score")
+    assert costs.of_program(dataclasses.replace(plan, **change), "fake_score") == whole
 
 
 def test_rates_of_a_made_up_chip(plan):
@@ -223,8 +223,8 @@ def test_rows_have_what_was_measured(plan, monkeypatch, tmp_path):
         images = found["batch"] * found["steps_per_call"]
         assert found["batch"] == 4
         assert found["images_per_second"] == pytest.approx(images / seconds["median"])
-        costs = found["costs"]
-        needed = costs["forwards"] * costs["flops_per_forward"] * found["images_per_second"]
+        cost = found["costs"]
+        needed = cost["forwards"] * cost["flops_per_forward"] * found["images_per_second"]
         assert found["mfu"] == pytest.approx(needed / 1e12)
         assert found["memory"]["total"] > 0
         assert found["compile_seconds"] > 0

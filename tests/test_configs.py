@@ -8,18 +8,20 @@ import jax
 import pytest
 from flax import nnx
 
-from simjax import build, config, sharding, teacher
+from simjax import build, config, programs, sharding, teacher
 from simjax.networks.denoiser import as_denoise
 
 DIRECTORY = Path(__file__).parent.parent / "configs"
-EXPERIMENTS = ("digits", "cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")
-WITH_SID = EXPERIMENTS[1:]
+WITH_SID = ("cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")
+EXPERIMENTS = ("digits", *WITH_SID, "imagenet256_dit", "pixart512")
 PARAMETERS = {  # of the official networks, fixed constants not counted
     "cifar10": 55_735_299,
     "cifar10_uncond": 55_733_891,
     "ffhq64": 61_805_571,
     "afhqv2_64": 61_805_571,
     "imagenet64": 295_899_267,
+    "imagenet256_dit": 674_834_720,
+    "pixart512": 610_856_096,
 }
 OTHER_TEACHERS = {
     "edm-cifar10-32x32-uncond-ve": 56_397_827,
@@ -27,6 +29,9 @@ OTHER_TEACHERS = {
     "edm-ffhq-64x64-uncond-ve": 62_761_091,
     "edm-afhqv2-64x64-uncond-ve": 62_761_091,
 }
+
+
+QUICK = ("digits", "cifar10", "imagenet256_dit", "pixart512")
 
 
 def load(name: str, method: str | None = None) -> config.Config:
@@ -53,14 +58,15 @@ def abstract_steps(options: config.Config):
     """Shapes of parameters, state and metrics around one distillation call; nothing is computed."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     options = teacher.plan(options)
+    denoise, like = programs.network(options)
+    training = build.distillation(options, denoise, mesh)
 
-    def whole():
-        denoise, params = as_denoise(build.module(options))
-        training = build.distillation(options, denoise, mesh)
+    def whole(params):
         state = training.init(params, params)
-        return state, training.call(state, params, jax.random.key(0))
+        constants = build.step.Constants(params, build.any_captions(options, (1, 2, options.batch)))
+        return state, training.call(state, constants, jax.random.key(0))
 
-    return jax.eval_shape(whole)
+    return jax.eval_shape(whole, like)
 
 
 def test_every_config_file_is_tested():
@@ -70,7 +76,7 @@ def test_every_config_file_is_tested():
 @pytest.mark.parametrize(
     "name",
     [  # tracing a step of the large networks takes long: all of them by `pytest -m full_size`
-        pytest.param(name, marks=[] if name in ("digits", "cifar10") else [pytest.mark.full_size])
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.full_size])
         for name in EXPERIMENTS
     ],
 )

@@ -20,13 +20,14 @@ LEVELS = [
     + ("simjax.evaluation.inception_score", "simjax.evaluation.kernel_distance")
     + ("simjax.evaluation.statistics",),
     ("simjax.checkpoint", "simjax.train.optim", "simjax.train.state", "simjax.train.health")
-    + ("simjax.porting.maps.inception", "simjax.evaluation.images"),
-    ("simjax.train.step", "simjax.train.teacher_step")
+    + ("simjax.porting.maps.inception", "simjax.porting.maps.pixart", "simjax.evaluation.images"),
+    ("simjax.train.step", "simjax.train.teacher_step", "simjax.porting.transformers")
     + ("simjax.evaluation.features", "simjax.evaluation.reference"),
     ("simjax.train.compile", "simjax.evaluation.judge", "simjax.evaluation.drawing"),
     ("simjax.build",),
     ("simjax.train.loop", "simjax.porting.port"),
     ("simjax.teacher", "simjax.programs"),
+    ("simjax.costs",),
     ("simjax.report", "simjax.dry_run", "simjax.timing"),
     ("simjax.online",),
     ("simjax.run",),

@@ -1,8 +1,9 @@
 """Draws of what a sample is conditioned on, and of the noise and real images beside it."""
 
 import jax
+import jax.numpy as jnp
 
-from simjax.typing import Array, Key, Labels
+from simjax.typing import Array, Caption, Key, Labels
 
 
 def one_hot(classes: Array, label_dim: int) -> Labels:
@@ -19,3 +20,9 @@ def draw_data(key: Key, images: Array, classes: Array, batch: int) -> tuple[Arra
     """A batch of (images, class numbers), drawn with replacement."""
     index = jax.random.randint(key, (batch,), 0, len(images))
     return images[index], classes[index]
+
+
+def draw_captions(key: Key, shape: tuple[int, ...], length: int, channels: int) -> Caption:
+    """Random numbers in place of encoded captions, all of full length: for timing and tests."""
+    embedding = jax.random.normal(key, (*shape, length, channels), jnp.bfloat16)
+    return Caption(embedding, jnp.ones((*shape, length), bool), jnp.zeros(shape, bool))

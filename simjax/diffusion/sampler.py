@@ -1,7 +1,8 @@
 """Integrates the probability-flow ODE from noise to data, for any denoiser.
 
-Reference: EDM, arXiv:2206.00364: eq. 4, table 1, algorithms 1 and 2. The program contains the
-denoiser once, whatever the solver: one scan over the evaluations. Called from simjax/build.py.
+References: EDM, arXiv:2206.00364: eq. 4, table 1, algorithms 1 and 2; DPM-Solver++,
+arXiv:2211.01095. The program contains the denoiser once, whatever the solver: one scan over the
+evaluations. Called from simjax/build.py.
 """
 
 import math
@@ -113,6 +114,55 @@ def integrate(
     # The first row neither reads `begin` nor weighs `previous`.
     (xt, _, _), _ = jax.lax.scan(evaluate, (start, start, start), rows)
     return xt
+
+
+@typed
+def dpm_solver(denoise: Callable[..., Images], z: Images, sigmas: Float[Array, "steps"]) -> Images:
+    """Samples from sigmas[0] to 0 by DPM-Solver++(2M), one evaluation a step.
+
+    With lambda = -ln sigma, h = lambda_next - lambda and r = h_before / h (arXiv:2211.01095,
+    algorithm 2, in sigma-space, where alpha = 1):
+
+        D = (1 + 1 / (2 r)) D(xt) - 1 / (2 r) D_before,     xt_next = xt / e^h + (1 - 1 / e^h) D
+
+    The first step and the last, to sigma = 0, use D(xt) alone. Arguments are `integrate`'s.
+    """
+    shrink = jnp.append(sigmas[1:], 0) / sigmas  # e^-h
+    h = -jnp.log(shrink)
+    beyond = h[1:-1] / (2 * h[:-2])  # 1 / (2 r), of all steps but the first and the last
+    beyond = jnp.concatenate([jnp.zeros(1), beyond, jnp.zeros(1)])[: len(sigmas)]
+
+    def evaluate(carry: tuple[Images, Images], row: tuple[Array, Array, Array]) -> tuple:
+        xt, before = carry
+        sigma, shrink, beyond = row
+        denoised = denoise(xt, jnp.full(xt.shape[0], sigma, xt.dtype))
+        ahead = denoised + beyond * (denoised - before)
+        return (shrink * xt + (1 - shrink) * ahead, denoised), None
+
+    start = sigmas[0] * z
+    (xt, _), _ = jax.lax.scan(evaluate, (start, start), (sigmas, shrink, beyond))
+    return xt
+
+
+@typed
+def euler(denoise: Callable[..., Images], z: Images, sigmas: Float[Array, "steps"]) -> Images:
+    """`integrate` by Euler's method, one evaluation a step: DDIM, written in sigma-space."""
+    return integrate(denoise, z, sigmas, stages=EULER)
+
+
+class Solver(NamedTuple):
+    """How a teacher is sampled: `integrate`'s arguments but stages; evaluations from steps."""
+
+    sample: Callable[..., Images]
+    evaluations: Callable[[int], int]
+    churns: bool = False  # whether it takes churn and draw_noise
+
+
+SOLVERS = {
+    "heun": Solver(heun, lambda steps: 2 * steps - 1, churns=True),
+    "euler": Solver(euler, lambda steps: steps),
+    "dpm_solver": Solver(dpm_solver, lambda steps: steps),
+}
 
 
 class _Evaluation(NamedTuple):

@@ -90,12 +90,24 @@ def iddpm_ladder(steps: int, *, first: int = 8) -> Float[Array, "steps"]:
     return jnp.asarray(levels[index], jnp.result_type(float))
 
 
+@typed
+def ddpm_linear_ladder(steps: int) -> Float[Array, "steps"]:
+    """u at `steps` of steps + 1 equally spaced time steps from M - 1 to 0, rounded; not at 0.
+
+    So DPM-Solver++ and DDIM sample DiT and PixArt-alpha ("linspace" spacing).
+    """
+    levels = precondition.ddpm_linear_levels()[:-1]
+    time = np.round(np.linspace(0, len(levels) - 1, steps + 1)).astype(int)[:0:-1]
+    return jnp.asarray(levels[len(levels) - 1 - time], jnp.result_type(float))
+
+
 Ladder = Callable[..., Float[Array, "steps"]]  # (steps, **options)
 LADDERS: dict[str, Ladder] = {
     "karras": karras_ladder,
     "vp": vp_ladder,
     "ve": ve_ladder,
     "iddpm": iddpm_ladder,
+    "ddpm_linear": ddpm_linear_ladder,
 }
 
 

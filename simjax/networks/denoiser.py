@@ -1,4 +1,4 @@
-"""A network with its preconditioning and precision: D(xt; sigma, labels) = E[x0 | xt].
+"""A network with its preconditioning and precision: D(xt; sigma, cond) = E[x0 | xt].
 
 The only file that decides precision: float32 outside the network, its own dtype inside.
 """
@@ -11,11 +11,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simjax.diffusion.precondition import Precondition
 from simjax.networks.layers import Buffer
-from simjax.typing import Array, Denoise, Float, Images, Labels, Params, PerExample
+from simjax.typing import Array, Condition, Denoise, Float, Images, Params, PerExample
 
 
 class Denoiser(nnx.Module):
-    """D = c_skip xt + c_out F(c_in xt, c_noise, labels), with the coefficients in float32."""
+    """D = c_skip xt + c_out F(c_in xt, c_noise, cond), with the coefficients in float32."""
 
     def __init__(self, network: nnx.Module, precondition: Precondition):
         self.network = network
@@ -25,7 +25,7 @@ class Denoiser(nnx.Module):
         self,
         xt: Images,
         sigma: PerExample,
-        labels: Labels,
+        cond: Condition,
         *,
         augment_labels: Float[Array, "b a"] | None = None,
         dropout_keys: Array | None = None,
@@ -37,7 +37,7 @@ class Denoiser(nnx.Module):
             residual = self.network(
                 c_in[:, None, None, None] * xt,
                 c_noise,
-                labels,
+                cond,
                 augment_labels=augment_labels,
                 dropout_keys=dropout_keys,
             )
@@ -46,7 +46,7 @@ class Denoiser(nnx.Module):
 
 
 def as_denoise(net: nnx.Module) -> tuple[Denoise, Params]:
-    """Splits a module into D(params, xt, sigma, labels) and its parameters, a nested dict.
+    """Splits a module into D(params, xt, sigma, cond) and its parameters, a nested dict.
 
     Fixed constants (Buffer) stay with the function: they are ported, and never trained.
 
@@ -60,9 +60,9 @@ def as_denoise(net: nnx.Module) -> tuple[Denoise, Params]:
         nnx.to_pure_dict(buffers),
     )
 
-    def denoise(params, xt, sigma, labels, *, augment_labels=None, dropout_keys=None):
+    def denoise(params, xt, sigma, cond, *, augment_labels=None, dropout_keys=None):
         module = nnx.merge(graphdef, params, buffers)
-        return module(xt, sigma, labels, augment_labels=augment_labels, dropout_keys=dropout_keys)
+        return module(xt, sigma, cond, augment_labels=augment_labels, dropout_keys=dropout_keys)
 
     return denoise, nnx.to_pure_dict(params)
 

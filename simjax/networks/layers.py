@@ -1,11 +1,13 @@
-"""Building blocks of the U-Nets: convolution, resampling, group norm, dropout, embeddings.
+"""Building blocks of networks: convolution, resampling, group norm, dropout, embeddings, stacks.
 
 NHWC. Computation runs in `dtype`; normalisation statistics, softmax and embeddings in float32.
 References: EDM, arXiv:2206.00364, appendix F.2; NCSN++, arXiv:2011.13456.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,17 @@ from simjax.typing import Array, Float, Images, PerExample
 
 Masks = Bool[Array, "b h w c"]
 MASK_LEVELS = 2**16  # of a dropout rate; our choice
+
+
+Carry = TypeVar("Carry")
+
+# What the backward pass recomputes of each block; the rest is held in memory until then.
+REMAT = {
+    "none": lambda run: run,
+    # All but convolutions and matrix products: norms, activations, dropout, softmax.
+    "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable),
+    "blocks": jax.checkpoint,  # everything, from the block's input: one more forward
+}
 
 
 class Buffer(nnx.Variable):
@@ -48,7 +61,8 @@ class Conv(nnx.Conv):
         return super().__call__(x).astype(self.dtype)
 
 
-def _promote_all_but_bias(arrays: tuple[Array, Array, Array], *, dtype: jnp.dtype) -> tuple:
+def promote_all_but_bias(arrays: tuple[Array, Array, Array], *, dtype: jnp.dtype) -> tuple:
+    """What a layer in `dtype` makes of (input, kernel, bias)."""
     x, kernel, bias = arrays
     return x.astype(dtype), kernel.astype(dtype), bias
 
@@ -62,15 +76,17 @@ def conv(
     rngs: nnx.Rngs,
     dtype: jnp.dtype,
     padding: int | None = None,
+    stride: int = 1,
 ) -> Conv:
-    """A convolution that keeps height and width (unless padding says otherwise), zero bias."""
+    """A convolution that keeps height and width (unless padding or stride do not), zero bias."""
     return Conv(
         features_in,
         features,
         (kernel, kernel),
+        strides=stride,
         padding=kernel // 2 if padding is None else padding,
         dtype=dtype,
-        promote_dtype=_promote_all_but_bias,
+        promote_dtype=promote_all_but_bias,
         kernel_init=init,
         rngs=rngs,
     )
@@ -92,14 +108,16 @@ def linear(
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation over min(32, channels // 4) groups, statistics in float32.
+    """Group normalisation over min(32, channels // 4) groups unless told, statistics in float32.
 
     Sums run over space first, then over each group's channels as a small matrix product on (b, c)
     arrays: XLA then reads the image once, and a small U-Net's step is a quarter faster on the CPU.
     """
 
-    def __init__(self, channels: int, *, epsilon: float, dtype: jnp.dtype):
-        self.groups = min(32, channels // 4)
+    def __init__(
+        self, channels: int, *, epsilon: float, dtype: jnp.dtype, groups: int | None = None
+    ):
+        self.groups = groups or min(32, channels // 4)
         self.epsilon = epsilon
         self.dtype = dtype
         self.scale = nnx.Param(jnp.ones(channels))
@@ -238,3 +256,35 @@ class FourierEmbedding(nnx.Module):
     def __call__(self, c_noise: PerExample) -> Float[Array, "b channels"]:
         phase = c_noise[:, None] * (2 * math.pi * self.frequencies[...])
         return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=1)
+
+
+def stacked(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`depth` equal blocks as one module, whose parameters have a leading axis of blocks."""
+    keys = jax.random.split(rngs.params(), depth)
+    return nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(keys)
+
+
+def scan_stack(
+    blocks: nnx.Module,
+    call: Callable[[nnx.Module, Carry], Carry],
+    x: Carry,
+    *,
+    remat: str = "none",
+    unroll: bool = False,
+) -> Carry:
+    """x through each block of a stack in turn; the program holds one block, or all of them.
+
+    Args:
+      blocks: made by `stacked`.
+      call: (block, x) -> x.
+      remat: a name in REMAT.
+      unroll: a loop's body compiles once, but a compiler's analysis counts it once too.
+    """
+    graphdef, params = nnx.split(blocks)
+
+    def body(x: Carry, layer: nnx.State) -> tuple[Carry, None]:
+        run = REMAT[remat](lambda x, layer: call(nnx.merge(graphdef, layer), x))
+        return run(x, layer), None
+
+    x, _ = jax.lax.scan(body, x, params, unroll=unroll or 1)
+    return x

@@ -5,7 +5,6 @@ References: EDM, arXiv:2206.00364, appendix F.2; DDPM++, arXiv:2011.13456; ADM, 
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -65,14 +64,6 @@ ADM = Style(
     init_qkv=1.0,
     init_last=0.0,
 )
-
-# What the backward pass recomputes of each block; the rest is held in memory until then.
-REMAT = {
-    "none": lambda run: run,
-    # All but convolutions and matrix products: norms, SiLU, dropout, softmax.
-    "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable),
-    "blocks": jax.checkpoint,  # everything, from the block's input: one more forward
-}
 
 
 class UNetBlock(nnx.Module):
@@ -196,7 +187,7 @@ class UNet(nnx.Module):
       embedding_width: of what `_embed` returns.
       pyramid: feed a pyramid of inputs to the encoder (NCSN++).
       filter_taps: resampling filter.
-      remat: what the backward pass recomputes, a name in REMAT.
+      remat: what the backward pass recomputes, a name in layers.REMAT.
     """
 
     def __init__(
@@ -311,4 +302,4 @@ class UNet(nnx.Module):
         def run(parts, embedding, keep):
             return block(jnp.concatenate(parts, axis=-1), embedding, keep)
 
-        return REMAT[self.remat](run)(parts, embedding, keep)
+        return layers.REMAT[self.remat](run)(parts, embedding, keep)

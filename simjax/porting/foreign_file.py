@@ -1,10 +1,12 @@
 """A foreign file: its bytes mapped read-only, the memory it may claim, and how it is refused.
 
-Every reader (read_pickle.py, read_torch.py, read_safetensors.py) works inside `reading`, the one
-place where whatever goes wrong becomes a ConfigError that names the file.
+Every reader (read_pickle.py, read_torch.py, read_safetensors.py, read_weights.py) works inside
+`reading`, the one place where whatever goes wrong becomes a ConfigError that names the file.
 """
 
 import contextlib
+import functools
+import json
 import mmap
 import os
 import stat
@@ -20,6 +22,10 @@ SMALL_FILE_BYTES = 16 * 2**20
 SHARE_OF_FILE = 2
 
 MOST_DIMENSIONS = 64  # NumPy's
+
+# Bytes that Python's JSON reader may take for a byte of text, and for what these signs stand for.
+TEXT_COST = 6
+OBJECT_COSTS = {b"[": 224, b"{": 224, b":": 400, b",": 48}
 
 NOT_WEIGHTS = {
     b"<!doctype html": "a web page",
@@ -74,6 +80,22 @@ def reading(path: str | os.PathLike) -> Iterator[tuple[memoryview, Budget]]:
         ) from error
 
 
+def json_object(text: memoryview, what: str, budget: Budget) -> dict[str, Any]:
+    """A JSON object, built once what it will take is known to fit the budget.
+
+    Raises:
+      ConfigError: naming `what` for another JSON value and for two entries of one name. Text that
+        is no JSON, or too deep for its reader, is refused by `reading`.
+    """
+    budget.spend(TEXT_COST * len(text))
+    raw = bytes(text)
+    budget.spend(sum(raw.count(sign) * cost for sign, cost in OBJECT_COSTS.items()))
+    entries = json.loads(raw.decode(), object_pairs_hook=functools.partial(_without_repeats, what))
+    if not isinstance(entries, dict):
+        raise ConfigError(f"{what} is a {type(entries).__name__}, not a dict; {DOWNLOAD_AGAIN}")
+    return entries
+
+
 def shown(name: str) -> str:
     """A name from a foreign file, fit for a message: short, without control characters."""
     return name[:80].encode("unicode_escape").decode()
@@ -94,6 +116,13 @@ def refuse_nonfinite(tensors: Mapping[str, np.ndarray], path: str | os.PathLike)
             f"{path}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity "
             f"({', '.join(bad)}); {DOWNLOAD_AGAIN}, or use other weights"
         )
+
+
+def _without_repeats(what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ConfigError(f"{what} has two entries of one name; {DOWNLOAD_AGAIN}")
+    return entries
 
 
 def _mapped(path: str | os.PathLike) -> memoryview:

@@ -5,16 +5,24 @@ in it is executed (porting/unpickle.py).
 """
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from simjax import build
 from simjax import config as c
-from simjax.porting import read_pickle, rules, zoo
+from simjax.porting import cache, read_pickle, read_weights, rules, transformers, zoo
+from simjax.porting.cache import LocalFile
 from simjax.porting.foreign_file import refuse_nonfinite
 from simjax.porting.maps import edm
 from simjax.typing import Params
+
+WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")  # of transformers; or a folder
+LATENT_DEVIATION = 1.0  # what the autoencoder's scale gives latents (arXiv:2112.10752)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +35,10 @@ class Ported:
 
 
 def port(source: str, *, sha256: str = "", say: Callable[[str], None] = print) -> Ported:
-    """Ports a known name, a URL or a file of the EDM release's format (SiD's too).
+    """Ports a known name, a URL, a file or a folder.
+
+    Files of the EDM release's format (SiD's too); DiT's, PixArt-alpha's and SIM's state
+    dictionaries; folders of diffusers' transformers.
 
     Args:
       source: see porting/zoo.py.
@@ -38,25 +49,66 @@ def port(source: str, *, sha256: str = "", say: Callable[[str], None] = print) -
       ConfigError: it cannot be fetched, is not such a file, is damaged or does not fit.
     """
     begun = time.monotonic()
-    file = zoo.fetch(source, sha256=sha256, say=say)
-    found = read_pickle.read_network(file.path)
-    refuse_nonfinite(found.tensors, file.path)
+    folder = Path(source).expanduser()
+    is_folder = source not in zoo.ZOO and folder.is_dir()
+    file = _folder(folder) if is_folder else zoo.fetch(source, sha256=sha256, say=say)
+    is_transformer = file.path.is_dir() or file.path.suffix in WEIGHTS
+    read = _read_transformer if is_transformer else _read_unet
+    description, mapping, tensors, digest = read(file)
+    if sha256 not in ("", digest):
+        raise c.ConfigError(f"{source} has sha256 {digest}, expected {sha256}.")
+    refuse_nonfinite(tensors, file.path)
     try:
-        if found.positional:
-            raise c.ConfigError(f"{found.class_name} was built from arguments without names.")
-        description = edm.describe(found.class_name, found.arguments)
         completed = c.complete(c.Config(), *description)
-        like = build.weights_like(completed)
-        weights = rules.apply(edm.rules(description.network), found.tensors, like)
+        weights = rules.apply(mapping, tensors, build.weights_like(completed))
     except c.ConfigError as error:
         raise c.ConfigError(f"{file.path}: {error}") from error
     provenance = {
         "source": source,
-        "file_sha256": file.sha256,
+        "file_sha256": digest,
         "parameters": build.count(build.denoiser(completed, weights)[1]),
         "seconds": time.monotonic() - begun,
     }
     return Ported(description, weights, provenance)
+
+
+Read = tuple[edm.Description, list[rules.Rule], dict[str, Any], str]  # and the sha256
+
+
+def _read_unet(file: LocalFile) -> Read:
+    """A pickle of the EDM release, which tells its class and arguments."""
+    found = read_pickle.read_network(file.path)
+    try:
+        if found.positional:
+            raise c.ConfigError(f"{found.class_name} was built from arguments without names.")
+        description = edm.describe(found.class_name, found.arguments)
+    except c.ConfigError as error:
+        raise c.ConfigError(f"{file.path}: {error}") from error
+    return description, edm.rules(description.network), found.tensors, file.sha256
+
+
+def _read_transformer(file: LocalFile) -> Read:
+    """A state dictionary, or a folder of diffusers'."""
+    weights = read_weights.read(file.path)
+    try:
+        network, mapping, tensors = transformers.identify(weights)
+    except c.ConfigError as error:
+        raise c.ConfigError(f"{file.path}: {error}") from error
+    description = edm.Description(network, "ddpm_linear", LATENT_DEVIATION)
+    return description, mapping, tensors, file.sha256 or _digest(weights.files)
+
+
+def _folder(path: Path) -> LocalFile:
+    """A folder of weights; of a whole pipeline, its transformer's. Its files are hashed later."""
+    inner = path / "transformer"
+    is_pipeline = (path / transformers.PIPELINE).exists() and inner.is_dir()
+    return LocalFile(epath.Path(inner if is_pipeline else path), "", str(path))
+
+
+def _digest(files: list[Path]) -> str:
+    """sha256 of a text with a line "sha256  name" for each file, in order of their names."""
+    lines = [f"{cache.digest(path)}  {path.name}\n" for path in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def report(ported: Ported) -> str:

@@ -6,7 +6,6 @@ header's length (8 bytes, little-endian), a JSON header {name: {dtype, shape, da
 the tensors one after another, without gaps. https://github.com/huggingface/safetensors
 """
 
-import json
 import math
 import os
 from typing import Any
@@ -15,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from simjax.config import ConfigError
-from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget, are_counts, reading, shown
+from simjax.porting.foreign_file import DOWNLOAD_AGAIN, are_counts, json_object, reading, shown
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -33,9 +32,6 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
-# Bytes that Python's JSON reader may take for a byte of text, and for what these signs stand for.
-TEXT_COST = 6
-OBJECT_COSTS = {b"[": 224, b"{": 224, b":": 400, b",": 48}
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -51,7 +47,8 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 f"a header of {length} bytes, expected at most {LONGEST_HEADER} and inside the "
                 f"file: not of safetensors, or cut short; {DOWNLOAD_AGAIN}"
             )
-        entries = _header(data[8 : 8 + length], budget)
+        entries = json_object(data[8 : 8 + length], "its header", budget)
+        entries.pop("__metadata__", None)
         contents = data[8 + length :]
         tensors = {}
         spans = [(len(contents), len(contents), "")]
@@ -60,25 +57,6 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
             spans.append((*span, name))
         _refuse_gaps(spans)
         return tensors
-
-
-def _header(text: memoryview, budget: Budget) -> dict[str, Any]:
-    """The entries, once what they will take is known to fit the budget."""
-    budget.spend(TEXT_COST * len(text))
-    raw = bytes(text)
-    budget.spend(sum(raw.count(sign) * cost for sign, cost in OBJECT_COSTS.items()))
-    entries = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
-    if not isinstance(entries, dict):
-        raise ConfigError(f"its header is a {type(entries).__name__}, not a dict; {DOWNLOAD_AGAIN}")
-    entries.pop("__metadata__", None)
-    return entries
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        raise ConfigError(f"its header has two entries of one name; {DOWNLOAD_AGAIN}")
-    return entries
 
 
 def _tensor(contents: memoryview, name: str, entry: Any) -> tuple[np.ndarray, tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Published teachers by name, and `fetch`, which turns a name, URL or path into a checked file.
 
-Names and addresses: the EDM release (arXiv:2206.00364); networks: the paper's table 7. The release
-prints no checksums, so none are pinned: a file's sha256 is recorded at its first use.
+Names and addresses: the EDM release (arXiv:2206.00364; networks: its table 7), DiT, PixArt-alpha.
+They print no checksums, so none are pinned: a file's sha256 is recorded at its first use.
 """
 
 import copy
@@ -18,6 +18,8 @@ from simjax.porting import cache
 from simjax.porting.cache import LocalFile
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+DIT = "https://dl.fbaipublicfiles.com/DiT/models/"  # facebookresearch/DiT, download.py
+PIXART = "https://huggingface.co/PixArt-alpha/PixArt-alpha/resolve/main/"  # its README
 REMOTE_PATHS = ("gs", "s3")  # what etils.epath opens in place
 
 # What differs from config.SongUNet, whose defaults are EDM's CIFAR-10 DDPM++.
@@ -42,6 +44,8 @@ class Entry(NamedTuple):
     url: str
     network: config.Network | None = None
     sha256: str | None = None
+    precondition: str = "edm"
+    sigma_data: float = 0.5
 
 
 def _release() -> dict[str, Entry]:
@@ -56,7 +60,25 @@ def _release() -> dict[str, Entry]:
     return entries
 
 
-ZOO = _release()
+def _transformers() -> dict[str, Entry]:
+    """DiT-XL/2 and PixArt-alpha; sizes are those of latents, 1/8 of the images'."""
+    latent = {"precondition": "ddpm_linear", "sigma_data": 1.0}
+    networks = {
+        f"{DIT}DiT-XL-2-256x256.pt": config.DiT(resolution=32),
+        f"{DIT}DiT-XL-2-512x512.pt": config.DiT(resolution=64),
+        f"{PIXART}PixArt-XL-2-256x256.pth": config.PixArt(resolution=32),
+        f"{PIXART}PixArt-XL-2-512x512.pth": config.PixArt(resolution=64),
+        f"{PIXART}PixArt-XL-2-1024-MS.pth": config.PixArt(
+            resolution=128, interpolation=2.0, size_conditioning=True
+        ),
+    }
+    return {
+        url.rpartition("/")[2].rpartition(".")[0]: Entry(url, network, **latent)
+        for url, network in networks.items()
+    }
+
+
+ZOO = _release() | _transformers()
 
 # FID's feature extractor. Its file's name ends with the beginning of its sha256.
 INCEPTION_SHA256 = "6726825d"

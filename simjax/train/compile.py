@@ -7,10 +7,10 @@ import jax
 from jax.sharding import Mesh
 
 from simjax import sharding
-from simjax.typing import Key, Metrics, Params
+from simjax.typing import Key, Metrics
 
-Step = Callable[[Any, Params, Key], tuple[Any, Metrics]]
-Call = Callable[[Any, Params, Key], tuple[Any, Metrics]]
+Step = Callable[[Any, Any, Key], tuple[Any, Metrics]]
+Call = Callable[[Any, Any, Key], tuple[Any, Metrics]]
 
 
 def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:

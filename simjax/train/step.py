@@ -12,6 +12,7 @@ References: SIM, arXiv:2410.16794, algorithms 1 and 2; SiD, arXiv:2404.04057, al
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable
 
 import jax
@@ -25,7 +26,31 @@ from simjax.losses.distances import Distance
 from simjax.train import health
 from simjax.train.optim import GradientTransformation, ema_update
 from simjax.train.state import TrainState
-from simjax.typing import Array, Denoise, Images, Key, Labels, Metrics, Params, PerExample, Scalar
+from simjax.typing import (
+    Array,
+    Caption,
+    Condition,
+    Denoise,
+    Images,
+    Key,
+    Metrics,
+    Params,
+    PerExample,
+    Scalar,
+)
+
+
+@struct.dataclass
+class Constants:
+    """What every step is given beside its state.
+
+    Args:
+      captions: of text-to-image runs, leaves (n, 2, b, ...): step k takes the pair at k mod n, the
+        first for the fake score's update and the second for the generator's.
+    """
+
+    teacher: Params
+    captions: Caption | None = None
 
 
 @struct.dataclass
@@ -33,7 +58,7 @@ class Draws:
     """The randomness of one update, b examples: all that is not a function of the state."""
 
     z: Images
-    labels: Labels
+    cond: Condition
     sigma: PerExample
     eps: Images
     dropout_keys: Array
@@ -56,8 +81,9 @@ class StepFns:
     loss: Callable[[Images, Images, Images, PerExample], PerExample]  # x0, d_teacher, d_fake, sigma
     distance: Distance  # d of SIM; of the health metrics for every method
     fake_score_weight: Callable[[PerExample], PerExample]
-    draw_fake_score: Callable[[Key], Draws]
-    draw_generator: Callable[[Key], Draws]
+    denoise_teacher: Denoise  # guided, or the same
+    draw_fake_score: Callable[[Key, Caption | None], Draws]
+    draw_generator: Callable[[Key, Caption | None], Draws]
     fake_score_tx: GradientTransformation
     generator_tx: GradientTransformation
     ema_decay: Callable[[Array], Scalar]  # step -> beta
@@ -75,43 +101,52 @@ LOSSES = {
 
 
 def distill_step(
-    state: TrainState, teacher: Params, key: Key, *, fns: StepFns
+    state: TrainState, constants: Constants, key: Key, *, fns: StepFns
 ) -> tuple[TrainState, Metrics]:
     """One step on fresh draws for each update; `key` belongs to this step alone."""
-    fake_score_key, generator_key = jax.random.split(key)
-    state, fake_score_metrics = fake_score_step(state, fns.draw_fake_score(fake_score_key), fns=fns)
-    state, generator_metrics = generator_step(
-        state, teacher, fns.draw_generator(generator_key), fns=fns
-    )
+    fake_score_draws, generator_draws = draw(state, constants, key, fns=fns)
+    state, fake_score_metrics = fake_score_step(state, fake_score_draws, fns=fns)
+    state, generator_metrics = generator_step(state, constants.teacher, generator_draws, fns=fns)
     state, ema_metrics = _averaged(state, fns=fns)
     return state, fake_score_metrics | generator_metrics | ema_metrics
 
 
 def sharing_step(
-    state: TrainState, teacher: Params, key: Key, *, fns: StepFns
+    state: TrainState, constants: Constants, key: Key, *, fns: StepFns
 ) -> tuple[TrainState, Metrics]:
     """A step whose two updates share one batch of samples: ten forwards instead of eleven.
 
-    Not the published algorithm: z and labels are the same in both updates, and the samples that the
+    Not the published algorithm: z and cond are the same in both updates, and the samples that the
     fake score learns from were drawn with the generator's dropout. The generator's activations are
     kept while the fake score is updated.
     """
-    fake_score_key, generator_key = jax.random.split(key)
-    draws = fns.draw_generator(generator_key)
-    noises = fns.draw_fake_score(fake_score_key).replace(labels=draws.labels)
+    noises, draws = draw(state, constants, key, fns=fns)
+    noises = noises.replace(cond=draws.cond)
 
     def sample(generator: Params) -> Images:
-        return generate(generator, draws.z, draws.labels, fns=fns, dropout_keys=draws.dropout_keys)
+        return generate(generator, draws.z, draws.cond, fns=fns, dropout_keys=draws.dropout_keys)
 
     x0, pull_back = jax.vjp(sample, state.generator)
     loss_and_grad = jax.value_and_grad(denoising_error)
     loss, grads = loss_and_grad(state.fake_score, jax.lax.stop_gradient(x0), noises, fns=fns)
     state, fake_score_metrics = _with_fake_score(state, loss, grads, fns=fns)
     loss_and_grad = jax.value_and_grad(matching_loss, has_aux=True)
-    (loss, metrics), x0_grad = loss_and_grad(x0, teacher, state.fake_score, draws, fns=fns)
+    (loss, metrics), x0_grad = loss_and_grad(
+        x0, constants.teacher, state.fake_score, draws, fns=fns
+    )
     state, generator_metrics = _with_generator(state, loss, *pull_back(x0_grad), fns=fns)
     state, ema_metrics = _averaged(state, fns=fns)
     return state, fake_score_metrics | metrics | generator_metrics | ema_metrics
+
+
+def draw(state: TrainState, constants: Constants, key: Key, *, fns: StepFns) -> tuple[Draws, Draws]:
+    """The draws of a step: the fake score's and the generator's."""
+    fake_score_key, generator_key = jax.random.split(key)
+    pair = (None, None)
+    if constants.captions is not None:
+        turn = jax.tree.map(lambda leaf: leaf[state.step % len(leaf)], constants.captions)
+        pair = tuple(jax.tree.map(operator.itemgetter(update), turn) for update in (0, 1))
+    return fns.draw_fake_score(fake_score_key, pair[0]), fns.draw_generator(generator_key, pair[1])
 
 
 def fake_score_step(state: TrainState, draws: Draws, *, fns: StepFns) -> tuple[TrainState, Metrics]:
@@ -164,7 +199,7 @@ def _averaged(state: TrainState, *, fns: StepFns) -> tuple[TrainState, Metrics]:
 
 def fake_score_loss(fake_score: Params, generator: Params, draws: Draws, *, fns: StepFns) -> Scalar:
     """E lambda(sigma) ||D_fake(x0 + sigma eps) - sg[x0]||^2, mean over examples."""
-    x0 = jax.lax.stop_gradient(generate(generator, draws.z, draws.labels, fns=fns))
+    x0 = jax.lax.stop_gradient(generate(generator, draws.z, draws.cond, fns=fns))
     return denoising_error(fake_score, x0, draws, fns=fns)
 
 
@@ -176,7 +211,7 @@ def denoising_error(fake_score: Params, x0: Images, draws: Draws, *, fns: StepFn
         fake_score,
         xt,
         draws.sigma,
-        draws.labels,
+        draws.cond,
         augment_labels=augment_labels,
         dropout_keys=draws.dropout_keys,
     )
@@ -188,7 +223,7 @@ def generator_loss(
     generator: Params, teacher: Params, fake_score: Params, draws: Draws, *, fns: StepFns
 ) -> tuple[Scalar, Metrics]:
     """The method's loss, mean over examples, and its health metrics."""
-    x0 = generate(generator, draws.z, draws.labels, fns=fns, dropout_keys=draws.dropout_keys)
+    x0 = generate(generator, draws.z, draws.cond, fns=fns, dropout_keys=draws.dropout_keys)
     return matching_loss(x0, teacher, fake_score, draws, fns=fns)
 
 
@@ -201,8 +236,8 @@ def matching_loss(
     that one bad sample does not cost the step; this is the official SiD loop's rule.
     """
     xt = noise.add_noise(x0, draws.sigma, draws.eps)
-    d_teacher = fns.denoise(teacher, xt, draws.sigma, draws.labels)
-    d_fake = fns.denoise(fake_score, xt, draws.sigma, draws.labels)
+    d_teacher = fns.denoise_teacher(teacher, xt, draws.sigma, draws.cond)
+    d_fake = fns.denoise(fake_score, xt, draws.sigma, draws.cond)
     finite = health.finite_examples(x0, d_teacher, d_fake)
     x0, d_teacher, d_fake = (
         jnp.where(finite[:, None, None, None], image, 0) for image in (x0, d_teacher, d_fake)
@@ -213,11 +248,16 @@ def matching_loss(
 
 
 def generate(
-    generator: Params, z: Images, labels: Labels, *, fns: StepFns, dropout_keys: Array | None = None
+    generator: Params,
+    z: Images,
+    cond: Condition,
+    *,
+    fns: StepFns,
+    dropout_keys: Array | None = None,
 ) -> Images:
     """x0 = G(z): one evaluation of the denoiser at sigma_init."""
     sigma = jnp.full(z.shape[0], fns.sigma_init, z.dtype)
-    return fns.denoise(generator, fns.sigma_init * z, sigma, labels, dropout_keys=dropout_keys)
+    return fns.denoise(generator, fns.sigma_init * z, sigma, cond, dropout_keys=dropout_keys)
 
 
 def accumulated_grad(

@@ -16,6 +16,7 @@ LADDER_ENDS = {  # EDM table 1; for VP, beta_d = 19.9, beta_min = 0.1 at t = 1 a
     "vp": (math.sqrt(math.exp(10.05) - 1), math.sqrt(math.exp(1.0995e-4) - 1)),
     "ve": (100, 0.02),
     "iddpm": (80.2037, 0.0064),
+    "ddpm_linear": (156.6155, 0.1759),  # at time steps 999 and, of 20 steps, 50
 }
 ENDS = [
     pytest.param(ladder, LADDER_ENDS[name], id=name) for name, ladder in schedule.LADDERS.items()

@@ -132,7 +132,11 @@ def step_fns(denoise: Denoise, **options: Any) -> step.StepFns:
     unused = dict.fromkeys(
         ("loss", "draw_fake_score", "draw_generator", "fake_score_tx", "generator_tx", "ema_decay")
     )
-    shared = {"distance": distances.l2_squared, "fake_score_weight": noise.edm_weight}
+    shared = {
+        "denoise_teacher": denoise,
+        "distance": distances.l2_squared,
+        "fake_score_weight": noise.edm_weight,
+    }
     return step.StepFns(**unused | shared | {"denoise": denoise} | options)
 
 

@@ -69,7 +69,7 @@ class Setting:
         eps = self.recording.images(f"in/noise{suffix}")
         labels = self.recording.labels(f"in/labels{suffix}", len(z))
         keys = {"dropout_keys": None, "augment_keys": None}
-        return step.Draws(z=z, labels=labels, sigma=sigma, eps=eps, **keys)
+        return step.Draws(z=z, cond=labels, sigma=sigma, eps=eps, **keys)
 
     def fake_draws(self):
         return self.draws(
@@ -78,9 +78,9 @@ class Setting:
 
     def forward(self, draws):
         """Images, noisy images, teacher's and fake score's outputs."""
-        x0 = step.generate(self.tree("gen"), draws.z, draws.labels, fns=self.fns())
+        x0 = step.generate(self.tree("gen"), draws.z, draws.cond, fns=self.fns())
         xt = noise.add_noise(x0, draws.sigma, draws.eps)
-        args = (xt, draws.sigma, draws.labels)
+        args = (xt, draws.sigma, draws.cond)
         d_teacher, d_fake = (self.denoise(self.tree(role), *args) for role in ("true", "fake"))
         return x0, xt, d_teacher, d_fake
 
@@ -127,10 +127,10 @@ def check_generator(s, draws, loss, name, scale, *, fake=None):
 def check_fake_score(s, scale):
     """The denoising loss on generated images, its scalar and gradients."""
     recording, draws = s.recording, s.fake_draws()
-    x0 = step.generate(s.tree("gen"), draws.z, draws.labels, fns=s.fns())
+    x0 = step.generate(s.tree("gen"), draws.z, draws.cond, fns=s.fns())
     assert official.rel(x0, recording.images("fake/images")) <= MID
     xt = noise.add_noise(x0, draws.sigma, draws.eps)
-    denoised = s.denoise(s.tree("fake"), xt, draws.sigma, draws.labels)
+    denoised = s.denoise(s.tree("fake"), xt, draws.sigma, draws.cond)
     weight = noise.edm_weight(draws.sigma, sigma_data=s.hyper["sigma_data"])
     per_example = denoising.denoising_loss(x0, denoised, weight)
     assert_per_example(per_example, recording["fake/loss"])

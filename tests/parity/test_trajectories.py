@@ -75,7 +75,7 @@ def _run(recording, loss, fake_score_scale, generator_sigma) -> Run:
         labels = recording[key][i] if key in recording else np.zeros((batch, 0), np.float32)
         return step.Draws(
             z=images(f"in/{kind}_z_unit"),
-            labels=labels.reshape(batch, config.get("label_dim", 0)),
+            cond=labels.reshape(batch, config.get("label_dim", 0)),
             sigma=sigma,
             eps=images(f"in/{kind}_noise"),
             dropout_keys=None,
@@ -131,10 +131,10 @@ def iterate(run: Run):
     def one(carry, teacher, fake_draws, generator_draws):
         fns = dataclasses.replace(
             run.fns,
-            draw_fake_score=lambda key: fake_draws,
-            draw_generator=lambda key: generator_draws,
+            draw_fake_score=lambda key, captions: fake_draws,
+            draw_generator=lambda key, captions: generator_draws,
         )
-        return step.distill_step(carry, teacher, jax.random.key(0), fns=fns)
+        return step.distill_step(carry, step.Constants(teacher), jax.random.key(0), fns=fns)
 
     fns, teacher = run.fns, run.network.params
     carry = state.init_distillation(

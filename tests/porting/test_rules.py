@@ -1,5 +1,7 @@
 """Name maps cover exactly, and report all that does not fit at once."""
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ MAP = [
     rules.Rule(r"(\w+)\.conv", r"net/\1/conv", rules.oihw_to_hwio),
     rules.Rule(r".*\.filter", None),
 ]
-TEMPLATE = {"net": {"a": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}}}
+TEMPLATE = {"net": {"a": {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float32)}}}
 GOOD = {"a.weight": np.arange(6.0).reshape(3, 2), "a.bias": np.ones(3), "a.filter": np.ones(4)}
 
 
@@ -46,3 +48,75 @@ def test_all_problems_come_at_once():
     assert "no rule for tensor extra" in str(error.value)
     assert "nothing fills net/a/kernel (2, 3)" in str(error.value)
     assert str(error.value).startswith("2 misfits between its 2 tensors")
+
+
+# Two layers whose kernel (in, 3 * out) holds queries, keys and values; one bias that has two names.
+NAMES = [
+    rules.Name("layers.{}.q.weight", "blocks/qkv", rules.LINEAR, part=(0, 3)),
+    rules.Name("layers.{}.k.weight", "blocks/qkv", rules.LINEAR, part=(1, 3)),
+    rules.Name("layers.{}.v.weight", "blocks/qkv", rules.LINEAR, part=(2, 3)),
+    rules.Name("stem.weight", "stem/kernel", rules.CONVOLUTION),
+    rules.Name("layers.{}.told", "told", copies=True),
+]
+STACKED = {
+    "blocks": {"qkv": np.zeros((2, 4, 15), ml_dtypes.bfloat16)},
+    "stem": {"kernel": np.zeros((3, 3, 2, 4), np.float32)},
+    "told": np.zeros(3, np.float32),
+}
+RULES = [name.rule() for name in NAMES]
+
+
+def foreign_layers():
+    rng = np.random.default_rng(0)
+    tensors = {
+        f"layers.{layer}.{name}.weight": rng.integers(-9, 9, (5, 4)).astype(np.float32)
+        for layer in range(2)
+        for name in "qkv"
+    }
+    tensors["stem.weight"] = rng.normal(size=(4, 2, 3, 3)).astype(np.float32)
+    return tensors | {f"layers.{layer}.told": np.arange(3.0) for layer in range(2)}
+
+
+def test_layers_are_stacked_and_parts_joined_in_the_templates_dtype():
+    tensors = foreign_layers()
+    filled = rules.apply(RULES, tensors, STACKED)
+    assert filled["blocks"]["qkv"].dtype == ml_dtypes.bfloat16
+    for layer in range(2):
+        parts = [tensors[f"layers.{layer}.{name}.weight"].T for name in "qkv"]
+        found = filled["blocks"]["qkv"][layer].astype(np.float32)
+        np.testing.assert_array_equal(found, np.concatenate(parts, axis=1))
+    np.testing.assert_array_equal(filled["told"], np.arange(3))
+
+
+def test_names_lead_back():
+    tensors = foreign_layers()
+    again = rules.export(NAMES, rules.apply(RULES, tensors, STACKED), depth=2)
+    assert again.keys() == tensors.keys()
+    for name, value in again.items():
+        np.testing.assert_array_equal(value.astype(np.float32), tensors[name])
+        assert value.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers.2.q.weight": np.ones((5, 4))}, "maps to blocks/qkv[2], which this network"),
+        ({"layers.1.v.weight": None}, "100 of 120 elements fill blocks/qkv (2, 4, 15)"),
+        ({"layers.0.q.weight": np.ones((6, 4))}, "arrives at blocks/qkv[0] as (4, 6), expected"),
+        ({"layers.1.told": np.ones(3)}, "layers.1.told differs from the tensor that filled told"),
+        ({"layers.00.q.weight": np.ones((5, 4))}, "maps to blocks/qkv[0], which is filled already"),
+        ({"layers.11111.q.weight": np.ones((5, 4))}, "no rule for tensor layers.11111.q.weight"),
+    ],
+)
+def test_what_does_not_fit_a_stack_is_named(change, message):
+    tensors = {k: v for k, v in (foreign_layers() | change).items() if v is not None}
+    with pytest.raises(config.ConfigError) as error:
+        rules.apply(RULES, tensors, STACKED)
+    assert message in str(error.value)
+
+
+def test_a_template_that_the_file_cannot_fill_takes_no_memory():
+    claimed = {"blocks": {"qkv": jax.ShapeDtypeStruct((2, 10**7, 3 * 10**7), np.float32)}}
+    with pytest.raises(config.ConfigError, match="elements|nothing fills|arrives at") as error:
+        rules.apply(RULES, foreign_layers(), claimed)
+    assert "layers.0.q.weight arrives at blocks/qkv[0] as (4, 5)" in str(error.value)

@@ -7,6 +7,8 @@ import pytest
 from simjax import build, config, sharding
 from simjax.networks.denoiser import as_denoise
 
+KEY = jax.random.key(0)
+
 
 def flops(function, *args) -> float:
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
@@ -29,7 +31,7 @@ def test_one_step_costs_eleven_forwards(loss):
     )
     denoise, params = as_denoise(build.module(options))
     training = build.distillation(options, denoise, sharding.make_mesh(devices=jax.devices()[:1]))
-    step = flops(training.call, training.init(params, params), params, jax.random.key(0))
+    step = flops(training.call, training.init(params, params), build.step.Constants(params), KEY)
     xt, sigma, labels = jnp.zeros((8, 8, 8, 1)), jnp.ones(8), jnp.zeros((8, 10))
     forward = flops(denoise, params, xt, sigma, labels)
     assert 10.5 * forward < step <= 1.05 * 11 * forward

@@ -44,7 +44,8 @@ def few_steps(settings: config.Config, mesh: Mesh, steps: int = STEPS) -> dict[s
     params = sharding.place(sharding.to_host(params), mesh)
     state, seen = training.init(params, params), []
     for _ in range(steps // settings.steps_per_call):
-        state, metrics = training.call(state, params, build.key_on(settings, "distillation", mesh))
+        key = build.key_on(settings, "distillation", mesh)
+        state, metrics = training.call(state, build.step.Constants(params), key)
         seen.append(metrics)
     where = sharding.by_rules(state, mesh)
     kept = jax.tree.map(lambda x, w: x.sharding.is_equivalent_to(w, x.ndim), state, where)
@@ -124,9 +125,9 @@ def test_the_call_takes_a_bf16_teacher_and_keeps_everything_else_in_float32():
     settings = options(teacher=config.Teacher(dtype="bfloat16"), compute_dtype="bfloat16")
     denoise, params = as_denoise(build.module(settings))
     training = build.distillation(settings, denoise, sharding.make_mesh())
-    state, teacher, key = build.arguments_like(settings, training, params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(teacher)} == {jnp.dtype("bfloat16")}
-    after, _ = jax.eval_shape(training.call, state, teacher, key)
+    state, constants, key = build.arguments_like(settings, training, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(constants)} == {jnp.dtype("bfloat16")}
+    after, _ = jax.eval_shape(training.call, state, constants, key)
     assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
     assert {str(x.dtype) for x in jax.tree.leaves(after)} == {"float32", "int32"}
 

@@ -34,6 +34,7 @@ def fns(denoise: Recorder) -> step.StepFns:
     unused = dict.fromkeys(("draw_fake_score", "draw_generator", "fake_score_tx", "generator_tx"))
     return step.StepFns(
         denoise=denoise,
+        denoise_teacher=denoise,
         loss=lambda x0, d_teacher, d_fake, sigma: sim.generator_loss(
             x0, d_teacher, d_fake, sigma, distance=distances.l2_squared
         ),
@@ -50,7 +51,7 @@ def draws() -> step.Draws:
     images = jnp.zeros((2, 4, 4, 1))
     return step.Draws(
         z=images,
-        labels=jnp.zeros((2, 0)),
+        cond=jnp.zeros((2, 0)),
         sigma=jnp.ones(2),
         eps=images,
         dropout_keys=jnp.zeros(2),
@@ -96,12 +97,14 @@ def test_a_sharing_step_is_both_updates_on_the_generators_samples():
     def by_hand(state, teacher):
         fake_score_key, generator_key = jax.random.split(key)
         draws, others = fns.draw_generator(generator_key), fns.draw_fake_score(fake_score_key)
-        same = others.replace(z=draws.z, labels=draws.labels)
+        same = others.replace(z=draws.z, cond=draws.cond)
         state, _ = step.fake_score_step(state, same, fns=fns)
         return step.generator_step(state, teacher, draws, fns=fns)
 
     expected, metrics = jax.jit(by_hand)(state, teacher)
-    shared, found = jax.jit(functools.partial(step.sharing_step, fns=fns))(state, teacher, key)
+    shared, found = jax.jit(functools.partial(step.sharing_step, fns=fns))(
+        state, step.Constants(teacher), key
+    )
     assert int(shared.step) == 1
     for name, value in metrics.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-7)

@@ -1,0 +1,38 @@
+"""Classifier-free guidance: a denoiser made of a conditional one and of itself without condition.
+
+Reference: arXiv:2207.12598, in the form that DiT and PixArt-alpha use. Called from simjax/build.py.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from simjax.typing import Array, Caption, Condition, Denoise, Images, Params, PerExample
+
+
+def guided(denoise: Denoise, scale: float) -> Denoise:
+    """D_w = D(none) + w (D(cond) - D(none)): one evaluation of twice as many examples.
+
+    Args:
+      scale: w, dimensionless; 1 is `denoise` itself, at its cost.
+    """
+    if scale == 1:
+        return denoise
+
+    def denoise_guided(params: Params, xt: Images, sigma: PerExample, cond: Condition) -> Images:
+        pairs = jax.tree.map(_paired, (xt, sigma, cond), (xt, sigma, without(cond)))
+        both = denoise(params, *pairs).reshape(-1, 2, *xt.shape[1:])
+        return both[:, 1] + scale * (both[:, 0] - both[:, 1])
+
+    return denoise_guided
+
+
+def without(cond: Condition) -> Condition:
+    """No condition: labels of zeros, captions that are dropped."""
+    if isinstance(cond, Caption):
+        return cond.replace(dropped=jnp.ones_like(cond.dropped))
+    return jnp.zeros_like(cond)
+
+
+def _paired(first: Array, second: Array) -> Array:
+    """Rows in turn, so that each device keeps its own."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])

@@ -1,0 +1,155 @@
+"""PixArt-alpha's names and sizes: its repository's state dictionary, and diffusers' folders.
+
+SIM's released student has the former's, under "model.".
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from simjax import config
+from simjax.config import ConfigError
+from simjax.networks.transformer import grid_embedding
+from simjax.porting.maps.transformer import (
+    Shapes,
+    array,
+    dense,
+    heads,
+    joined,
+    patches,
+    require,
+    setting,
+)
+from simjax.porting.rules import Name, Rule
+
+_SIZES = {
+    "csize_embedder": "size",
+    "ar_embedder": "aspect_ratio",
+}  # of the networks for 1024 pixels
+ORIGINAL: Sequence[Name] = [
+    *patches("x_embedder.proj"),
+    *dense("t_embedder.mlp.0", "time/mlp/fc1"),
+    *dense("t_embedder.mlp.2", "time/mlp/fc2"),
+    *[
+        name
+        for foreign, ours in _SIZES.items()
+        for layer, index in (("fc1", 0), ("fc2", 2))
+        for name in dense(f"{foreign}.mlp.{index}", f"{ours}/mlp/{layer}")
+    ],
+    *dense("t_block.1", "modulation"),
+    array("y_embedder.y_embedding", "no_caption"),
+    *dense("y_embedder.y_proj.fc1", "caption/fc1"),
+    *dense("y_embedder.y_proj.fc2", "caption/fc2"),
+    array("blocks.{}.scale_shift_table", "blocks/table"),
+    *dense("blocks.{}.attn.qkv", "blocks/attention/qkv"),
+    *dense("blocks.{}.attn.proj", "blocks/attention/proj"),
+    *dense("blocks.{}.cross_attn.q_linear", "blocks/cross_attention/query"),
+    *dense("blocks.{}.cross_attn.kv_linear", "blocks/cross_attention/key_value"),
+    *dense("blocks.{}.cross_attn.proj", "blocks/cross_attention/proj"),
+    *dense("blocks.{}.mlp.fc1", "blocks/mlp/fc1"),
+    *dense("blocks.{}.mlp.fc2", "blocks/mlp/fc2"),
+    array("final_layer.scale_shift_table", "out_table"),
+    *dense("final_layer.linear", "out"),
+]
+
+_BLOCK = "transformer_blocks.{}"
+_EMBEDDERS = {"timestep": "time", "resolution": "size", "aspect_ratio": "aspect_ratio"}
+DIFFUSERS: Sequence[Name] = [
+    *patches("pos_embed.proj"),
+    *[
+        name
+        for foreign, ours in _EMBEDDERS.items()
+        for n in (1, 2)
+        for name in dense(f"adaln_single.emb.{foreign}_embedder.linear_{n}", f"{ours}/mlp/fc{n}")
+    ],
+    *dense("adaln_single.linear", "modulation"),
+    *dense("caption_projection.linear_1", "caption/fc1"),
+    *dense("caption_projection.linear_2", "caption/fc2"),
+    array(f"{_BLOCK}.scale_shift_table", "blocks/table"),
+    *joined([f"{_BLOCK}.attn1.to_{name}" for name in "qkv"], "blocks/attention/qkv"),
+    *dense(f"{_BLOCK}.attn1.to_out.0", "blocks/attention/proj"),
+    *dense(f"{_BLOCK}.attn2.to_q", "blocks/cross_attention/query"),
+    *joined([f"{_BLOCK}.attn2.to_{name}" for name in "kv"], "blocks/cross_attention/key_value"),
+    *dense(f"{_BLOCK}.attn2.to_out.0", "blocks/cross_attention/proj"),
+    *dense(f"{_BLOCK}.ff.net.0.proj", "blocks/mlp/fc1"),
+    *dense(f"{_BLOCK}.ff.net.2", "blocks/mlp/fc2"),
+    array("scale_shift_table", "out_table"),
+    *dense("proj_out", "out"),
+]
+
+_KNOWN = {
+    "activation_fn": ("gelu-approximate",),
+    "attention_bias": (True,),
+    "norm_type": ("ada_norm_single",),
+    "norm_elementwise_affine": (False,),
+    "norm_eps": (1e-6,),
+    "upcast_attention": (False,),
+}
+CAPTION_CHANNELS = 4096  # of T5-XXL
+SPACINGS = (1.0, 2.0)  # interpolations of the published networks: up to 512 pixels, and 1024
+CLOSE = 1e-3  # between tables of positions in float16 and ours; our choice
+
+
+def rules(names: Sequence[Name]) -> list[Rule]:
+    """The way in; tables of fixed positions are computed here, and noise levels belong to D."""
+    return [Rule(r"pos_embed(\.pos_embed)?|u", None), *(name.rule() for name in names)]
+
+
+def describe(tensors: Mapping[str, np.ndarray]) -> config.PixArt:
+    """The network of a state dictionary under the original names.
+
+    Raises:
+      ConfigError: a tensor that tells a size is missing, or no published network is such.
+    """
+    shapes = Shapes(tensors)
+    width, channels, patch = (shapes.size("x_embedder.proj.weight", axis) for axis in range(3))
+    side = shapes.side("pos_embed")
+    return config.PixArt(
+        resolution=patch * side,
+        image_channels=channels,
+        patch=patch,
+        width=width,
+        depth=shapes.depth("blocks.{}.attn.qkv.weight"),
+        heads=heads(width),
+        caption_channels=shapes.size("y_embedder.y_embedding", 1),
+        caption_length=shapes.size("y_embedder.y_embedding", 0),
+        interpolation=_interpolation(tensors["pos_embed"], side, width),
+        size_conditioning="csize_embedder.mlp.0.weight" in tensors,
+    )
+
+
+def describe_folder(values: Mapping[str, Any]) -> config.PixArt:
+    """The network of diffusers' config.json.
+
+    Raises:
+      ConfigError: a setting is missing, or one that simjax's PixArt does not have.
+    """
+    require(values, _KNOWN)
+    count, resolution = setting(values, "num_attention_heads"), setting(values, "sample_size")
+    is_large = resolution == 128  # what diffusers decides by, where its config does not say
+    conditions = values.get("use_additional_conditions")
+    return config.PixArt(
+        resolution=resolution,
+        image_channels=setting(values, "in_channels"),
+        patch=setting(values, "patch_size"),
+        width=count * setting(values, "attention_head_dim"),
+        depth=setting(values, "num_layers"),
+        heads=count,
+        caption_channels=setting(values, "caption_channels", CAPTION_CHANNELS),
+        caption_length=0,  # diffusers drops the embedding of no caption
+        interpolation=float(setting(values, "interpolation_scale", max(resolution // 64, 1))),
+        size_conditioning=is_large if conditions is None else conditions is True,
+    )
+
+
+def _interpolation(table: np.ndarray, side: int, width: int) -> float:
+    """What the positions in a file were divided by."""
+    for spacing in SPACINGS:
+        ours = grid_embedding(side, width, 1 / spacing)
+        if table.shape == (1, *ours.shape) and np.abs(table[0] - ours).max() < CLOSE:
+            return spacing
+    raise ConfigError(
+        f"pos_embed is no table of positions {' or '.join(map(str, SPACINGS))} times as dense as "
+        "DiT's; such a network is not supported."
+    )

@@ -1,0 +1,83 @@
+"""The names and config.json of T5 v1.1 checkpoints as transformers saves them.
+
+Of T5EncoderModel, or of full T5 models, whose decoder is left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from simjax.config import ConfigError
+from simjax.porting.rules import Rule, transposed
+
+_BLOCK = r"encoder\.block\.(?P<layer>\d{1,3})\.layer\."
+_TABLE = r"encoder\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight"
+RULES: Sequence[Rule] = [
+    Rule(r"decoder\..*|lm_head\.weight", None),
+    Rule(r"shared\.weight|encoder\.embed_tokens\.weight", "embedding", copies=True),
+    Rule(_TABLE, "position_bias"),
+    Rule(_BLOCK + r"([01])\.layer_norm\.weight", r"blocks/norm\2/scale"),
+    Rule(_BLOCK + r"0\.SelfAttention\.([qkvo])\.weight", r"blocks/\2/kernel", transposed),
+    Rule(_BLOCK + r"1\.DenseReluDense\.(wi_0|wi_1|wo)\.weight", r"blocks/\2/kernel", transposed),
+    Rule(r"encoder\.final_layer_norm\.weight", "norm/scale"),
+]
+
+# Field of config.json: ours, and the most it may be: some twice what published encoders have.
+SIZES = {
+    "vocab_size": ("vocabulary", 2**18),
+    "d_model": ("width", 2**13),
+    "num_layers": ("depth", 64),
+    "num_heads": ("heads", 128),
+    "d_kv": ("head_width", 256),
+    "d_ff": ("hidden", 2**15),
+    "relative_attention_num_buckets": ("buckets", 256),
+    "relative_attention_max_distance": ("max_distance", 4096),
+}
+# What transformers takes for fields left out.
+DEFAULTS = {
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "feed_forward_proj": "relu",
+}
+KNOWN = {
+    "model_type": "t5",
+    "feed_forward_proj": "gated-gelu",  # T5 v1.1; the first T5 has "relu"
+    "dense_act_fn": "gelu_new",
+    "is_gated_act": True,
+    "layer_norm_epsilon": 1e-6,
+}
+
+
+def describe(values: Mapping[str, Any]) -> dict[str, int]:
+    """T5Encoder's sizes from a config.json's values; what concerns the decoder is not looked at.
+
+    Raises:
+      ConfigError: a size is missing or out of bounds, or the encoder is one that simjax lacks.
+    """
+    values = {**DEFAULTS, **values}
+    for name, known in KNOWN.items():
+        if name in values and values[name] != known:
+            raise _refusal(name, values[name], repr(known))
+    sizes = {ours: _size(name, values.get(name), most) for name, (ours, most) in SIZES.items()}
+    buckets = sizes["buckets"]
+    if buckets < 4 or buckets % 2:
+        raise _refusal("relative_attention_num_buckets", buckets, "an even number from 4 on")
+    if (distance := sizes["max_distance"]) <= buckets // 4:
+        raise _refusal(
+            "relative_attention_max_distance",
+            distance,
+            f"more than a quarter of relative_attention_num_buckets = {buckets}",
+        )
+    return sizes
+
+
+def _size(name: str, value: Any, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise _refusal(name, value, f"a whole number from 1 to {most}")
+    return value
+
+
+def _refusal(name: str, value: Any, expected: str) -> ConfigError:
+    return ConfigError(
+        f"T5 with {name} = {repr(value)[:60]} is not supported; expected {expected}. The encoders "
+        "of T5 v1.1 are, e.g. google/t5-v1_1-xxl."
+    )

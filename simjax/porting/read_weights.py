@@ -1,0 +1,258 @@
+"""Weights as people have them: a file of either format, an index with its shards, or a folder.
+
+A folder is laid out as Hugging Face's libraries write it: config.json beside the weights, or beside
+an index {"weight_map": {tensor: file}} of the files ("shards") that hold them. Called by the ports
+of transformers: DiT (.pt), PixArt-alpha (.pth), SIM's student, and folders of T5 and of VAEs.
+"""
+
+import contextlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simjax.config import ConfigError
+from simjax.porting import read_safetensors, read_torch
+from simjax.porting.foreign_file import DOWNLOAD_AGAIN, json_object, reading, shown
+from simjax.porting.inert import described
+
+# Under these keys training checkpoints hold state dicts. The first row, averages over training, is
+# preferred. DiT writes ema and model, PixArt-alpha the other two, SIM's released student ema.
+KEYS = (("ema", "state_dict_ema"), ("model", "state_dict"))
+WRAPPER = "module."  # before every name: torch's DistributedDataParallel
+LARGEST_JSON = 2**21  # bytes; our choice: T5-XXL's index, among the longest, has some 20 KB
+MOST_SHOWN = 8  # entries of a foreign dict or folder in a message; our choice
+SHARD = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # a plain file name; may be a link, as in caches
+# diffusers' and transformers' names; a variant is e.g. ".fp16". Shards themselves do not match.
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?P<variant>\.\w+)?"
+    r"\.(?P<kind>safetensors|bin)(?:\.index(?P<variant_of_index>\.\w+)?\.json)?"
+)
+
+
+class Weights(NamedTuple):
+    """What was read.
+
+    Attributes:
+      tensors: by name; views of the mapped files, read-only.
+      config: the folder's config.json; None without one, and where no folder was given.
+      files: all that was read, for provenance.
+      key: which of KEYS the tensors lay under, "" for none.
+    """
+
+    tensors: dict[str, np.ndarray]
+    config: dict[str, Any] | None
+    files: list[Path]
+    key: str
+
+
+def read(path: str | os.PathLike) -> Weights:
+    """Reads a file (its content tells its kind), an index (*.json) with its shards, or a folder.
+
+    Of several weights in one folder it takes those without a variant (fp16, ema), then safetensors.
+
+    Raises:
+      ConfigError: naming every file and tensor that is wrong, missing, or there twice.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder(path)
+    return _index(path) if path.suffix == ".json" else _file(path)
+
+
+def unwrapped(value: Any, path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
+    """The state dict in what read_torch.read gave, and which of KEYS it lay under ("" for none).
+
+    Beside such a key lie optimizers, epochs and arguments, which are left alone. "module." before
+    every name is removed.
+
+    Raises:
+      ConfigError: "PATH: what it holds, ...", for anything else.
+    """
+    key = "" if _are_tensors(value) else _key(value, path)
+    tensors = value[key] if key else value
+    if not _are_tensors(tensors):
+        raise ConfigError(
+            f"{path}: its {key} holds {_held(tensors)}; expected tensors by name and nothing else. "
+            "Save the state dict alone"
+        )
+    if all(name.startswith(WRAPPER) for name in tensors):
+        tensors = {name.removeprefix(WRAPPER): tensor for name, tensor in tensors.items()}
+    return tensors, key
+
+
+def _key(value: Any, path: str | os.PathLike) -> str:
+    """The one of KEYS that holds a state dict, in the first row that has any."""
+    dicts: set[str] = set()
+    if isinstance(value, dict) and not any(isinstance(one, np.ndarray) for one in value.values()):
+        dicts = {key for key, member in value.items() if isinstance(member, dict) and member}
+    found = next(filter(None, (dicts.intersection(row) for row in KEYS)), ())
+    if len(found) != 1:
+        known = ", ".join(key for row in KEYS for key in row)
+        raise ConfigError(
+            f"{path}: holds {_held(value)}; expected tensors by name and nothing else, or a dict "
+            f"of them under one of {known} and no tensor beside it. Save the state dict alone"
+        )
+    return next(iter(found))
+
+
+def _are_tensors(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(isinstance(name, str) for name in value)
+        and all(isinstance(tensor, np.ndarray) for tensor in value.values())
+    )
+
+
+def _held(value: Any) -> str:
+    """A foreign value for messages: of a dict, the entries that are no tensors by name."""
+    if not isinstance(value, dict):
+        return described(value)
+    others = {
+        key: member
+        for key, member in value.items()
+        if not isinstance(key, str) or not isinstance(member, np.ndarray)
+    }
+    names = [
+        f"{shown(key) if isinstance(key, str) else described(key)} ({described(member)})"
+        for key, member in islice(others.items(), MOST_SHOWN)
+    ]
+    more = ["..."] if len(others) > MOST_SHOWN else []
+    return ", ".join([f"a dict of {len(value) - len(others)} tensors", *names, *more])
+
+
+def _file(path: Path) -> Weights:
+    if _is_safetensors(path):
+        return Weights(read_safetensors.read(path), None, [path], "")
+    tensors, key = unwrapped(read_torch.read(path), path)
+    return Weights(tensors, None, [path], key)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a brace follows the 8 bytes of a header's length; no file of torch.save has it."""
+    with reading(path) as (data, _):
+        return data[8:9] == b"{"
+
+
+def _folder(folder: Path) -> Weights:
+    problems: list[str] = []
+    config = None
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}; give a folder to read") from error
+    with _noting(problems):
+        config = _json(folder / "config.json") if "config.json" in names else None
+    with _noting(problems):
+        weights = read(folder / _chosen(folder, names))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    files = weights.files if config is None else [folder / "config.json", *weights.files]
+    return weights._replace(config=config, files=files)
+
+
+def _chosen(folder: Path, names: list[str]) -> str:
+    """The name of the weights or of their index."""
+    ranked = defaultdict(list)
+    for name in names:
+        if match := WEIGHTS.fullmatch(name):
+            is_variant = bool(match["variant"] or match["variant_of_index"])
+            ranked[is_variant, match["kind"] != "safetensors"].append(name)
+    if not ranked:
+        held = ", ".join(map(shown, names[:MOST_SHOWN])) or "nothing"
+        raise ConfigError(
+            f"{folder}: holds {held}{', ...' if len(names) > MOST_SHOWN else ''}; expected "
+            "model.safetensors, diffusion_pytorch_model.safetensors, pytorch_model.bin or an "
+            "index of shards. Of a whole pipeline give one folder, e.g. its transformer"
+        )
+    best = ranked[min(ranked)]
+    if len(best) > 1:
+        raise ConfigError(f"{folder}: weights in {', '.join(best)}: give the path of one of them")
+    return best[0]
+
+
+def _index(path: Path) -> Weights:
+    homes = _weight_map(path)
+    shards: dict[str, dict[str, np.ndarray]] = {}
+    problems: list[str] = []
+    for home in dict.fromkeys(homes.values()):
+        with _noting(problems):
+            shards[home] = _shard(path.parent, home)
+    problems += _misfits(homes, shards)
+    if problems:
+        lines = "\n  ".join(problems)
+        raise ConfigError(
+            f"{path}: {len(problems)} problems with its shards:\n  {lines}\n"
+            "Download the index and all its shards again, from one place"
+        )
+    tensors = {name: shards[home][name] for name, home in homes.items()}
+    return Weights(tensors, None, [path, *(path.parent / home for home in shards)], "")
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Each tensor's shard."""
+    homes = _json(path).get("weight_map")
+    if not isinstance(homes, dict) or not homes:
+        raise ConfigError(f"{path}: its weight_map is {described(homes)}, expected tensor: file")
+    for name, home in homes.items():
+        if not isinstance(home, str):
+            raise ConfigError(
+                f"{path}: places {shown(name)} in {described(home)}, expected a file's name; "
+                + DOWNLOAD_AGAIN
+            )
+    return homes
+
+
+def _shard(folder: Path, name: str) -> dict[str, np.ndarray]:
+    if not SHARD.fullmatch(name):
+        raise ConfigError(
+            f"shard {shown(name)}: no plain file name beside the index: do not use it"
+        )
+    path = folder / name
+    tensors = read_safetensors.read(path) if _is_safetensors(path) else read_torch.read(path)
+    if not _are_tensors(tensors):
+        raise ConfigError(
+            f"{path}: holds {_held(tensors)}; expected tensors by name; save only them"
+        )
+    return tensors
+
+
+def _misfits(homes: Mapping[str, str], shards: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where the index and the shards that could be read disagree, a line each."""
+    found = defaultdict(list)
+    for shard, tensors in shards.items():
+        for name in tensors:
+            found[name].append(shard)
+    lacking = [name for name in homes if name not in found and homes[name] in shards]
+    problems = [f"{shown(name)} is not in {homes[name]}, its shard" for name in lacking]
+    for name, where in found.items():
+        if name not in homes:
+            problems.append(f"{shown(name)} is in {', '.join(where)}, but not in the index")
+        elif where != [homes[name]]:
+            expected = f"expected in {shown(homes[name])} alone"
+            problems.append(f"{shown(name)} is in {', '.join(where)}, {expected}")
+    return problems
+
+
+def _json(path: Path) -> dict[str, Any]:
+    with reading(path) as (data, budget):
+        if len(data) > LARGEST_JSON:
+            raise ConfigError(
+                f"{len(data)} bytes of JSON, expected at most {LARGEST_JSON}; {DOWNLOAD_AGAIN}"
+            )
+        return json_object(data, "it", budget)
+
+
+@contextlib.contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    """Adds a ConfigError of the block to the problems, to be told with the others."""
+    try:
+        yield
+    except ConfigError as error:
+        problems.append(str(error))

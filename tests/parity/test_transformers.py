@@ -1,0 +1,170 @@
+"""DiT, PixArt-alpha and SIM's one-step wrapper against their repositories: values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from simjax import build, config
+from simjax.diffusion import guidance, precondition
+from simjax.diffusion.precondition import Coefficients
+from simjax.networks.denoiser import Denoiser, as_denoise
+from simjax.porting import rules
+from simjax.porting.maps import dit, pixart, transformer
+from simjax.typing import Caption
+
+from . import official
+
+# The table in tests/golden/README.md.
+DIT_TOLERANCE, PIXART_TOLERANCE = 5e-5, 2e-5
+
+
+def as_it_is(sigma):
+    """D = F, told sigma: the network alone, at any time step."""
+    zero, one = jnp.zeros_like(sigma), jnp.ones_like(sigma)
+    return Coefficients(c_skip=zero, c_out=one, c_in=one, c_noise=sigma)
+
+
+def described(values):
+    """The network of a recording's constructor arguments."""
+    common = {
+        "resolution": values["input_size"],
+        "image_channels": values["in_channels"],
+        "patch": values["patch_size"],
+        "width": values["hidden_size"],
+        "depth": values["depth"],
+        "heads": values["num_heads"],
+    }
+    if "num_classes" in values:
+        return config.DiT(**common, label_dim=values["num_classes"])
+    return config.PixArt(
+        **common,
+        caption_channels=values["caption_channels"],
+        caption_length=values["model_max_length"],
+        interpolation=values["lewei_scale"],
+    )
+
+
+class Ported:
+    """A recorded network in simjax, with all its outputs, or as the denoiser that simjax uses."""
+
+    def __init__(self, case, mapping, family=as_it_is):
+        self.recording = official.read(case.path)
+        self.network = described(self.recording.json("config"))
+        self.tensors = self.recording.tensors("param/")
+
+        def make():
+            made = build.network(self.network, "ddpm_linear", jnp.float32, nnx.Rngs(0))
+            return Denoiser(made, family)
+
+        module = nnx.eval_shape(make)
+        like = nnx.to_pure_dict(nnx.state(module))
+        nnx.update(module, rules.apply(mapping, self.tensors, like))
+        self.module = module
+        self.denoise, self.params = as_denoise(module)
+
+    def whole(self, x, time, cond):
+        """All output channels of the network, learned variances too."""
+        with jax.default_matmul_precision("highest"):
+            return self.module.network(x, jnp.asarray(time, jnp.float32), cond)
+
+
+def labels_of(classes, label_dim):
+    """One-hot rows; the class after the last is that of no class, a row of zeros."""
+    return jax.nn.one_hot(classes, label_dim + 1)[:, :label_dim]
+
+
+def captions_of(recording, mask=True):
+    embedding = recording["in/y"][:, 0]
+    real = recording["in/mask"].astype(bool) if mask else np.ones(embedding.shape[:2], bool)
+    return Caption(embedding, real, np.zeros(len(real), bool))
+
+
+def test_dit(dit_case):
+    net = Ported(dit_case, dit.rules(dit.ORIGINAL))
+    found = net.recording
+    labels = labels_of(found["in/y"], net.network.label_dim)
+    x = jnp.asarray(found.images("in/x"))
+    out, vjp = jax.vjp(lambda x: net.whole(x, found["in/t"], labels), x)
+    assert official.rel(out, found.images("out/eps_sigma")) <= DIT_TOLERANCE
+    (grad,) = vjp(jnp.asarray(found.images("in/v")))
+    assert official.rel(grad, found.images("out/vjp_x")) <= DIT_TOLERANCE
+    fractional = net.whole(x, found["in/t_fractional"], labels)
+    assert official.rel(fractional, found.images("out/fractional")) <= DIT_TOLERANCE
+
+
+def test_guided_dit(dit_case):
+    # The reference guides the first half of x, and three of the four channels.
+    net = Ported(dit_case, dit.rules(dit.ORIGINAL))
+    found = net.recording
+    half = len(found["in/x"]) // 2
+    labels = labels_of(found["in/cfg_y"][:half], net.network.label_dim)
+    time = jnp.asarray(found["in/cfg_t"][:half], jnp.float32)
+    guided = guidance.guided(net.denoise, 4.0)(
+        net.params, jnp.asarray(found.images("in/x")[:half]), time, labels
+    )
+    expected = found.images("out/cfg4")[..., :3]
+    assert official.rel(guided[..., :3], expected[:half]) <= DIT_TOLERANCE
+    assert official.rel(guided[..., :3], expected[half:]) <= DIT_TOLERANCE
+
+
+def test_pixart(pixart_case):
+    net = Ported(pixart_case, pixart.rules(pixart.ORIGINAL))
+    found = net.recording
+    captions = captions_of(found)
+    x, words = jnp.asarray(found.images("in/x")), jnp.asarray(captions.embedding)
+
+    def outputs(x, words):
+        return net.whole(x, found["in/t"], captions.replace(embedding=words))
+
+    out, vjp = jax.vjp(outputs, x, words)
+    assert official.rel(out, found.images("out/eps_sigma")) <= PIXART_TOLERANCE
+    grads = vjp(jnp.asarray(found.images("in/v")))
+    assert official.rel(grads[0], found.images("out/vjp_x")) <= PIXART_TOLERANCE
+    assert official.rel(grads[1], found["out/vjp_y"][:, 0]) <= PIXART_TOLERANCE
+
+
+def test_pixart_without_mask_and_without_caption(pixart_case):
+    net = Ported(pixart_case, pixart.rules(pixart.ORIGINAL))
+    found = net.recording
+    captions = captions_of(found, mask=False)
+    x, time = jnp.asarray(found.images("in/x")), found["in/t"]
+    out = net.whole(x, time, captions)
+    assert official.rel(out, found.images("out/no_mask")) <= PIXART_TOLERANCE
+    out = net.whole(x, time, guidance.without(captions))
+    assert official.rel(out, found.images("out/uncond_no_mask")) <= PIXART_TOLERANCE
+
+
+def test_sims_one_step_generator(sim_one_step_case):
+    family = precondition.ddpm_linear
+    net = Ported(sim_one_step_case, pixart.rules(pixart.ORIGINAL), family=family)
+    found = net.recording
+    sigma, captions = jnp.asarray(found["in/sigma"]), captions_of(found)
+    latents = jnp.asarray(found.images("in/latents"))
+
+    def generate(latents):
+        return net.denoise(net.params, latents, sigma, captions)
+
+    out, vjp = jax.vjp(generate, latents)
+    assert official.rel(out, found.images("out/D_x")) <= PIXART_TOLERANCE
+    (grad,) = vjp(jnp.asarray(found.images("in/v")))
+    assert official.rel(grad, found.images("out/vjp_latents")) <= PIXART_TOLERANCE
+    np.testing.assert_array_equal(family(sigma).c_noise, found["out/timestep"])
+
+
+def test_noise_levels_of_sims_wrapper(sim_one_step_case):
+    found, levels = official.read(sim_one_step_case.path), precondition.ddpm_linear_levels()
+    np.testing.assert_allclose(levels, found["u"], rtol=2e-5)
+    c_noise = precondition.ddpm_linear(jnp.asarray(found["round/sigma"])).c_noise
+    np.testing.assert_array_equal(999 - np.asarray(c_noise, int), found["round/index"])
+    assert precondition.ddpm_linear(jnp.full(1, 2.5)).c_noise == 440
+
+
+@pytest.mark.parametrize("kind", ["dit_case", "pixart_case"])
+def test_a_file_tells_its_network(kind, dit_case, pixart_case, monkeypatch):
+    found = official.read({"dit_case": dit_case, "pixart_case": pixart_case}[kind].path)
+    expected = described(found.json("config"))
+    monkeypatch.setitem(transformer.HEADS, expected.width, expected.heads)
+    describe = {"dit_case": dit.describe, "pixart_case": pixart.describe}[kind]
+    assert describe(found.tensors("param/")) == expected
