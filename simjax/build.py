@@ -202,7 +202,7 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
         return sharding.split_batch(batch, mesh)
 
     fns = teacher_step.TeacherFns(
-        denoise=_gathering(denoise, mesh),
+        denoise=_gathering(denoise, mesh, config),
         weight=_weight(teacher.weight, config),
         draw_data=draw_data,
         draw_sigma=functools.partial(_draw_sigma, law=teacher.sigma, batch=teacher.batch),
@@ -262,7 +262,7 @@ def arguments_like(config: c.Config, training: Training, params: Params) -> tupl
 def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
     """Everything that one distillation step calls."""
     generator, fake_score = config.generator, config.fake_score
-    denoise = _gathering(denoise, mesh)
+    denoise = _gathering(denoise, mesh, config)
     return step.StepFns(
         denoise=denoise,
         denoise_teacher=guidance.guided(denoise, config.teacher.guidance),
@@ -303,14 +303,14 @@ def generator_loss(config: c.Config) -> Callable[[Images, Images, Images, PerExa
 
 
 def teacher_sampler(
-    denoise: Denoise, teacher: c.Teacher, steps: int, mesh: Mesh
+    denoise: Denoise, config: c.Config, steps: int, mesh: Mesh
 ) -> Callable[[Params, Images, Condition, Array], Images]:
     """(params, z, cond, keys) -> samples by teacher.sampler, guided by teacher.guidance.
 
     One key an example draws the churn's noise.
     """
-    denoise = guidance.guided(_gathering(denoise, mesh), teacher.guidance)
-    options = teacher.sampler
+    denoise = guidance.guided(_gathering(denoise, mesh, config), config.teacher.guidance)
+    options = config.teacher.sampler
     solver = sampler.SOLVERS[options.solver]
     churn = sampler.Churn(
         options.churn, options.churn_low, options.churn_high, options.churn_inflation
@@ -342,10 +342,10 @@ def _ladder(options: c.Sampler, steps: int) -> Array:
 
 
 def one_step_sampler(
-    denoise: Denoise, sigma_init: float, mesh: Mesh
+    denoise: Denoise, config: c.Config, mesh: Mesh
 ) -> Callable[[Params, Images, Condition, Array], Images]:
     """(params, z, cond, keys) -> samples by one evaluation at sigma_init; keys are not used."""
-    denoise = _gathering(denoise, mesh)
+    denoise, sigma_init = _gathering(denoise, mesh, config), config.generator.sigma_init
 
     def sample(params, z, cond, keys):
         return denoise(params, sigma_init * z, jnp.full(z.shape[0], sigma_init), cond)
@@ -398,13 +398,18 @@ def open_data(config: c.Config) -> data.Dataset:
     return dataset
 
 
-def _gathering(denoise: Denoise, mesh: Mesh) -> Denoise:
-    """The denoiser of parameters that are split over the mesh."""
+def _gathering(denoise: Denoise, mesh: Mesh, config: c.Config) -> Denoise:
+    """The denoiser of parameters that are split over the mesh; a stack's, block by block."""
 
     def whole(params, *args, **options):
         return denoise(sharding.gathered(params, mesh), *args, **options)
 
-    return whole
+    def by_block(params, *args, **options):
+        params = sharding.gathered_outside_stack(params, mesh)
+        gather = functools.partial(sharding.gathered_layer, mesh=mesh)
+        return denoise(params, *args, gather=gather, **options)
+
+    return by_block if is_stack(config.network) else whole
 
 
 def any_captions(config: c.Config, shape: tuple[int, ...]) -> Caption | None:

@@ -99,6 +99,28 @@ Network = SongUNet | AdmUNet | DiT | PixArt
 
 
 @dataclass
+class T5:
+    """A T5 v1.1 encoder; defaults are XXL's, which PixArt-alpha reads."""
+
+    vocabulary: int = 32128
+    width: int = 4096
+    depth: int = 24
+    heads: int = 64
+    head_width: int = 64
+    hidden: int = 10240
+    buckets: int = 32
+    max_distance: int = 128
+
+
+@dataclass
+class Text:
+    """What reads the prompts of text-to-image networks."""
+
+    network: T5 = field(default_factory=T5)  # comes with the encoder's folder
+    length: int = 120  # tokens kept of a prompt; PixArt-alpha
+
+
+@dataclass
 class Sigma:
     """The law that training draws noise levels from (diffusion.schedule.SIGMA_LAWS)."""
 
@@ -241,6 +263,7 @@ class Config:
     data: Data = field(default_factory=Data)
     network: Network | None = None  # None: the one that comes with teacher.source
     dropout: float | None = None  # of whichever is being updated; None: the network's own
+    text: Text = field(default_factory=Text)
     teacher: Teacher = field(default_factory=Teacher)
     generator: Generator = field(default_factory=Generator)
     fake_score: FakeScore = field(default_factory=FakeScore)

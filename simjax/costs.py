@@ -27,7 +27,7 @@ def of_program(config: c.Config, name: str) -> dict[str, float]:
     device = counting_device()
     made = programs.PROGRAMS[name](config, denoise, like, sharding.make_mesh(devices=[device]))
     program = _flops(made.function, made.arguments) * made.turns / made.batch
-    forward = _flops(*programs.forward(config, denoise, like, device, made.batch)) / made.batch
+    forward = _flops(*made.forward(device, made.batch)) / made.batch
     return {
         "flops_per_image": program,
         "flops_per_forward": forward,

@@ -16,7 +16,6 @@ import simjax
 from simjax import build, chips, compiled, costs, footprint, programs, teacher
 from simjax import config as c
 from simjax.programs import Program
-from simjax.typing import Denoise, Params
 
 
 def compile_for(config: c.Config, topology: str, program: str, *, effort: float) -> dict[str, Any]:
@@ -54,11 +53,15 @@ def compile_for(config: c.Config, topology: str, program: str, *, effort: float)
     }
     print(f"compiling {program} for {topology}; this takes minutes", flush=True)
     binary, memory, seconds = _compile_to_fit(made, what, config, chip, effort)
-    forward, forward_seconds = _forward(config, denoise, params, devices[0], made.rows, effort)
+    forward_seconds = 0.0
+    if config.scan_blocks and build.is_stack(config.network):
+        found = _costs_of_stack(config, program, made, chip, what)
+    else:
+        forward, forward_seconds = _forward(made, devices[0], made.rows, effort)
+        found = _costs(binary, made, forward, chip, what)
     return what | {
         "memory": memory,
-        "costs": _costs(binary, made, forward, chip, what)
-        | (_of_stack(config, program, made, chip, what) if _is_scanned(config) else {}),
+        "costs": found,
         "collectives": compiled.collective_traffic(binary.as_text()),
         "seconds": seconds | {"forward": forward_seconds},
         "versions": {"simjax": simjax.__version__}
@@ -100,12 +103,9 @@ def _compile_to_fit(
     return binary, memory, seconds
 
 
-def _forward(
-    config: c.Config, denoise: Denoise, params: Params, device: Any, rows: int, effort: float
-) -> tuple[float, float]:
+def _forward(made: Program, device: Any, rows: int, effort: float) -> tuple[float, float]:
     """Flops an image of D alone, by the same analysis, compiled for one device; and the seconds."""
-    function, arguments = programs.forward(config, denoise, params, device, rows)
-    binary, seconds = _compile(function, arguments, effort)
+    binary, seconds = _compile(*made.forward(device, rows), effort)
     return compiled.cost(binary)[0] / rows, sum(seconds.values())
 
 
@@ -135,15 +135,10 @@ def _costs(
     }
 
 
-def _is_scanned(config: c.Config) -> bool:
-    """Whether one block stands for all, so that the compiler's analysis counts one."""
-    return config.scan_blocks and build.is_stack(config.network)
-
-
-def _of_stack(
+def _costs_of_stack(
     config: c.Config, program: str, made: Program, chip: chips.Chip, what: dict[str, Any]
 ) -> dict[str, Any]:
-    """Costs of a program whose blocks are scanned: flops as lowered, all blocks; bytes unknown."""
+    """`_costs` where blocks are scanned, and the compiler counts one: flops as lowered, no bytes."""
     found = costs.of_program(config, program)
     images = made.batch / what["devices"]
     flops = found["flops_per_image"] * images

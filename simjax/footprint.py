@@ -14,6 +14,7 @@ from simjax.chips import GIB
 # Of simjax/programs.py, which imports JAX.
 TRAINING = ("fake_score", "generator", "train")
 SAMPLING = ("sample", "teacher_sample")
+ENCODING = ("encode_text",)
 
 COLUMNS = {
     "config": lambda r: r["config"],

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from simjax import build, sharding
+from simjax import build, sharding, text
 from simjax import config as c
 from simjax.data import conditions
 from simjax.train import step
@@ -36,6 +37,7 @@ class Program:
         them.
       rows: images that one device's network sees at a time.
       forwards: of the network that an image needs at least.
+      forward: (device, rows) -> the network alone on that device, and its arguments as shapes.
       values: arguments with values, from parameters that every process holds whole.
       after: (results, arguments) of a call -> arguments of the next one; a state is donated.
     """
@@ -48,6 +50,7 @@ class Program:
     turns: int
     rows: int
     forwards: int
+    forward: Callable[[jax.Device, int], tuple[Callable, Arguments]]
     values: Callable[[Params], Arguments]
     after: Callable[[Any, Arguments], Arguments]
 
@@ -83,6 +86,39 @@ def forward(
     return jax.jit(denoise), _placed((params, *inputs), SingleDeviceSharding(device))
 
 
+def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """What prompts become before a text-to-image run: its text encoder, not its denoiser."""
+    encode, params = text.encoding(config.text.network, unroll=not config.scan_blocks)
+    batch = -(-config.evaluation.batch // mesh.size) * mesh.size
+
+    def inputs(rows: int) -> tuple[Array, Array]:
+        shape = (rows, config.text.length)
+        return jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
+
+    def alone(device: jax.Device, rows: int) -> tuple[Callable, Arguments]:
+        arguments = (params, *jax.eval_shape(lambda: inputs(rows)))
+        return jax.jit(encode), _placed(arguments, SingleDeviceSharding(device))
+
+    where = sharding.batch_split(mesh)
+    like = sharding.abstract(params, mesh)
+    return Program(
+        function=text.sharded(encode, mesh),
+        arguments=(like, *_placed(jax.eval_shape(lambda: inputs(batch)), where)),
+        trees={"parameters": like},
+        batch=batch,
+        steps=1,
+        turns=1,
+        rows=batch // mesh.size,
+        forwards=1,
+        forward=alone,
+        values=lambda _: (
+            sharding.place(random_params(params), mesh),
+            *jax.jit(lambda: inputs(batch), out_shardings=where)(),
+        ),
+        after=lambda results, arguments: arguments,
+    )
+
+
 def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The fake score's update alone: one forward of G, three of the score."""
     fns = build.step_fns(config, denoise, mesh)
@@ -91,7 +127,7 @@ def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -
         draws, _ = step.draw(state, constants, key, fns=fns)
         return _counted(*step.fake_score_step(state, draws, fns=fns))
 
-    made = _training(config, _alone(config, denoise, mesh, update), params, forwards=4)
+    made = _training(config, _alone(config, denoise, mesh, update), denoise, params, forwards=4)
     read = {name: tree for name, tree in made.trees.items() if name != "teacher"}
     return dataclasses.replace(made, trees=read)
 
@@ -105,28 +141,28 @@ def generator(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) ->
         return _counted(*step.generator_step(state, constants.teacher, draws, fns=fns))
 
     forwards = 7 + _guidance(config)
-    return _training(config, _alone(config, denoise, mesh, update), params, forwards)
+    return _training(config, _alone(config, denoise, mesh, update), denoise, params, forwards)
 
 
 def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The distillation call, as a run makes it; both updates may share their forward of G."""
     forwards = 10 if config.share_samples else 11  # tests/train/test_cost.py
     made = build.distillation(config, denoise, mesh)
-    return _training(config, made, params, forwards + _guidance(config))
+    return _training(config, made, denoise, params, forwards + _guidance(config))
 
 
 def sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """One-step samples, in the batches of evaluation."""
-    sampler = build.one_step_sampler(denoise, config.generator.sigma_init, mesh)
-    return _sampling(config, sampler, params, mesh, evaluations=1)
+    sampler = build.one_step_sampler(denoise, config, mesh)
+    return _sampling(config, sampler, denoise, params, mesh, evaluations=1)
 
 
 def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The teacher's samples, in the first of evaluation.teacher_steps."""
     steps = config.evaluation.teacher_steps[0]
-    sampler = build.teacher_sampler(denoise, config.teacher, steps, mesh)
+    sampler = build.teacher_sampler(denoise, config, steps, mesh)
     evaluations = build.evaluations(config.teacher.sampler, steps)
-    return _sampling(config, sampler, params, mesh, evaluations)
+    return _sampling(config, sampler, denoise, params, mesh, evaluations)
 
 
 PROGRAMS = {
@@ -135,6 +171,7 @@ PROGRAMS = {
     "train": train,
     "sample": sample,
     "teacher_sample": teacher_sample,
+    "encode_text": encode_text,
 }
 
 
@@ -154,7 +191,9 @@ def _counted(state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
     return state.replace(step=state.step + 1), metrics
 
 
-def _training(config: c.Config, made: build.Training, params: Params, forwards: int) -> Program:
+def _training(
+    config: c.Config, made: build.Training, denoise: Denoise, params: Params, forwards: int
+) -> Program:
     state, constants, key = build.arguments_like(config, made, params)
     names = (field.name for field in dataclasses.fields(state) if field.name != "step")
     trees = {name: getattr(state, name) for name in names}
@@ -179,13 +218,19 @@ def _training(config: c.Config, made: build.Training, params: Params, forwards: 
         turns=config.accumulate,
         rows=config.batch // config.accumulate // made.mesh.size,
         forwards=forwards,
+        forward=functools.partial(forward, config, denoise, params),
         values=values,
         after=lambda results, arguments: (results[0], *arguments[1:]),
     )
 
 
 def _sampling(
-    config: c.Config, sampler: Callable[..., Images], params: Params, mesh: Mesh, evaluations: int
+    config: c.Config,
+    sampler: Callable[..., Images],
+    denoise: Denoise,
+    params: Params,
+    mesh: Mesh,
+    evaluations: int,
 ) -> Program:
     batch = -(-config.evaluation.batch // mesh.size) * mesh.size  # as evaluation/drawing.py
     where = sharding.batch_split(mesh)
@@ -201,6 +246,7 @@ def _sampling(
         turns=evaluations,
         rows=batch // mesh.size,
         forwards=evaluations,
+        forward=functools.partial(forward, config, denoise, params),
         values=lambda params: (
             sharding.place(params, mesh),
             *jax.jit(draw, out_shardings=where)(),

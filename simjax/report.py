@@ -39,16 +39,16 @@ class Contestant:
 
 def one_step(model: Model, params: Mapping[str, Params]) -> list[Contestant]:
     """One evaluation at sigma_init, with each of the named parameters."""
-    sampler = build.one_step_sampler(model.denoise, model.config.generator.sigma_init, model.mesh)
+    sampler = build.one_step_sampler(model.denoise, model.config, model.mesh)
     return [Contestant(name, 1, sampler, value) for name, value in params.items()]
 
 
 def many_steps(teacher: Model, steps: int) -> Contestant:
     """The teacher itself, by its sampler."""
-    options = teacher.config.teacher
-    sampler = build.teacher_sampler(teacher.denoise, options, steps, teacher.mesh)
-    name = build.SAMPLERS[options.sampler.solver]
-    evaluations = build.evaluations(options.sampler, steps)
+    options = teacher.config.teacher.sampler
+    sampler = build.teacher_sampler(teacher.denoise, teacher.config, steps, teacher.mesh)
+    name = build.SAMPLERS[options.solver]
+    evaluations = build.evaluations(options, steps)
     return Contestant(f"teacher, {name}", evaluations, sampler, teacher.params)
 
 

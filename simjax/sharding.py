@@ -67,6 +67,33 @@ def gathered(params: Params, mesh: Mesh) -> Params:
     return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
+STACK = "blocks"  # name of the parameters of equal blocks, which have a leading axis of blocks
+
+
+def gathered_outside_stack(params: Params, mesh: Mesh) -> Params:
+    """`gathered`, but for the parameters of a stack of blocks: they wait for `gathered_layer`."""
+
+    def place(path: Any, leaf: Any) -> Any:
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return leaf if STACK in names else gathered(leaf, mesh)
+
+    return jax.tree.map_with_path(place, params)
+
+
+def gathered_layer(layer: Params, mesh: Mesh) -> Params:
+    """Whole parameters of one block, whose gradients are split again as soon as they are there."""
+
+    @jax.custom_vjp
+    def gather(layer: Params) -> Params:
+        return gathered(layer, mesh)
+
+    def backward(_: None, grads: Params) -> tuple[Params]:
+        return (jax.lax.with_sharding_constraint(grads, by_rules(grads, mesh)),)
+
+    gather.defvjp(lambda layer: (gather(layer), None), backward)
+    return gather(layer)
+
+
 def by_rules(tree: Any, mesh: Mesh) -> Any:
     """The NamedSharding of every leaf (arrays or their shapes) of parameters or of a state."""
     return jax.tree.map_with_path(functools.partial(_by_rules, mesh=mesh), tree)

@@ -203,11 +203,8 @@ def test_costs_count_every_turn_of_the_loop():
 
 
 def test_a_forward_is_per_image(plan):
-    denoise, params = programs.network(plan)
-    flops = [
-        dry_run._forward(plan, denoise, params, jax.devices()[0], rows, effort=0.0)[0]
-        for rows in (2, 4)
-    ]
+    made = programs.PROGRAMS["sample"](plan, *programs.network(plan), one_device())
+    flops = [dry_run._forward(made, jax.devices()[0], rows, effort=0.0)[0] for rows in (2, 4)]
     assert flops[0] == pytest.approx(flops[1], rel=0.02)
 
 

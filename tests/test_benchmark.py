@@ -52,7 +52,8 @@ def row(**changes) -> dict:
 
 
 def test_programs_are_those_that_flags_offer():
-    assert list(programs.PROGRAMS) == [*footprint.TRAINING, *footprint.SAMPLING]
+    known = [*footprint.TRAINING, *footprint.SAMPLING, *footprint.ENCODING]
+    assert list(programs.PROGRAMS) == known
 
 
 def kinds(tree):

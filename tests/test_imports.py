@@ -26,6 +26,7 @@ LEVELS = [
     ("simjax.train.compile", "simjax.evaluation.judge", "simjax.evaluation.drawing"),
     ("simjax.build",),
     ("simjax.train.loop", "simjax.porting.port"),
+    ("simjax.text",),
     ("simjax.teacher", "simjax.programs"),
     ("simjax.costs",),
     ("simjax.report", "simjax.dry_run", "simjax.timing"),

@@ -10,7 +10,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simjax.diffusion.precondition import Precondition
-from simjax.networks.layers import Buffer
+from simjax.networks.layers import Buffer, Gather
 from simjax.typing import Array, Condition, Denoise, Float, Images, Params, PerExample
 
 
@@ -29,8 +29,11 @@ class Denoiser(nnx.Module):
         *,
         augment_labels: Float[Array, "b a"] | None = None,
         dropout_keys: Array | None = None,
+        gather: Gather | None = None,
     ) -> Images:
+        """`gather` is for stacks of blocks (layers.scan_stack); U-Nets get whole parameters."""
         c_skip, c_out, c_in, c_noise = self.precondition(sigma)
+        of_stack = {} if gather is None else {"gather": gather}
         # float32 means float32: neither TF32 nor bf16 passes inside products.
         exact = "highest" if self.network.dtype == jnp.float32 else None
         with jax.default_matmul_precision(exact):
@@ -40,6 +43,7 @@ class Denoiser(nnx.Module):
                 cond,
                 augment_labels=augment_labels,
                 dropout_keys=dropout_keys,
+                **of_stack,
             )
         residual = residual[..., : xt.shape[-1]].astype(jnp.float32)  # drop learned variances
         return c_skip[:, None, None, None] * xt + c_out[:, None, None, None] * residual
@@ -60,9 +64,9 @@ def as_denoise(net: nnx.Module) -> tuple[Denoise, Params]:
         nnx.to_pure_dict(buffers),
     )
 
-    def denoise(params, xt, sigma, cond, *, augment_labels=None, dropout_keys=None):
-        module = nnx.merge(graphdef, params, buffers)
-        return module(xt, sigma, cond, augment_labels=augment_labels, dropout_keys=dropout_keys)
+    def denoise(params, xt, sigma, cond, *, augment_labels=None, dropout_keys=None, gather=None):
+        options = {"augment_labels": augment_labels, "dropout_keys": dropout_keys, "gather": gather}
+        return nnx.merge(graphdef, params, buffers)(xt, sigma, cond, **options)
 
     return denoise, nnx.to_pure_dict(params)
 

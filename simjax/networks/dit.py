@@ -96,6 +96,7 @@ class DiT(nnx.Module):
         *,
         augment_labels: None = None,
         dropout_keys: Array | None = None,
+        gather: layers.Gather | None = None,
     ) -> Images:
         """Nothing is dropped out: DiT has no dropout, so dropout_keys draw nothing."""
         told = jax.nn.silu(self.time(c_noise) + self._of_class(labels))[:, None]
@@ -103,6 +104,7 @@ class DiT(nnx.Module):
             self.blocks,
             lambda block, tokens: block(tokens, told),
             self.patches(x),
+            gather=gather,
             remat=self.remat,
             unroll=self.unroll,
         )

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool
 
-from simjax.typing import Array, Float, Images, PerExample
+from simjax.typing import Array, Float, Images, Params, PerExample
 
 Masks = Bool[Array, "b h w c"]
 MASK_LEVELS = 2**16  # of a dropout rate; our choice
 
 
 Carry = TypeVar("Carry")
+Gather = Callable[[Params], Params]  # parameters that are split over devices -> whole ones
 
 # What the backward pass recomputes of each block; the rest is held in memory until then.
 REMAT = {
@@ -269,6 +270,7 @@ def scan_stack(
     call: Callable[[nnx.Module, Carry], Carry],
     x: Carry,
     *,
+    gather: Gather | None = None,
     remat: str = "none",
     unroll: bool = False,
 ) -> Carry:
@@ -277,14 +279,19 @@ def scan_stack(
     Args:
       blocks: made by `stacked`.
       call: (block, x) -> x.
+      gather: what a block's parameters go through where it uses them, and again where its backward
+        pass does if it recomputes.
       remat: a name in REMAT.
       unroll: a loop's body compiles once, but a compiler's analysis counts it once too.
     """
     graphdef, params = nnx.split(blocks)
 
-    def body(x: Carry, layer: nnx.State) -> tuple[Carry, None]:
-        run = REMAT[remat](lambda x, layer: call(nnx.merge(graphdef, layer), x))
-        return run(x, layer), None
+    def body(x: Carry, layer: Params) -> tuple[Carry, None]:
+        def run(x: Carry, layer: Params) -> Carry:
+            layer = layer if gather is None else gather(layer)
+            return call(nnx.merge(graphdef, layer), x)
 
-    x, _ = jax.lax.scan(body, x, params, unroll=unroll or 1)
+        return REMAT[remat](run)(x, layer), None
+
+    x, _ = jax.lax.scan(body, x, nnx.to_pure_dict(params), unroll=unroll or 1)
     return x

@@ -118,6 +118,7 @@ class PixArt(nnx.Module):
         *,
         augment_labels: None = None,
         dropout_keys: Array | None = None,
+        gather: layers.Gather | None = None,
     ) -> Images:
         """Nothing is dropped out: PixArt has no dropout, so dropout_keys draw nothing."""
         time = self._of_time(c_noise)
@@ -127,6 +128,7 @@ class PixArt(nnx.Module):
             self.blocks,
             lambda block, tokens: block(tokens, told, words, caption.mask),
             self.patches(x),
+            gather=gather,
             remat=self.remat,
             unroll=self.unroll,
         )

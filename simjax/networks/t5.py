@@ -103,6 +103,7 @@ class T5Encoder(nnx.Module):
       hidden: width of the gated layer.
       buckets, max_distance: of positions, see `bucket`.
       remat: what a backward pass recomputes, a name in layers.REMAT.
+      unroll: the program holds every block instead of one.
       dtype: of the products, float32 or bfloat16.
       param_dtype: of the parameters; bfloat16 halves XXL's 19 GB.
     """
@@ -119,12 +120,13 @@ class T5Encoder(nnx.Module):
         buckets: int = 32,
         max_distance: int = 128,
         remat: str = "none",
+        unroll: bool = False,
         dtype: jnp.dtype,
         param_dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
-        self.remat = remat
+        self.remat, self.unroll = remat, unroll
         self.buckets, self.max_distance = buckets, max_distance
 
         def table(rows: int, columns: int, std: float) -> nnx.Param:
@@ -147,19 +149,31 @@ class T5Encoder(nnx.Module):
         self.blocks = layers.stacked(block, depth, rngs)
         self.norm = RMSNorm(width, dtype=jnp.float32, param_dtype=param_dtype)
 
-    def __call__(self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Features:
+    def __call__(
+        self,
+        tokens: Int[Array, "b l"],
+        mask: Bool[Array, "b l"],
+        *,
+        gather: layers.Gather | None = None,
+    ) -> Features:
         """Features of every token; those where `mask` is False are read by none and mean nothing.
 
         Args:
           tokens: indices below `vocabulary`; others give NaN.
           mask: True at the prompt's tokens, its end included; False at padding.
+          gather: of a block's parameters, see layers.scan_stack.
         """
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(jnp.float32)
         bias = self._bias(tokens.shape[1])
         exact = "highest" if self.dtype == jnp.float32 else None
         with jax.default_matmul_precision(exact):
             x = layers.scan_stack(
-                self.blocks, lambda block, x: block(x, bias, mask), x, remat=self.remat
+                self.blocks,
+                lambda block, x: block(x, bias, mask),
+                x,
+                gather=gather,
+                remat=self.remat,
+                unroll=self.unroll,
             )
         return self.norm(x)
 
