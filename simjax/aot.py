@@ -20,7 +20,7 @@ TOPOLOGY = flags.DEFINE_string("topology", None, f"TPU slice: {chips.examples()}
 PROGRAM = flags.DEFINE_enum(
     "program",
     "train",
-    [*footprint.TRAINING, *footprint.SAMPLING, *footprint.ENCODING],
+    list(footprint.PROGRAMS),
     "fake_score, generator: one update of train's; sample: one call, as evaluated.",
 )
 OUT = flags.DEFINE_string("out", None, "JSON file for the result.")

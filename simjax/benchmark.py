@@ -40,9 +40,7 @@ def main() -> None:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     for name in PROGRAMS.value or [""]:
-        c.require_known(
-            "--programs", name, footprint.TRAINING + footprint.SAMPLING + footprint.ENCODING
-        )
+        c.require_known("--programs", name, footprint.PROGRAMS)
     swept = {
         field: sweep.values(field, flag.value)
         for field, flag in SWEPT.items()

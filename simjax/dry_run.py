@@ -138,7 +138,7 @@ def _costs(
 def _costs_of_stack(
     config: c.Config, program: str, made: Program, chip: chips.Chip, what: dict[str, Any]
 ) -> dict[str, Any]:
-    """`_costs` where blocks are scanned, and the compiler counts one: flops as lowered, no bytes."""
+    """`_costs` where blocks are scanned, of which the compiler counts one: as lowered, no bytes."""
     found = costs.of_program(config, program)
     images = made.batch / what["devices"]
     flops = found["flops_per_image"] * images

@@ -15,6 +15,7 @@ from simjax.chips import GIB
 TRAINING = ("fake_score", "generator", "train")
 SAMPLING = ("sample", "teacher_sample")
 ENCODING = ("encode_text",)
+PROGRAMS = TRAINING + SAMPLING + ENCODING
 
 COLUMNS = {
     "config": lambda r: r["config"],

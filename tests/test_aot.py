@@ -345,7 +345,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     [
         (
             "--program=export",
-            "value should be one of <fake_score|generator|train|sample|teacher_sample>",
+            "value should be one of <fake_score|generator|train|sample|teacher_sample|encode_text>",
         ),
         ("--topology=v9:2x2", "--topology=v9:2x2 is not known; examples: v4:2x2x1"),
         ("--config.remmat=dots", "config has no field remmat; did you mean: remat"),
