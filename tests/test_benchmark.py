@@ -365,7 +365,7 @@ def benchmark(*given: str, **options) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--programs=train,export", "--programs = 'export' is not known; known: fake_score"),
+        ("--programs=train,export", "--programs = 'export' is not known; known: encode_text"),
         ("--programs=", "--programs = '' is not known"),
         ("--batch=64,many", "--batch=64,many is no list of whole numbers; expected e.g. --batch=1"),
         ("--fsdp=", "--fsdp= names no value; leave it out to keep the config's."),

@@ -224,3 +224,42 @@ def test_churn_draws_another_noise_at_each_step_within_its_range():
 def test_churn_without_noise_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="needs draw_noise"):
         sampler.heun(denoise, jnp.ones((1, 1, 1, 1)), jnp.ones(2), churn=Churn(amount=1.0))
+
+
+def test_dpm_solver_on_the_known_solution_is_of_second_order():
+    start, exact = 10.0, S / marginal_std(10.0)
+    errors = []
+    for steps in (20, 40, 80):
+        sigmas = jnp.geomspace(start, 1e-4, steps)
+        z = jnp.ones((1, 1, 1, 1))
+        found = float(sampler.dpm_solver(denoise, z, sigmas)[0, 0, 0, 0])
+        errors.append(abs(found - start * exact))
+    np.testing.assert_allclose(np.log2(np.divide(errors[:-1], errors[1:])), 2, atol=0.3)
+
+
+def test_ddim_is_eulers_method_in_sigma():
+    # DDIM (arXiv:2010.02502, eq. 12, eta = 0) with alpha = 1 / (1 + sigma^2), noise prediction.
+    sigmas = jnp.array([5.0, 2.0, 0.5])
+    z = jnp.linspace(-2, 2, 8).reshape(2, 2, 2, 1)
+    x = sigmas[0] * z / jnp.sqrt(1 + sigmas[0] ** 2)
+    for sigma, following in zip(sigmas, jnp.append(sigmas[1:], 0.0), strict=True):
+        alpha, beyond = 1 / (1 + sigma**2), 1 / (1 + following**2)
+        xt = x / jnp.sqrt(alpha)
+        eps = (xt - denoise(xt, jnp.full(2, sigma))) / sigma
+        x0 = (x - jnp.sqrt(1 - alpha) * eps) / jnp.sqrt(alpha)
+        x = jnp.sqrt(beyond) * x0 + jnp.sqrt(1 - beyond) * eps
+    np.testing.assert_allclose(sampler.euler(denoise, z, sigmas), x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sampler.SOLVERS)
+def test_a_solver_costs_what_it_says(name):
+    solver = sampler.SOLVERS[name]
+    calls = []
+
+    def counted(xt, sigma):
+        jax.debug.callback(lambda: calls.append(1))
+        return denoise(xt, sigma)
+
+    jax.block_until_ready(solver.sample(counted, jnp.ones((1, 1, 1, 1)), jnp.geomspace(9, 0.1, 5)))
+    jax.effects_barrier()
+    assert len(calls) == solver.evaluations(5)

@@ -1,5 +1,7 @@
 """Results do not depend on the number of devices, on accumulation, or on steps per call."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,15 +39,32 @@ def options(**changes) -> config.Config:
     )
 
 
+def stack() -> config.Config:
+    """A small PixArt, trained as `options` is."""
+    network = config.PixArt(
+        resolution=8, width=48, depth=2, heads=3, caption_channels=16, caption_length=6
+    )
+    changed = dataclasses.replace(options(), network=network, remat="blocks")
+    changed.fake_score.augment = 0.0
+    changed.teacher.precondition, changed.teacher.guidance = "ddpm_linear", 2.0
+    return changed
+
+
 def few_steps(settings: config.Config, mesh: Mesh, steps: int = STEPS) -> dict[str, np.ndarray]:
     """Every array of the state and every step's metrics, after a few steps from the same start."""
     denoise, params = as_denoise(build.module(settings))
     training = build.distillation(settings, denoise, mesh)
     params = sharding.place(sharding.to_host(params), mesh)
+    captions = build.any_captions(settings, (1, 2, settings.batch))
+    captions = jax.tree.map(
+        lambda leaf, like: sharding.placed(np.asarray(leaf), like.sharding),
+        captions,
+        sharding.abstract_captions(captions, mesh),
+    )
     state, seen = training.init(params, params), []
     for _ in range(steps // settings.steps_per_call):
         key = build.key_on(settings, "distillation", mesh)
-        state, metrics = training.call(state, build.step.Constants(params), key)
+        state, metrics = training.call(state, build.step.Constants(params, captions), key)
         seen.append(metrics)
     where = sharding.by_rules(state, mesh)
     kept = jax.tree.map(lambda x, w: x.sharding.is_equivalent_to(w, x.ndim), state, where)
@@ -92,6 +111,17 @@ def test_eight_devices_equal_one(fsdp, reference, tmp_path):
     subprocesses.on_devices(8, PROGRAM.format(fsdp=fsdp, file=tmp_path / "found.npz"))
     with np.load(tmp_path / "found.npz") as found:
         assert_close(dict(found), reference)
+
+
+@pytest.mark.whole_runs
+@pytest.mark.parametrize("fsdp", [8, 4])
+def test_a_stack_on_eight_devices_equals_one(fsdp, tmp_path):
+    """Blocks gathered one by one, captions split over devices, a guided teacher."""
+    settings, program = "t.stack()", PROGRAM.replace("t.options()", "t.stack()")
+    assert settings in program
+    subprocesses.on_devices(8, program.format(fsdp=fsdp, file=tmp_path / "found.npz"))
+    with np.load(tmp_path / "found.npz") as found:
+        assert_close(dict(found), few_steps(stack(), sharding.make_mesh()), within=1e-4)
 
 
 @pytest.mark.whole_runs

@@ -1,0 +1,46 @@
+"""Guidance on Gaussians, whose conditional and unconditional denoisers are closed forms."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simjax.diffusion import guidance
+from simjax.typing import Caption
+
+XT = jnp.arange(24.0).reshape(3, 2, 2, 2)
+SIGMA = jnp.array([0.5, 1.0, 2.0])
+
+
+def denoise(params, xt, sigma, cond):
+    """Of N(params * class, 1); no class: N(0, 1)."""
+    mean = params * (cond @ jnp.arange(1.0, 4))[:, None, None, None]
+    variance = sigma[:, None, None, None] ** 2
+    return (xt + variance * mean) / (1 + variance)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 4.5])
+def test_a_guided_mean_is_the_scale_times_the_conditional_one(scale):
+    labels = jnp.eye(3)
+    found = guidance.guided(denoise, scale)(2.0, XT, SIGMA, labels)
+    expected = denoise(2.0 * scale, XT, SIGMA, labels)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_scale_1_costs_nothing():
+    assert guidance.guided(denoise, 1.0) is denoise
+
+
+def test_captions_are_dropped_and_keep_their_mask():
+    caption = Caption(
+        jnp.ones((2, 3, 4)), jnp.array([[1, 1, 0], [1, 0, 0]], bool), jnp.zeros(2, bool)
+    )
+    seen = []
+
+    def record(params, xt, sigma, cond):
+        seen.append(cond)
+        return xt
+
+    guidance.guided(record, 2.0)(None, XT[:2], SIGMA[:2], caption)
+    np.testing.assert_array_equal(seen[0].dropped, [False, True, False, True])
+    np.testing.assert_array_equal(seen[0].mask[0], seen[0].mask[1])
+    np.testing.assert_array_equal(seen[0].mask[2:].sum(1), [1, 1])

@@ -1,0 +1,196 @@
+"""DiT and PixArt-alpha in the files that people have, and files that are something else."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from simjax import build, config, teacher
+from simjax.porting import port, rules
+from simjax.porting.maps import dit, pixart, transformer
+from tests.parity import official
+from tests.porting import files
+
+SIZES = {"resolution": 8, "width": 48, "depth": 2, "heads": 3}
+DIT = config.DiT(**SIZES, label_dim=5)
+PIXART = config.PixArt(**SIZES, caption_channels=20, caption_length=7)
+CONFIG = {  # of PIXART, as diffusers writes it
+    "_class_name": "PixArtTransformer2DModel",
+    "norm_type": "ada_norm_single",
+    "num_attention_heads": 3,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "num_layers": 2,
+    "sample_size": 8,
+    "patch_size": 2,
+    "caption_channels": 20,
+}
+
+
+@pytest.fixture(autouse=True)
+def small_heads(monkeypatch):
+    monkeypatch.setitem(transformer.HEADS, 48, 3)
+
+
+def quiet(text):
+    """Says nothing."""
+
+
+def weights_of(network):
+    """Random weights of a network in simjax's layout."""
+    options = config.complete(config.Config(), network, "ddpm_linear", 1.0)
+    rng = np.random.default_rng(0)
+    like = build.weights_like(options)
+    return jax.tree.map(lambda a: rng.standard_normal(a.shape, np.float32), like)
+
+
+def original(network, weights):
+    """A state dictionary under the original names, with its table of positions."""
+    names = dit.ORIGINAL if isinstance(network, config.DiT) else pixart.ORIGINAL
+    tensors = rules.export(names, weights, network.depth)
+    spacing = 1 / getattr(network, "interpolation", 1)
+    table = pixart.grid_embedding(network.resolution // network.patch, network.width, spacing)
+    return tensors | {"pos_embed": table[None]}
+
+
+def assert_same(ported, network, weights):
+    assert ported.description == (network, "ddpm_linear", 1.0)
+    ours, expected = official.flat(ported.weights), official.flat(weights)
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(ours[name], value)
+
+
+def write_folder(folder, tensors, values=CONFIG):
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(json.dumps(values))
+    return str(folder)
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda t: {"ema": t, "opt": {}, "args": "x"}])
+def test_dits_file(wrap, tmp_path):
+    weights = weights_of(DIT)
+    files.write_torch_zip(tmp_path / "dit.pt", wrap(original(DIT, weights)))
+    assert_same(port.port(str(tmp_path / "dit.pt"), say=quiet), DIT, weights)
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_pixarts_file(sized, tmp_path):
+    network = PIXART
+    if sized:
+        network = config.PixArt(**vars(PIXART) | {"size_conditioning": True, "interpolation": 2.0})
+    weights = weights_of(network)
+    tensors = original(network, weights)
+    files.write_torch_zip(tmp_path / "pixart.pth", {"state_dict": tensors, "epoch": 3})
+    assert_same(port.port(str(tmp_path / "pixart.pth"), say=quiet), network, weights)
+
+
+def test_sims_student(tmp_path):
+    weights = weights_of(PIXART)
+    tensors = {f"module.model.{k}": v for k, v in original(PIXART, weights).items()}
+    tensors |= {"module.u": np.zeros(1001, np.float32), "module.vae.x": np.zeros(3, np.float32)}
+    files.write_torch_zip(tmp_path / "student.pt", {"ema": tensors})
+    assert_same(port.port(str(tmp_path / "student.pt"), say=quiet), PIXART, weights)
+
+
+@pytest.mark.parametrize("inside", ["", "transformer"])
+def test_diffusers_folder(inside, tmp_path):
+    network = config.PixArt(**vars(PIXART) | {"caption_length": 0})
+    weights = weights_of(network)
+    write_folder(tmp_path / inside, rules.export(pixart.DIFFUSERS, weights, network.depth))
+    if inside:
+        (tmp_path / "model_index.json").write_text("{}")
+    ported = port.port(str(tmp_path), say=quiet)
+    assert_same(ported, network, weights)
+    digest = ported.provenance["file_sha256"]
+    assert port.port(str(tmp_path), sha256=digest, say=quiet).provenance["file_sha256"] == digest
+    with pytest.raises(config.ConfigError, match=f"has sha256 {digest}, expected 0000"):
+        port.port(str(tmp_path), sha256="0" * 64, say=quiet)
+
+
+def test_a_folder_without_null_caption_is_not_guided():
+    options = config.Config(teacher=config.Teacher(guidance=4.5))
+    network = config.PixArt(**vars(PIXART) | {"caption_length": 0})
+    with pytest.raises(config.ConfigError, match="lacks the learned embedding of no caption"):
+        config.complete(options, network, "ddpm_linear", 1.0)
+
+
+def refused(source) -> str:
+    with pytest.raises(config.ConfigError) as error:
+        port.port(str(source), say=quiet)
+    assert str(source) in str(error.value)
+    return str(error.value)
+
+
+def test_another_networks_weights_are_refused(tmp_path):
+    tensors = {"encoder.block.0.layer.0.SelfAttention.q.weight": np.zeros((4, 4), np.float32)}
+    files.write_torch_zip(tmp_path / "t5.bin", tensors)
+    message = refused(tmp_path / "t5.bin")
+    assert "neither DiT nor PixArt-alpha: its 1 tensors begin with encoder.block.0" in message
+    folder = write_folder(tmp_path / "vae", tensors, {"_class_name": "AutoencoderKL"})
+    assert "config.json is of AutoencoderKL" in refused(folder)
+    network = config.PixArt(**vars(PIXART) | {"caption_length": 0})
+    exported = rules.export(pixart.DIFFUSERS, weights_of(network), 2)
+    save_file(exported, tmp_path / "alone.safetensors")
+    assert "give the folder that holds both" in refused(tmp_path / "alone.safetensors")
+
+
+def test_all_that_does_not_fit_is_named_at_once(tmp_path):
+    tensors = original(PIXART, weights_of(PIXART))
+    del tensors["blocks.1.mlp.fc1.weight"], tensors["t_block.1.bias"]
+    tensors |= {"blocks.0.extra": np.zeros(3, np.float32)}
+    tensors["blocks.0.attn.proj.bias"] = np.zeros(9, np.float32)
+    files.write_torch_zip(tmp_path / "pixart.pth", tensors)
+    message = refused(tmp_path / "pixart.pth")
+    assert "no rule for tensor blocks.0.extra (3,)" in message
+    assert "9216 of 18432 elements fill network/blocks/mlp/fc1/kernel" in message
+    assert "nothing fills network/modulation/bias" in message
+    assert "blocks.0.attn.proj.bias arrives at network/blocks/attention/proj/bias[0]" in message
+
+
+def test_missing_shards_are_named(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    name = "diffusion_pytorch_model.safetensors.index.json"
+    (folder / name).write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    message = refused(folder)
+    assert "model-1.safetensors" in message
+    assert "model-2.safetensors" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 10**6}, "num_layers = 1000000; expected a whole number from 1 to"),
+        ({"num_layers": None}, "num_layers is missing"),
+        ({"activation_fn": "geglu"}, "not supported: activation_fn = 'geglu'"),
+        ({"interpolation_scale": True}, "interpolation_scale = True"),
+    ],
+)
+def test_a_folders_config_is_not_trusted(change, message, tmp_path):
+    tensors = rules.export(pixart.DIFFUSERS, weights_of(PIXART), 2)
+    assert message in refused(write_folder(tmp_path, tensors, CONFIG | change))
+
+
+def test_a_claim_of_many_sizes_costs_no_memory(tmp_path):
+    most = {"num_layers": 256, "num_attention_heads": 128, "attention_head_dim": 128}
+    tensors = rules.export(pixart.DIFFUSERS, weights_of(PIXART), 2)
+    message = refused(write_folder(tmp_path, tensors, CONFIG | most | {"caption_channels": 9999}))
+    assert "misfits" in message
+
+
+def test_a_known_name_needs_no_file_to_be_planned():
+    options = config.Config(teacher=config.Teacher(source="PixArt-XL-2-1024-MS"))
+    planned = teacher.plan(options)
+    assert planned.network.size_conditioning
+    assert planned.teacher.precondition == "ddpm_linear"
+
+
+def test_dropout_of_a_network_without_it_is_refused():
+    with pytest.raises(config.ConfigError, match="dropout = 0.1, but DiT has none"):
+        config.complete(config.Config(dropout=0.1), DIT, "ddpm_linear", 1.0)
