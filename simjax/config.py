@@ -116,7 +116,7 @@ class T5:
 class Text:
     """What reads the prompts of text-to-image networks."""
 
-    network: T5 = field(default_factory=T5)  # comes with the encoder's folder
+    t5: T5 = field(default_factory=T5)  # comes with the encoder's folder
     length: int = 120  # tokens kept of a prompt; PixArt-alpha
 
 

@@ -88,7 +88,7 @@ def forward(
 
 def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """What prompts become before a text-to-image run: its text encoder, not its denoiser."""
-    encode, params = text.encoding(config.text.network, unroll=not config.scan_blocks)
+    encode, params = text.encoding(config.text.t5, unroll=not config.scan_blocks)
     batch = -(-config.evaluation.batch // mesh.size) * mesh.size
 
     def inputs(rows: int) -> tuple[Array, Array]:
