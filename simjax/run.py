@@ -161,10 +161,11 @@ def _distilled(
     checkpoints = checkpoint.Checkpoints(
         directory / "checkpoints", keep=config.keep_checkpoints, say=monitor.say
     )
+    constants = step.Constants(teacher.params)
     state = loop.run(
         training,
         state,
-        step.Constants(teacher.params),
+        lambda _: constants,
         key=build.key_on(config, "distillation", mesh),
         stage=loss.name,
         checkpoints=checkpoints,

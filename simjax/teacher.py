@@ -187,10 +187,11 @@ def _train(config: c.Config, workdir: epath.Path, stored: epath.Path, monitor: M
         )
     labels = np.zeros(dataset.size, np.int32) if dataset.labels is None else dataset.labels
     checkpoints = checkpoint.Checkpoints(_training_directory(workdir), keep=1, say=monitor.say)
+    constants = sharding.place_whole((dataset.load(), labels), mesh)
     state = loop.run(
         training,
         training.init(sharding.place(start, mesh)),
-        sharding.place_whole((dataset.load(), labels), mesh),
+        lambda _: constants,
         key=build.key_on(config, "pretraining", mesh),
         stage="teacher",
         checkpoints=checkpoints,

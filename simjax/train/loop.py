@@ -33,7 +33,7 @@ class Hook:
 def run(
     training: Training,
     state: Any,
-    constants: Any,
+    constants_at: Callable[[int], Any],
     *,
     key: Key,
     stage: str,
@@ -49,7 +49,8 @@ def run(
     Args:
       training: the compiled call (build.py).
       state: a fresh one, training.init(...); donated.
-      constants: what every call is given beside the state: the teacher, or the images.
+      constants_at: step -> what the call that begins there is given beside the state: the teacher
+        and captions, or the images.
       key: of the whole run; step n draws from fold_in(key, n).
       stage: name in logs.
       hooks: pictures and measurements on the way.
@@ -65,6 +66,7 @@ def run(
         _act(hooks, state, step, last=False)
     window = []
     while step < training.steps:
+        constants = constants_at(step)
         with jax.transfer_guard("disallow"):  # no copy between host and device goes unseen
             state, metrics = training.call(state, constants, key)
         step += training.steps_per_call

@@ -42,7 +42,7 @@ def run(directory, steps=6, constants=None, hooks=()) -> Count:
         return loop.run(
             training,
             sharding.place(start, mesh),
-            jnp.float32(1) if constants is None else constants,
+            lambda step: jnp.float32(1) if constants is None else constants,
             key=jax.random.key(0),
             stage="counting",
             checkpoints=checkpoints,
