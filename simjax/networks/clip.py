@@ -40,7 +40,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of a transformer: channels, blocks, attention heads, width of the MLPs, key of ACTIVATIONS."""
+    """Of a transformer: channels, blocks, attention heads, MLPs' width, a key of ACTIVATIONS."""
 
     width: int
     depth: int
@@ -212,7 +212,7 @@ def _stack(sizes: Sizes, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def _norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Over channels, in float32; given in `dtype`. The fast variance cancels where means are large."""
+    """Over channels, computed in float32, given in `dtype`."""
     return nnx.LayerNorm(width, epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 

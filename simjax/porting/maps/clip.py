@@ -64,6 +64,7 @@ TOWER = {
 }
 VISION = TOWER | {"image_size": ("resolution", 2**10), "patch_size": ("patch", 2**7)}
 TEXT = TOWER | {"vocab_size": ("vocabulary", 2**19), "max_position_embeddings": ("length", 2**10)}
+SHORTEST = 3  # tokens: start, a text, end
 # What transformers takes for fields left out: ViT-B/32's.
 VISION_DEFAULTS = {
     "hidden_size": 768,
@@ -110,6 +111,9 @@ def describe(values: Mapping[str, Any]) -> dict[str, Any]:
         expected = f"at most image_size = {vision_sizes['resolution']}"
         raise _refusal("vision_config.patch_size", vision_sizes["patch"], expected)
     text_sizes = _sizes(text, "text_config", TEXT)
+    if text_sizes["length"] < SHORTEST:
+        expected = f"at least {SHORTEST}"
+        raise _refusal("text_config.max_position_embeddings", text_sizes["length"], expected)
     projection = values.get("projection_dim", PROJECTION_DEFAULT)
     return {
         "vision": Vision(**vision_sizes, activation=vision["hidden_act"]),

@@ -1,0 +1,200 @@
+"""CLIP score: how well images agree with their prompts; and all scores of a text-to-image table.
+
+    CLIP score = w max(cos(E_image, E_text), 0)
+
+Its paper has w = 2.5 and writes "A photo depicts" before each caption. Tables of text-to-image
+models report w = 100 of the bare prompt, as torchmetrics does, and so does this file; torchmetrics
+takes the maximum after the mean over images, which differs only where some cosine is negative.
+Scores compare only where the network is the same, mostly openai/clip-vit-large-patch14.
+Reference: CLIPScore, arXiv:2104.08718, section 3.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from simjax import sharding
+from simjax.config import ConfigError
+from simjax.evaluation import aesthetic as aesthetic_head
+from simjax.evaluation.clip_tokens import Tokenizer
+from simjax.evaluation.statistics import require_finite
+from simjax.networks.clip import Clip, Text
+from simjax.porting import read_weights, rules
+from simjax.porting.foreign_file import refuse_nonfinite
+from simjax.porting.maps import clip as clip_weights
+from simjax.typing import Array, Images, Params, typed
+
+WEIGHT = 100.0  # w, see above
+# Of red, green and blue in [0, 1]: openai/CLIP, clip/clip.py, _transform.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+BATCH = 64  # images or texts at a time, rounded up to the devices; our choice
+
+Bytes = UInt8[np.ndarray, "n h w c"]
+Embeddings = Float[np.ndarray, "n d"]
+
+
+class Embedder(NamedTuple):
+    """A CLIP network that takes images and prompts as they are.
+
+    Attributes:
+      images: any number of uint8 images, grey ones too, to embeddings.
+      prompts: any number of prompts to embeddings, and how many of them were cut.
+    """
+
+    images: Callable[[Bytes], Embeddings]
+    prompts: Callable[[Sequence[str]], tuple[Embeddings, int]]
+
+
+def load_clip(folder: str | os.PathLike, *, batch: int = BATCH) -> Embedder:
+    """The network in a folder of transformers' CLIPModel: config.json, weights, tokenizer.
+
+    Raises:
+      ConfigError: something is missing, damaged or not CLIP's, or `tokenizers` is not installed.
+    """
+    weights = read_weights.read(folder)
+    refuse_nonfinite(weights.tensors, folder)
+    try:
+        sizes = clip_weights.describe(weights.config or {})
+        graphdef, like = nnx.split(
+            nnx.eval_shape(lambda: Clip(**sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+        )
+        params = rules.apply(clip_weights.RULES, weights.tensors, nnx.to_pure_dict(like))
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error
+    tokenizer = Tokenizer(folder, sizes["text"].length)
+    _require_fit(folder, tokenizer, sizes["text"])
+    return _embedder(graphdef, params, tokenizer, sizes["vision"].resolution, batch)
+
+
+def scores(
+    images: Bytes, prompts: Sequence[str], clip: Embedder, aesthetic: Params
+) -> dict[str, Any]:
+    """Of each image and its prompt: "clip_score" and "aesthetic", (n,); "NAME_mean", floats.
+
+    "truncated" counts the prompts whose end was not read.
+
+    Args:
+      clip: from load_clip.
+      aesthetic: from aesthetic.load.
+
+    Raises:
+      ConfigError: not as many prompts as images, no images, or a network the head is not for.
+    """
+    if len(images) != len(prompts) or not len(images):
+        raise ConfigError(
+            f"{len(images)} images and {len(prompts)} prompts; expected a prompt for each image, "
+            "and one image at least."
+        )
+    of_images = clip.images(images)
+    of_prompts, truncated = clip.prompts(prompts)
+    each = {
+        "clip_score": clip_scores(of_images, of_prompts),
+        "aesthetic": np.asarray(aesthetic_head.aesthetic_scores(aesthetic, of_images)),
+    }
+    means = {f"{name}_mean": float(values.mean()) for name, values in each.items()}
+    return each | means | {"truncated": truncated}
+
+
+@typed
+def clip_scores(
+    images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, "n"]:
+    """100 max(cos, 0) of each image's embedding and its text's, in float64.
+
+    Raises:
+      ConfigError: not finite.
+    """
+    require_finite("embeddings", images, texts)
+    images, texts = images.astype(np.float64), texts.astype(np.float64)
+    lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1)
+    return WEIGHT * np.maximum((images * texts).sum(1) / lengths, 0)
+
+
+@typed
+def cropped(images: UInt8[np.ndarray, "n h w c"], resolution: int) -> UInt8[np.ndarray, "n r r 3"]:
+    """The middle of images whose shorter side becomes `resolution`, bicubic and antialiased by PIL.
+
+    The longer side is rounded down, and so is the crop's first row or column (transformers'
+    CLIPImageProcessor; OpenAI's own crop may begin one later where an odd number is cut off).
+
+    Raises:
+      ConfigError: neither grey nor of three colours.
+    """
+    height, width, channels = images.shape[1:]
+    if channels not in (1, 3):
+        raise ConfigError(f"images of {channels} channels; expected 1 (grey) or 3.")
+    shorter = min(height, width)
+    height, width = (side * resolution // shorter for side in (height, width))
+    top, left = ((side - resolution) // 2 for side in (height, width))
+    out = np.empty((len(images), resolution, resolution, 3), np.uint8)
+    for row, image in zip(out, np.broadcast_to(images, (*images.shape[:3], 3)), strict=True):
+        whole = Image.fromarray(np.ascontiguousarray(image))
+        resized = np.asarray(whole.resize((width, height), Image.Resampling.BICUBIC))
+        row[:] = resized[top : top + resolution, left : left + resolution]
+    return out
+
+
+def normalised(images: UInt8[Array, "b h w 3"]) -> Images:
+    """What the network takes: (v / 255 - mean) / deviation of every byte, by colour."""
+    return (images.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(DEVIATION)
+
+
+def _require_fit(folder: str | os.PathLike, tokenizer: Tokenizer, text: Text) -> None:
+    """Refuses tokens that the network does not know, and an end that it would not find."""
+    end = tokenizer.size - 1 if text.end is None else text.end
+    if tokenizer.size > text.vocabulary or tokenizer.end != end:
+        raise ConfigError(
+            f"{folder}: its tokenizer has {tokenizer.size} tokens and ends texts by "
+            f"{tokenizer.end}, but the network has {text.vocabulary} and looks for {end}; use the "
+            "files of one model."
+        )
+
+
+def _embedder(
+    graphdef: nnx.GraphDef, params: Params, tokenizer: Tokenizer, resolution: int, batch: int
+) -> Embedder:
+    """Runs the network on batches, padded and split over local devices."""
+    mesh = sharding.local_mesh()
+    batch = -(-batch // mesh.size) * mesh.size
+    params = jax.device_put(params, sharding.replicated(mesh))
+
+    jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+
+    @jit
+    def image_program(params: Params, images: Array) -> Array:
+        return nnx.merge(graphdef, params).embed_images(normalised(images))
+
+    @jit
+    def text_program(params: Params, ids: Array, mask: Array) -> Array:
+        return nnx.merge(graphdef, params).embed_texts(ids, mask)
+
+    def run(program: Callable[..., Array], *arrays: np.ndarray) -> Embeddings:
+        rows = len(arrays[0])
+        padded = [np.pad(x, [(0, batch - rows)] + [(0, 0)] * (x.ndim - 1)) for x in arrays]
+        placed = jax.device_put(padded, sharding.batch_split(mesh))
+        return np.asarray(program(params, *placed))[:rows]
+
+    def embed_images(images: Bytes) -> Embeddings:
+        parts = (cropped(images[part], resolution) for part in _parts(len(images), batch))
+        return np.concatenate([run(image_program, part) for part in parts])
+
+    def embed_prompts(prompts: Sequence[str]) -> tuple[Embeddings, int]:
+        ids, mask, truncated = tokenizer(prompts)
+        parts = _parts(len(prompts), batch)
+        found = [run(text_program, ids[part], mask[part]) for part in parts]
+        return np.concatenate(found), truncated
+
+    return Embedder(embed_images, embed_prompts)
+
+
+def _parts(rows: int, batch: int) -> Iterator[slice]:
+    return (slice(start, start + batch) for start in range(0, max(rows, 1), batch))

@@ -1,0 +1,87 @@
+"""The aesthetic head against the single affine map that it is, and files that are not it."""
+
+import numpy as np
+import pytest
+
+from simjax.config import ConfigError
+from simjax.evaluation import aesthetic
+from tests.porting import files
+
+WIDTHS = {"0": (768, 1024), "2": (1024, 128), "4": (128, 64), "6": (64, 16), "7": (16, 1)}
+
+
+def state_dict():
+    """Random tensors under the published names, out x in; scores of both signs."""
+    random = np.random.default_rng(0)
+    tensors = {}
+    for name, (features_in, features) in WIDTHS.items():
+        kernel = random.standard_normal((features, features_in)) / np.sqrt(features_in)
+        tensors[f"layers.{name}.weight"] = kernel.astype(np.float32)
+        tensors[f"layers.{name}.bias"] = random.standard_normal(features).astype(np.float32)
+    tensors["layers.0.weight"] *= 50
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    path = tmp_path_factory.mktemp("head") / "sac+logos+ava1-l14-linearMSE.pth"
+    files.write_torch_zip(path, state_dict())
+    return aesthetic.load(path)
+
+
+def affine_map():
+    """Slope and intercept of the five layers together, float64."""
+    tensors = {name: tensor.astype(np.float64) for name, tensor in state_dict().items()}
+    slope, intercept = np.eye(768), np.zeros(768)
+    for name in ("0", "2", "4", "6", "7"):
+        weight, bias = tensors[f"layers.{name}.weight"], tensors[f"layers.{name}.bias"]
+        slope, intercept = weight @ slope, weight @ intercept + bias
+    return slope[0], intercept[0]
+
+
+def test_a_score_is_an_affine_map_of_the_normalised_embedding(head):
+    embeddings = 9 * np.random.default_rng(1).standard_normal((5, 768)).astype(np.float32)
+    slope, intercept = affine_map()
+    lengths = np.sqrt((embeddings.astype(np.float64) ** 2).sum(1))
+    found = aesthetic.aesthetic_scores(head, embeddings)
+    assert found.shape == (5,)
+    assert found.min() < 0 < found.max()
+    np.testing.assert_allclose(
+        found, embeddings @ slope / lengths + intercept, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_length_of_an_embedding_does_not_matter(head):
+    embeddings = np.random.default_rng(1).standard_normal((5, 768)).astype(np.float32)
+    np.testing.assert_allclose(
+        aesthetic.aesthetic_scores(head, 100 * embeddings),
+        aesthetic.aesthetic_scores(head, embeddings),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_an_embedding_of_zeros_has_the_score_of_none(head):
+    found = aesthetic.aesthetic_scores(head, np.zeros((1, 768), np.float32))
+    np.testing.assert_allclose(found, [affine_map()[1]], rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_of_another_network_are_refused(head):
+    with pytest.raises(ConfigError, match="embeddings of 512 numbers.* 768"):
+        aesthetic.aesthetic_scores(head, np.ones((1, 512), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers.0.weight": np.ones((1024, 512), np.float32)}, r"expected \(768, 1024\)"),
+        ({"layers.9.weight": np.ones((1, 1), np.float32)}, "no rule for tensor layers.9.weight"),
+        ({"layers.7.bias": np.array([np.nan], np.float32)}, r"NaN or infinity \(layers.7.bias\)"),
+    ],
+)
+def test_files_of_other_heads_are_refused(tmp_path, changes, message):
+    path = tmp_path / "other.pth"
+    files.write_torch_zip(path, state_dict() | changes)
+    with pytest.raises(ConfigError, match=message) as error:
+        aesthetic.load(path)
+    assert str(error.value).startswith(str(path))
