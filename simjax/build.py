@@ -35,7 +35,6 @@ from simjax.typing import (
     Denoise,
     Images,
     Key,
-    Labels,
     Params,
     PerExample,
     Scalar,
@@ -192,14 +191,21 @@ def _training(
 
 
 def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
-    """Training of a teacher; the call's constants are all (images, class numbers)."""
+    """Training of a teacher; the call's constants are all (images, class numbers, captions)."""
     teacher = config.teacher
     tx = _adam(teacher.optim, teacher.steps)
 
-    def draw_data(key: Key, images: Array, classes: Array) -> tuple[Images, Labels]:
+    def draw_data(
+        key: Key, images: Array, classes: Array, captions: Caption | None
+    ) -> tuple[Images, Condition]:
         x0, drawn = conditions.draw_data(key, images, classes, teacher.batch)
-        batch = (data.to_unit(x0), conditions.one_hot(drawn, config.network.label_dim))
-        return sharding.split_batch(batch, mesh)
+        if captions is None:
+            cond = conditions.one_hot(drawn, config.network.label_dim)
+        else:
+            cond = conditions.caption_of(jax.random.fold_in(key, 1), drawn, captions)
+        if teacher.drop_condition:
+            cond = conditions.dropped(jax.random.fold_in(key, 2), cond, teacher.drop_condition)
+        return sharding.split_batch((data.to_unit(x0), cond), mesh)
 
     fns = teacher_step.TeacherFns(
         denoise=_gathering(denoise, mesh, config),
@@ -367,18 +373,21 @@ def key_on(config: c.Config, purpose: str, mesh: Mesh) -> Key:
     return jax.jit(make, out_shardings=sharding.replicated(mesh))()
 
 
-def grid_inputs(config: c.Config, mesh: Mesh) -> tuple[Images, Labels, Array]:
-    """z, labels and keys of every sample picture of a run, columns of classes; on every device."""
+def grid_inputs(config: c.Config, cond: Condition, mesh: Mesh) -> tuple[Images, Condition, Array]:
+    """z, cond and keys of every sample picture of a run; on every device.
+
+    Args:
+      cond: of config.grid**2 pictures, numpy.
+    """
     count = config.grid**2
 
-    def draw() -> tuple[Images, Labels, Array]:
+    def draw() -> tuple[Images, Array]:
         z_key, noise_key = jax.random.split(key(config, "pictures"))
         z = jax.random.normal(z_key, (count, *image_shape(config)))
-        classes = jnp.arange(count) % max(config.network.label_dim, 1)
-        labels = conditions.one_hot(classes, config.network.label_dim)
-        return z, labels, jax.random.split(noise_key, count)
+        return z, jax.random.split(noise_key, count)
 
-    return jax.jit(draw, out_shardings=sharding.replicated(mesh))()
+    z, keys = jax.jit(draw, out_shardings=sharding.replicated(mesh))()
+    return z, sharding.place_whole(cond, mesh), keys
 
 
 def open_data(config: c.Config) -> data.Dataset:

@@ -118,6 +118,11 @@ class Text:
 
     t5: T5 = field(default_factory=T5)  # comes with the encoder's folder
     length: int = 120  # tokens kept of a prompt; PixArt-alpha
+    cache: str = ""  # of training prompts, made by simjax.encode_prompts
+    # Without a cache: captions of labelled data, read by a random encoder of t5's sizes.
+    words: tuple[str, ...] = ()  # a class each; of several for a class, separated by |
+    templates: tuple[str, ...] = ()  # in which {} stands for a word
+    held_out: tuple[str, ...] = ()  # that samples are drawn and measured for; never trained on
 
 
 @dataclass
@@ -187,6 +192,7 @@ class Teacher:
     sigma: Sigma = field(default_factory=Sigma)
     weight: str = "edm"
     augment: float = 0.0  # probability of each of EDM's augmentations
+    drop_condition: float = 0.0  # probability; what guidance needs. DiT, PixArt-alpha: 0.1
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, beta1=0.9))  # EDM, CIFAR-10
     ema: Ema = field(default_factory=Ema)
 

@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from simjax import checkpoint, data, processes, report, teacher
+from simjax import captions, checkpoint, data, processes, report, teacher
 from simjax import config as c
 from simjax.evaluation import images
 from simjax.evaluation.judge import Judge, Row
@@ -85,6 +85,7 @@ def _of_run(directory: epath.Path) -> dict[str, Any]:
     """The report of a run, finished or not, from its newest checkpoint."""
     saved = c.from_dict(json.loads((directory / "config.json").read_text()))
     model = teacher.load(_with_flags(saved), directory / "teacher")
+    model = teacher.with_captions(model, captions.prepare(model.config, directory, print))
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=None, say=print)
     generator, step = checkpoints.restore_tree("generator_ema", model.params)
     checkpoints.close()
@@ -142,7 +143,7 @@ def _repeated(model: teacher.Model, contestants: list[report.Contestant]) -> dic
 
 def _save(model: teacher.Model, contestant: report.Contestant, judging: Judge | None) -> None:
     """Writes the images that the first row of the first seed measures."""
-    classes = report.asked(model.config, judging, model.config.evaluation.samples)
+    classes = report.asked(model, judging, model.config.evaluation.samples)
     drawn = report.drawing(model, classes, _SEED.value)
     batches = drawn.draw(contestant.sampler, contestant.params)
     if _SAVE.value.endswith(".npz"):

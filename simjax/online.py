@@ -33,8 +33,8 @@ class Online:
                 f"evaluation.every = {options.every}, but there is nothing to compare with: set "
                 "evaluation.reference or data.source, or evaluation.every=0."
             )
-        classes = report.asked(self._config, judging, options.online_samples)
-        self._classes = classes if self._config.network.label_dim else None
+        classes = report.asked(model, judging, options.online_samples)
+        self._classes = classes if model.classes else None
         self._drawing = report.drawing(model, classes, seed=0)
         self._sampler = report.one_step(model, {"generator": model.params})[0].sampler
 

@@ -17,12 +17,11 @@ from etils import epath
 import simjax
 from simjax import build, data, processes
 from simjax import config as c
-from simjax.data import conditions
 from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing
 from simjax.evaluation.judge import Judge, Row, Space, table
 from simjax.teacher import Model
-from simjax.typing import Images, Labels, Params
+from simjax.typing import Images, Params
 
 NOTHING_TO_COMPARE = "No evaluation.reference and no data.source: only the speed was measured."
 
@@ -107,22 +106,21 @@ EXTRACTORS = {
 }
 
 
-def asked(config: c.Config, judging: Judge | None, count: int) -> np.ndarray:
+def asked(model: Model, judging: Judge | None, count: int) -> np.ndarray:
     """Classes to ask for: those of the real images in turn, or every class in turn."""
-    classes = np.arange(max(config.network.label_dim, 1))
-    if judging and config.network.label_dim:
+    classes = np.arange(max(model.classes, 1))
+    if judging and model.classes:
         labels = (space.reference.labels for space in judging.spaces)
         classes = next((found for found in labels if found is not None), classes)
     return processes.from_first(classes[np.arange(count) % len(classes)].astype(np.int32))
 
 
 def drawing(model: Model, classes: np.ndarray, seed: int) -> Drawing:
-    """The noise and labels of `classes`."""
+    """The noise and conditions of `classes`."""
     config = model.config
     key = jax.random.fold_in(build.key(config, "evaluation"), seed)
-    labels: Labels = conditions.one_hot(classes, config.network.label_dim)
     shape, batch = build.image_shape(config), config.evaluation.batch
-    return Drawing(key, labels, shape, batch, model.mesh)
+    return Drawing(key, model.asked(classes), shape, batch, model.mesh)
 
 
 def measure(
@@ -135,9 +133,9 @@ def measure(
 ) -> list[Row]:
     """A row for each contestant; without a judge a single batch is drawn, for its speed."""
     config = model.config
-    classes = asked(config, judging, samples if judging else config.evaluation.batch)
+    classes = asked(model, judging, samples if judging else config.evaluation.batch)
     drawn = drawing(model, classes, seed)
-    conditional = classes if config.network.label_dim else None
+    conditional = classes if model.classes else None
     rows = []
     for contestant in contestants:
         batches = drawn.draw(contestant.sampler, contestant.params)

@@ -6,6 +6,7 @@ provenance, checkpoints/ and, once finished, report.json.
 
 import json
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from etils import epath
 import simjax
 from simjax import build, checkpoint, processes, report, sharding, storage
 from simjax import config as c
+from simjax.data import prompts
 from simjax.evaluation.judge import Judge
 from simjax.monitor import Monitor
 from simjax.online import Online
@@ -125,6 +127,25 @@ def _monitor(directory: epath.Path) -> Monitor:
     return monitor
 
 
+def _constants_at(teacher: Model) -> Callable[[int], step.Constants]:
+    """What the call that begins at a step is given: the teacher, and captions where it reads them.
+
+    Prompts are shuffled by the run's seed; those of the next call are read meanwhile.
+    """
+    config = teacher.config
+    if teacher.captions is None:
+        constants = step.Constants(teacher.params)
+        return lambda _: constants
+    reader = prompts.Reader(
+        teacher.captions.cache,
+        seed=config.seed,
+        batch=config.batch,
+        steps_per_call=config.steps_per_call,
+        mesh=teacher.mesh,
+    )
+    return lambda step_: step.Constants(teacher.params, reader.captions(step_))
+
+
 def _distilled(
     training: build.Training,
     state: TrainState,
@@ -140,7 +161,8 @@ def _distilled(
         f"{build.count(teacher.params) / 1e6:.2f} M parameters, batch {config.batch}, "
         + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     )
-    inputs = build.grid_inputs(config, mesh)
+    classes = np.arange(config.grid**2) % max(teacher.classes, 1)
+    inputs = build.grid_inputs(config, teacher.asked(classes), mesh)
     many_steps = report.many_steps(teacher, config.evaluation.teacher_steps[0]).sampler
     reference = sharding.to_host(many_steps(teacher.params, *inputs))
     monitor.picture("teacher", reference, columns=config.grid)
@@ -161,11 +183,10 @@ def _distilled(
     checkpoints = checkpoint.Checkpoints(
         directory / "checkpoints", keep=config.keep_checkpoints, say=monitor.say
     )
-    constants = step.Constants(teacher.params)
     state = loop.run(
         training,
         state,
-        lambda _: constants,
+        _constants_at(teacher),
         key=build.key_on(config, "distillation", mesh),
         stage=loss.name,
         checkpoints=checkpoints,

@@ -19,14 +19,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import simjax
-from simjax import build, checkpoint, processes, sharding
+from simjax import build, captions, checkpoint, processes, sharding
 from simjax import config as c
+from simjax.captions import Captions
+from simjax.data import conditions
 from simjax.monitor import Monitor
 from simjax.networks.denoiser import Constants, as_denoise, constants_of, with_constants
 from simjax.porting import port, zoo
 from simjax.porting.maps.edm import Description
 from simjax.train import loop
-from simjax.typing import Denoise, Params
+from simjax.typing import Condition, Denoise, Int, Params
 
 LARGEST_DATA = 4 * 10**9  # bytes; our choice
 
@@ -41,18 +43,75 @@ class Model:
     params: Params
     constants: Constants  # of the network; never trained
     provenance: dict[str, Any]
+    captions: Captions | None = None  # of a text-to-image network
+
+    def asked(self, classes: Int[np.ndarray, "n"]) -> Condition:
+        """What samples of these classes are conditioned on."""
+        if self.captions is not None:
+            return self.captions.asked(classes)
+        return np.asarray(conditions.one_hot(classes, self.config.network.label_dim))
+
+    @property
+    def classes(self) -> int:
+        """How many classes samples can be asked for, 0 if none."""
+        if self.captions is None:
+            return self.config.network.label_dim
+        return len(self.config.text.words)
 
 
 def obtain(config: c.Config, workdir: epath.Path, monitor: Monitor) -> Model:
-    """The run's teacher: stored, ported from teacher.source, or trained on config.data."""
-    stored = workdir / "teacher"
+    """The run's teacher: stored, ported from teacher.source, or trained on config.data.
+
+    Raises:
+      ConfigError: it cannot be had; or it reads captions, and there are none.
+    """
+    stored, prompts = workdir / "teacher", captions.prepare(config, workdir, monitor.say)
     if config.teacher.source:
-        return from_source(config, config.teacher.source, stored, monitor, config.teacher.sha256)
+        source = config.teacher.source
+        return with_captions(
+            from_source(config, source, stored, monitor, config.teacher.sha256), prompts
+        )
+    require_fit(config.network, prompts)
     if not _is_stored(stored):
-        _train(config, workdir, stored, monitor)
+        _train(config, workdir, stored, monitor, prompts)
     if processes.is_first():
         _training_directory(workdir).rmtree(missing_ok=True)  # a kill may have left it behind
-    return load(config, stored)
+    return with_captions(load(config, stored), prompts)
+
+
+def with_captions(model: Model, prompts: Captions | None) -> Model:
+    """The model with the prompts of its run.
+
+    Raises:
+      ConfigError: see require_fit.
+    """
+    require_fit(model.config.network, prompts)
+    return dataclasses.replace(model, captions=prompts)
+
+
+def require_fit(network: c.Network, prompts: Captions | None) -> None:
+    """Refuses prompts that the network does not read, and a network that has none to read.
+
+    Raises:
+      ConfigError: with what would do.
+    """
+    if isinstance(network, c.PixArt) != (prompts is not None):
+        raise c.ConfigError(
+            f"{type(network).__name__} reads captions, but there are none: make a cache by "
+            "python -m simjax.encode_prompts and set --config.text.cache=FOLDER."
+            if prompts is None
+            else f"text.cache or text.templates are set, but {type(network).__name__} reads no "
+            "captions; leave them out."
+        )
+    if prompts is not None:
+        found = prompts.cache.identity
+        most = network.caption_length or found["length"]
+        if found["channels"] != network.caption_channels or found["length"] > most:
+            raise c.ConfigError(
+                f"captions of up to {found['length']} tokens of {found['channels']} channels; the "
+                f"network reads {most} of {network.caption_channels}. Encode them with the encoder "
+                f"that the network was trained with, and --length={most}."
+            )
 
 
 def plan(config: c.Config) -> c.Config:
@@ -167,8 +226,14 @@ def _port(source: str, stored: epath.Path, monitor: Monitor, sha256: str) -> Non
     processes.by_first(port_and_store, f"{stored} is stored")
 
 
-def _train(config: c.Config, workdir: epath.Path, stored: epath.Path, monitor: Monitor) -> None:
-    """Trains a teacher on config.data and stores its EMA."""
+def _train(
+    config: c.Config,
+    workdir: epath.Path,
+    stored: epath.Path,
+    monitor: Monitor,
+    prompts: Captions | None,
+) -> None:
+    """Trains a teacher on config.data, and captions of its classes, and stores its EMA."""
     begun = time.monotonic()
     description = Description(
         config.network, config.teacher.precondition, config.teacher.sigma_data
@@ -187,7 +252,8 @@ def _train(config: c.Config, workdir: epath.Path, stored: epath.Path, monitor: M
         )
     labels = np.zeros(dataset.size, np.int32) if dataset.labels is None else dataset.labels
     checkpoints = checkpoint.Checkpoints(_training_directory(workdir), keep=1, say=monitor.say)
-    constants = sharding.place_whole((dataset.load(), labels), mesh)
+    of_classes = None if prompts is None else prompts.of_classes
+    constants = sharding.place_whole((dataset.load(), labels, of_classes), mesh)
     state = loop.run(
         training,
         training.init(sharding.place(start, mesh)),

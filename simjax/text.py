@@ -1,17 +1,29 @@
-"""The text encoder of a run: a T5 encoder as a pure function, on parameters split over devices."""
+"""The text encoder of a run: a T5 encoder as a pure function, on parameters split over devices.
+
+Read from a folder it encodes prompts: all of a cache (encode_prompts.py), or a few at once.
+"""
 
 import functools
-from collections.abc import Callable
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from simjax import checkpoint, sharding
 from simjax import config as c
-from simjax import sharding
+from simjax.data.caption_cache import Embedded
+from simjax.data.tokenizer import Tokenizer
 from simjax.networks.t5 import T5Encoder
-from simjax.typing import Array, Params
+from simjax.porting import read_weights, rules
+from simjax.porting.maps import t5
+from simjax.typing import Array, Caption, Params
 
 Encode = Callable[..., Array]  # (params, tokens (b, l), mask (b, l)) -> (b, l, channels), bfloat16
 
@@ -49,3 +61,102 @@ def sharded(encode: Encode, mesh: Mesh) -> Encode:
         return sharding.split_batch(features, mesh)
 
     return jax.jit(encode_sharded)
+
+
+class Encoder(NamedTuple):
+    """An encoder read from a folder, its parameters split over the devices of this process.
+
+    Attributes:
+      encode: encode(params, tokens, mask), jitted.
+      sizes: of the network.
+      digest: sha256 of sizes and parameters.
+    """
+
+    encode: Encode
+    params: Params
+    sizes: c.T5
+    digest: str
+    mesh: Mesh
+
+
+def load_encoder(folder: str | os.PathLike) -> Encoder:
+    """A T5 encoder as Hugging Face's libraries write it: config.json and weights.
+
+    Raises:
+      ConfigError: it is something else, or not whole.
+    """
+    weights = read_weights.read(folder)
+    if weights.config is None:
+        raise c.ConfigError(f"{folder} has no config.json; give the folder of a T5 encoder.")
+    try:
+        sizes = c.T5(**t5.describe(weights.config))
+        encode, like = encoding(sizes)
+        params = rules.apply(t5.RULES, weights.tensors, like)
+    except c.ConfigError as error:
+        raise c.ConfigError(f"{folder}: {error}") from error
+    devices = jax.local_devices()
+    mesh = sharding.make_mesh(len(devices), devices)
+    known = json.dumps([vars(sizes), checkpoint.params_sha256(params)], sort_keys=True)
+    digest = hashlib.sha256(known.encode()).hexdigest()
+    return Encoder(sharded(encode, mesh), sharding.place(params, mesh), sizes, digest, mesh)
+
+
+def random_encoder(sizes: c.T5) -> Encoder:
+    """An encoder with parameters from key 0, for small vocabularies and tests."""
+    encode, like = encoding(sizes)
+    params = nnx.to_pure_dict(nnx.state(encoder(sizes)))
+    devices = jax.local_devices()
+    mesh = sharding.make_mesh(len(devices), devices)
+    digest = f"random parameters of {json.dumps(vars(sizes), sort_keys=True)}"
+    return Encoder(sharded(encode, mesh), sharding.place(params, mesh), sizes, digest, mesh)
+
+
+def require_fit(encoder: Encoder, tokenizer: Tokenizer) -> None:
+    """Raises a ConfigError where the tokenizer has tokens that the encoder does not."""
+    if tokenizer.largest >= encoder.sizes.vocabulary:
+        raise c.ConfigError(
+            f"{tokenizer.path} has tokens up to {tokenizer.largest}, the encoder has "
+            f"{encoder.sizes.vocabulary}; give the tokenizer that the encoder was trained with."
+        )
+
+
+def embedded(
+    encoder: Encoder, tokenizer: Tokenizer, prompts: Sequence[str], *, length: int, batch: int
+) -> Iterator[Embedded]:
+    """Embeddings of prompts, a batch at a time; devices are a batch ahead of what is taken.
+
+    Args:
+      batch: prompts at a time, rounded up to what the devices share evenly.
+    """
+    batch = -(-batch // encoder.mesh.size) * encoder.mesh.size
+    where = sharding.batch_split(encoder.mesh)
+    begun = None
+    for start in range(0, len(prompts), batch):
+        tokens, mask, truncated = tokenizer.encode(prompts[start : start + batch], length)
+        blank = ((0, batch - len(tokens)), (0, 0))
+        inputs = (jax.device_put(np.pad(array, blank), where) for array in (tokens, mask))
+        features = encoder.encode(encoder.params, *inputs)
+        if begun is not None:
+            yield _fetched(*begun)
+        begun = (features, mask, truncated)
+    if begun is not None:
+        yield _fetched(*begun)
+
+
+def _fetched(features: jax.Array, mask: np.ndarray, truncated: int) -> Embedded:
+    embedding = np.asarray(features)[: len(mask)]
+    return Embedded(np.where(mask[..., None], embedding, 0), mask, truncated)
+
+
+def captions(
+    encoder: Encoder, tokenizer: Tokenizer, prompts: Sequence[str], *, length: int, batch: int = 64
+) -> Caption:
+    """What a cache would hold of a few prompts, encoded now; NumPy arrays.
+
+    Args:
+      batch: see `embedded`; our choice.
+    """
+    parts = list(embedded(encoder, tokenizer, prompts, length=length, batch=batch))
+    embedding = np.concatenate([part.embedding for part in parts])
+    mask = np.concatenate([part.mask for part in parts])
+    return Caption(embedding, mask, np.zeros(len(mask), bool))

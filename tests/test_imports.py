@@ -20,19 +20,25 @@ LEVELS = [
     + ("simjax.evaluation.inception_score", "simjax.evaluation.kernel_distance")
     + ("simjax.evaluation.statistics",),
     ("simjax.checkpoint", "simjax.train.optim", "simjax.train.state", "simjax.train.health")
-    + ("simjax.porting.maps.inception", "simjax.porting.maps.pixart", "simjax.evaluation.images"),
+    + ("simjax.porting.maps.inception", "simjax.porting.maps.pixart", "simjax.evaluation.images")
+    + ("simjax.porting.maps.clip",),
     ("simjax.train.step", "simjax.train.teacher_step", "simjax.porting.transformers")
-    + ("simjax.evaluation.features", "simjax.evaluation.reference"),
+    + ("simjax.evaluation.features", "simjax.evaluation.reference")
+    + ("simjax.evaluation.aesthetic", "simjax.evaluation.clip_score")
+    + ("simjax.evaluation.clip_tokens",),
     ("simjax.train.compile", "simjax.evaluation.judge", "simjax.evaluation.drawing"),
     ("simjax.build",),
     ("simjax.train.loop", "simjax.porting.port"),
     ("simjax.text",),
+    ("simjax.encoding",),
+    ("simjax.captions",),
     ("simjax.teacher", "simjax.programs"),
     ("simjax.costs",),
     ("simjax.report", "simjax.dry_run", "simjax.timing"),
     ("simjax.online",),
     ("simjax.run",),
-    ("simjax.main", "simjax.evaluate", "simjax.aot", "simjax.benchmark"),
+    ("simjax.main", "simjax.evaluate", "simjax.aot", "simjax.benchmark")
+    + ("simjax.encode_prompts",),
 ]
 PACKAGE_FACES = ("simjax.train", "simjax.evaluation")  # empty __init__.py files
 # Slow to import, or for tests only: never at the top of a module, and torch and its kin nowhere.

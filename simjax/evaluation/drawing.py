@@ -1,4 +1,4 @@
-"""Draws samples to be measured: one sampler after another, from the same noise and labels."""
+"""Draws samples to be measured: one sampler after another, from the same noise and conditions."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from simjax import processes, sharding
 from simjax.config import ConfigError
 from simjax.monitor import to_uint8
-from simjax.typing import Array, Images, Key, Labels, Params
+from simjax.typing import Array, Condition, Images, Key, Params
 
 
 class Drawing:
@@ -19,16 +19,17 @@ class Drawing:
 
     Args:
       key: noise of sample i depends on (key, i) alone.
-      labels: of every sample.
+      cond: of every sample.
       shape: of one image.
       batch: samples at a time, rounded up to the devices, over which each batch is split.
       mesh: those devices.
     """
 
     def __init__(
-        self, key: Key, labels: Labels, shape: tuple[int, int, int], batch: int, mesh: Mesh
+        self, key: Key, cond: Condition, shape: tuple[int, int, int], batch: int, mesh: Mesh
     ):
-        self.labels = np.asarray(labels)
+        self._cond = jax.tree.map(np.asarray, cond)
+        self._count = len(jax.tree.leaves(self._cond)[0])
         self._mesh = mesh
         self.batch = -(-batch // self._mesh.size) * self._mesh.size
         self.seconds = 0.0  # that the last sampler took, without compilation
@@ -44,15 +45,15 @@ class Drawing:
         self._noise = jax.jit(noise, out_shardings=sharding.batch_split(self._mesh))
 
     def draw(
-        self, sampler: Callable[[Params, Array, Labels, Array], Images], params: Params
+        self, sampler: Callable[[Params, Array, Condition, Array], Images], params: Params
     ) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-        """Batches of samples of (params, z, labels, keys), rounded to uint8; on every process.
+        """Batches of samples of (params, z, cond, keys), rounded to uint8; on every process.
 
         Raises:
           Preempted: SIGTERM has come.
           ConfigError: samples that are not finite.
         """
-        count = len(self.labels)
+        count = self._count
         index = np.arange(-(-count // self.batch) * self.batch) % count  # one compiled shape
         parts = index.reshape(-1, self.batch)
         if sampler not in self._programs:
@@ -73,7 +74,8 @@ class Drawing:
                 )
             yield to_uint8(images)
 
-    def _inputs(self, part: np.ndarray) -> tuple[Images, Labels, Array]:
+    def _inputs(self, part: np.ndarray) -> tuple[Images, Condition, Array]:
         z, noise_keys = self._noise(part)
-        labels = sharding.placed(self.labels[part], sharding.batch_split(self._mesh))
-        return z, labels, noise_keys
+        where = sharding.batch_split(self._mesh)
+        cond = jax.tree.map(lambda leaf: sharding.placed(leaf[part], where), self._cond)
+        return z, cond, noise_keys

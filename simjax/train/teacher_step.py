@@ -5,6 +5,7 @@ Reference: EDM, arXiv:2206.00364, eq. 8 and appendix F.2 (augmentation).
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -15,7 +16,17 @@ from simjax.train import health
 from simjax.train.optim import GradientTransformation, ema_update
 from simjax.train.state import TeacherState
 from simjax.train.step import Augment
-from simjax.typing import Array, Denoise, Images, Key, Labels, Metrics, Params, PerExample, Scalar
+from simjax.typing import (
+    Array,
+    Condition,
+    Denoise,
+    Images,
+    Key,
+    Metrics,
+    Params,
+    PerExample,
+    Scalar,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +35,7 @@ class TeacherFns:
 
     denoise: Denoise
     weight: Callable[[PerExample], PerExample]
-    draw_data: Callable[[Key, Array, Array], tuple[Images, Labels]]
+    draw_data: Callable[..., tuple[Images, Condition]]  # (key, *dataset)
     draw_sigma: Callable[[Key], PerExample]
     augment: Augment
     tx: GradientTransformation
@@ -32,11 +43,11 @@ class TeacherFns:
 
 
 def teacher_step(
-    state: TeacherState, dataset: tuple[Array, Array], key: Key, *, fns: TeacherFns
+    state: TeacherState, dataset: tuple[Any, ...], key: Key, *, fns: TeacherFns
 ) -> tuple[TeacherState, Metrics]:
-    """One update on a fresh batch from `dataset` (all images, class numbers)."""
+    """One update on a fresh batch from `dataset`: all images, class numbers and captions."""
     data_key, sigma_key, eps_key, dropout_key, augment_key = jax.random.split(key, 5)
-    x0, labels = fns.draw_data(data_key, *dataset)
+    x0, cond = fns.draw_data(data_key, *dataset)
     x0, augment_labels = fns.augment(x0, jax.random.split(augment_key, x0.shape[0]))
     sigma = fns.draw_sigma(sigma_key)
     xt = noise.add_noise(x0, sigma, jax.random.normal(eps_key, x0.shape))
@@ -44,7 +55,7 @@ def teacher_step(
 
     def loss_fn(params: Params) -> Scalar:
         extra = {"augment_labels": augment_labels, "dropout_keys": dropout_keys}
-        denoised = fns.denoise(params, xt, sigma, labels, **extra)
+        denoised = fns.denoise(params, xt, sigma, cond, **extra)
         return denoising.denoising_loss(x0, denoised, fns.weight(sigma)).mean()
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)

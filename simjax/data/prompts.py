@@ -1,0 +1,227 @@
+"""Prompts: read from a file, shuffled by epochs, and their captions as training takes them.
+
+Called from encode_prompts.py, which makes the cache (caption_cache.py), and from training.
+"""
+
+import concurrent.futures
+import functools
+import hashlib
+import itertools
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from simjax import sharding
+from simjax.config import ConfigError
+from simjax.data.caption_cache import Cache, Indices
+from simjax.typing import Caption, Int
+
+COLUMNS = ("caption", "prompt", "text")  # of a .tsv, the first of these that is there
+BLOCK = 2**20  # bytes read at a time; our choice
+LONGEST = 2**16  # bytes of a line; our choice: no encoder keeps as much
+
+
+class Survey(NamedTuple):
+    """Of a file of prompts: how many, how many lines are empty, and the sha256 of the prompts."""
+
+    count: int
+    skipped: int
+    sha256: str
+
+
+def read_prompts(path: epath.PathLike) -> Iterator[str]:
+    """The prompts of a text file, one a line, or of a .tsv; without the spaces around them.
+
+    Columns are what tabs separate, without quotes. The first line of a .tsv names its columns if
+    one of them is one of COLUMNS; else there are no names, and the last column counts.
+
+    Raises:
+      ConfigError: naming the line that is not utf-8, too long, or has other columns.
+    """
+    return (prompt for prompt in _all_lines(epath.Path(path)) if prompt)
+
+
+def survey(path: epath.PathLike) -> Survey:
+    """Reads a file of prompts once, so that what is wrong with it is said before work begins.
+
+    Raises:
+      ConfigError: see read_prompts; or there are no prompts.
+    """
+    count, skipped, digest = 0, 0, hashlib.sha256()
+    for prompt in _all_lines(epath.Path(path)):
+        if prompt:
+            count += 1
+            digest.update(prompt.encode() + b"\n")
+        else:
+            skipped += 1
+    if not count:
+        raise ConfigError(f"{path} has no prompts; expected one a line.")
+    return Survey(count, skipped, digest.hexdigest())
+
+
+def _all_lines(path: epath.Path) -> Iterator[str]:
+    """Each line's prompt, which may be empty."""
+    lines = _decoded(path)
+    if path.suffix.lower() != ".tsv":
+        yield from (line.strip() for _, line in lines)
+        return
+    _, first = next(lines, (1, ""))
+    names = first.split("\t")
+    known = [name.strip().lower() for name in names]
+    column = next((known.index(name) for name in COLUMNS if name in known), None)
+    if column is None:
+        lines = itertools.chain([(1, first)], lines)
+    for number, line in lines:
+        fields = line.split("\t")
+        if line.strip() and len(fields) != len(names):
+            raise ConfigError(
+                f"{path}, line {number}: {len(fields)} columns, expected {len(names)} as in line "
+                "1; separate columns by one tab, and keep tabs and line ends out of prompts."
+            )
+        yield fields[-1 if column is None else column].strip() if line.strip() else ""
+
+
+def _decoded(path: epath.Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line."""
+    for number, line in enumerate(_raw_lines(path), 1):
+        if len(line) > LONGEST:
+            raise ConfigError(
+                f"{path}, line {number}: more than {LONGEST} bytes; expected one prompt a line."
+            )
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{path}, line {number}: not utf-8 ({error.reason}, byte {error.start + 1} of the "
+                "line); save it as utf-8."
+            ) from error
+
+
+def _raw_lines(path: epath.Path) -> Iterator[bytes]:
+    """Lines without their ends; of one too long, so much that this can be seen."""
+    rest = b""
+    try:
+        with path.expanduser().open("rb") as file:
+            while block := file.read(BLOCK):
+                *lines, rest = (rest + block).split(b"\n")
+                yield from lines
+                if len(rest) > LONGEST:
+                    break
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; give a file of prompts.") from error
+    if rest:
+        yield rest
+
+
+def order(seed: int, count: int, step: int, update: int, batch: int) -> Indices:
+    """The prompts of an update (0: fake score, 1: generator) of a step.
+
+    Epochs are permutations of all prompts, one after another; the update takes `batch` of them from
+    position (2 step + update) batch on. A function of these numbers alone.
+    """
+    first = (2 * step + update) * batch
+    epochs, places = np.divmod(np.arange(first, first + batch), count)
+    indices = np.empty(batch, np.int64)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        indices[here] = _permutation(seed, count, epoch)[places[here]]
+    return indices
+
+
+@functools.lru_cache(2)  # an epoch and the next
+def _permutation(seed: int, count: int, epoch: int) -> Int[np.ndarray, "count"]:
+    """By raw random numbers, whose values NumPy promises to keep, unlike its permutations'."""
+    random = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
+    return np.argsort(random, kind="stable").astype(np.uint32 if count < 2**32 else np.uint64)
+
+
+class Reader:
+    """The captions of a training run's calls; those of the next one are read meanwhile.
+
+    Args:
+      batch: prompts of an update, of all processes.
+      steps_per_call: steps that a call makes.
+      mesh: over which batches are split; every process reads its own rows alone.
+    """
+
+    def __init__(self, cache: Cache, *, seed: int, batch: int, steps_per_call: int, mesh: Mesh):
+        self._cache, self._seed = cache, seed
+        rows = (steps_per_call, 2, batch)
+        tokens = (*rows, cache.identity["length"])
+        like = Caption(
+            jax.ShapeDtypeStruct((*tokens, cache.identity["channels"]), ml_dtypes.bfloat16),
+            jax.ShapeDtypeStruct(tokens, bool),
+            jax.ShapeDtypeStruct(rows, bool),
+        )
+        self._like = sharding.abstract_captions(like, mesh)
+        here = self._like.dropped.sharding.addressable_devices_indices_map(rows).values()
+        self._spans = sorted({_span(index, batch) for index in here})
+        self._ahead: tuple[int, concurrent.futures.Future] | None = None
+
+    def captions(self, step: int) -> Caption:
+        """What the call that starts at `step` needs, leaves (steps_per_call, 2, batch, ...).
+
+        The pair of step s lies at s mod steps_per_call, where train/step.py takes it.
+
+        Raises:
+          ConfigError: the cache is damaged.
+        """
+        ahead, self._ahead = self._ahead or self._begin(step), None
+        start, future = ahead
+        if start != step:
+            concurrent.futures.wait([future])  # never two at a time
+            _, future = self._begin(step)
+        pieces = future.result()
+        steps, _, batch = self._like.dropped.shape
+        self._ahead = self._begin(step + steps)
+
+        def placed(like: jax.ShapeDtypeStruct, *pieces: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback(
+                like.shape,
+                like.sharding,
+                lambda index: pieces[self._spans.index(_span(index, batch))],
+            )
+
+        with jax.transfer_guard_host_to_device("allow"):  # the one copy that a call needs
+            return jax.tree.map(placed, self._like, *pieces)
+
+    def _begin(self, step: int) -> tuple[int, concurrent.futures.Future]:
+        """Starts to read a call's captions, in a thread that does not keep the program alive."""
+        future: concurrent.futures.Future = concurrent.futures.Future()
+
+        def read() -> None:
+            try:
+                future.set_result(self._read(step))
+            except BaseException as error:  # raised where the captions are wanted
+                future.set_exception(error)
+
+        threading.Thread(target=read, daemon=True).start()
+        return step, future
+
+    def _read(self, step: int) -> list[Caption]:
+        """The rows of each of this process's parts of a batch."""
+        steps, updates, batch = self._like.dropped.shape
+        turns = (step + (turn - step) % steps for turn in range(steps))
+        indices = np.array(
+            [
+                [order(self._seed, len(self._cache), s, update, batch) for update in range(updates)]
+                for s in turns
+            ]
+        )
+        return [self._rows(indices[:, :, start:stop]) for start, stop in self._spans]
+
+    def _rows(self, indices: Int[np.ndarray, "steps updates n"]) -> Caption:
+        rows = self._cache.read(indices.reshape(-1))
+        return jax.tree.map(lambda leaf: leaf.reshape(*indices.shape, *leaf.shape[1:]), rows)
+
+
+def _span(index: tuple[slice, ...], batch: int) -> tuple[int, int]:
+    """Where a device's part of the third axis begins and ends."""
+    start, stop, _ = index[2].indices(batch)
+    return start, stop

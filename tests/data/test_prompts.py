@@ -1,0 +1,468 @@
+"""Prompts as they are read, the cache of their embeddings, the order of training, its reader."""
+
+import hashlib
+import json
+import threading
+import time
+import tracemalloc
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from etils import epath
+
+from simjax import sharding
+from simjax.config import ConfigError
+from simjax.data import caption_cache, prompts
+from simjax.data.caption_cache import Cache, Embedded
+from tests import subprocesses
+
+LENGTH, CHANNELS, SHARD = 5, 3, 4
+
+
+def made_up(texts):
+    """In place of an encoder: 1 to LENGTH tokens, and numbers that tell them and the text apart."""
+    lengths = np.array([1 + len(text) % LENGTH for text in texts])
+    mask = np.arange(LENGTH) < lengths[:, None]
+    first = np.array([hashlib.sha256(text.encode()).digest()[0] for text in texts])
+    embedding = first[:, None, None] + np.arange(LENGTH * CHANNELS).reshape(LENGTH, CHANNELS) / 16
+    return Embedded(embedding.astype(ml_dtypes.bfloat16), mask, int(sum(lengths == LENGTH)))
+
+
+def identity_of(count, **others):
+    known = {"tokenizer": "t" * 64, "encoder": "e" * 64, "text": "p" * 64}
+    sizes = {"length": LENGTH, "channels": CHANNELS, "count": count, "shard": SHARD}
+    return known | sizes | others
+
+
+def write(folder, texts, *, finish=True, **others):
+    """A cache as encode_prompts.py makes it; batches of three."""
+    folder, identity = epath.Path(folder), identity_of(len(texts), **others)
+    caption_cache.begin(folder, identity, "python -m simjax.encode_prompts --x=1")
+    for number in range(caption_cache.shards(identity)):
+        if caption_cache.is_written(folder, number, identity):
+            continue
+        some = texts[number * identity["shard"] :][: identity["shard"]]
+        batches = (made_up(some[start : start + 3]) for start in range(0, len(some), 3))
+        caption_cache.write_shard(folder, number, some, batches)
+    if finish:
+        caption_cache.finish(folder, identity)
+    return folder
+
+
+TEXTS = ["a cat", "two dogs", "日本", "x", "a house by the sea", "blue", "b", "cc", "ddd", "eeee"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "cache", TEXTS)
+
+
+# Reading prompts
+
+
+def read(path):
+    return list(prompts.read_prompts(path))
+
+
+def test_a_text_file_has_one_prompt_a_line(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffa cat\r\n\n  two\tdogs \n   \n日本\u2028x".encode())
+    expected = ["a cat", "two\tdogs", "日本\u2028x"]
+    assert read(path) == expected
+    digest = hashlib.sha256("".join(f"{one}\n" for one in expected).encode()).hexdigest()
+    assert prompts.survey(path) == (3, 2, digest)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("id\tCaption\turl\n1\ta cat\thttp\n\n2\t\thttp\n", ["a cat"]),
+        ("text\tprompt\n1\t2\n", ["2"]),  # prompt comes before text
+        ('1\ta "cat"\n2\ttwo\n', ['a "cat"', "two"]),  # no names: the last column
+        ("caption\na\nb", ["a", "b"]),
+    ],
+)
+def test_a_tsv_has_them_in_a_column(tmp_path, content, expected):
+    path = tmp_path / "p.tsv"
+    path.write_text(content)
+    assert read(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", b"a\nb\nd\xe9j\xe0 vu\n", "p.txt, line 3: not utf-8 .*byte 2 of the line"),
+        ("p.txt", "a\nb".encode("utf-16"), "p.txt, line 1: not utf-8"),
+        ("p.txt", b"a\n" + b"b" * 65537, "p.txt, line 2: more than 65536 bytes"),
+        ("p.txt", b"\n \n", "p.txt has no prompts"),
+        ("p.txt", b"", "p.txt has no prompts"),
+        ("p.tsv", b"caption\turl\na\tb\nc\n", "p.tsv, line 3: 1 columns, expected 2"),
+        ("p.tsv", b"caption\turl\na\tb\tc\n", "p.tsv, line 2: 3 columns, expected 2"),
+        ("missing.txt", None, "missing.txt: cannot be read"),
+    ],
+)
+def test_bad_files_are_refused_by_line(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        prompts.survey(tmp_path / name)
+
+
+def test_lines_that_cross_blocks_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompts, "BLOCK", 7)
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(TEXTS))
+    assert read(path) == TEXTS
+
+
+# The cache
+
+
+def test_what_was_written_is_read_at_random(folder):
+    cache = Cache.open(folder)
+    indices = np.array([7, 0, 9, 7, 3, 4, 8, 1])
+    got, expected = cache.read(indices), made_up([TEXTS[i] for i in indices])
+    np.testing.assert_array_equal(got.mask, expected.mask)
+    assert got.embedding.dtype == ml_dtypes.bfloat16
+    zero_padded = np.where(expected.mask[..., None], expected.embedding.astype(float), 0)
+    np.testing.assert_array_equal(got.embedding.astype(float), zero_padded)
+    assert got.dropped.shape == (8,) and not got.dropped.any()
+    assert len(cache) == 10 and cache.truncated == made_up(TEXTS).truncated
+    with pytest.raises(IndexError, match="prompts 0 to 10 of 10"):
+        cache.read(np.array([0, 10]))
+    with pytest.raises(IndexError, match="prompts -1 to 3 of 10"):
+        cache.read(np.array([3, -1]))
+
+
+def test_the_files_are_what_the_docstring_says(folder):
+    names = [f"0000{n}.{kind}" for n in range(3) for kind in ("bf16", "index", "json", "jsonl")]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "cache.json"]
+    one = made_up(TEXTS[4:8])
+    bits = np.frombuffer((folder / "00001.bf16").read_bytes(), "<u2")
+    np.testing.assert_array_equal(bits, one.embedding[one.mask].view(np.uint16).reshape(-1))
+    lines = (folder / "00001.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == TEXTS[4:8]
+    note = json.loads((folder / "00001.json").read_text())
+    for kind, expected in note["sha256"].items():
+        content = (folder / f"00001.{kind}").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == expected
+    content = json.loads((folder / "cache.json").read_text())
+    assert content["shards"][1] == note and content["format"] == 1 and content["count"] == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("tokenizer", "u" * 64, "tokenizer tttttttttttttttt .there. -> uuuuuuuuuuuuuuuu .here."),
+        ("encoder", "u" * 64, "encoder e+ .there. -> u+ .here."),
+        ("text", "u" * 64, "text p+ .there. -> u+ .here."),
+        ("length", 77, "length 5 .there. -> 77 .here."),
+        ("channels", 4096, "channels 3 .there. -> 4096 .here."),
+    ],
+)
+def test_another_origin_than_expected_is_refused(folder, name, value, message):
+    Cache.open(folder, {name: identity_of(10)[name]})
+    with pytest.raises(ConfigError, match=f"otherwise: {message}. Use"):
+        Cache.open(folder, identity_of(10, **{name: value}))
+    with pytest.raises(ConfigError, match=f"otherwise: {message}. Use"):
+        caption_cache.require_same(folder, {name: value})
+
+
+def test_what_is_unfinished_says_how_far_it_is_and_how_to_go_on(tmp_path):
+    folder = write(tmp_path / "cache", TEXTS, finish=False)
+    (folder / "00001.json").unlink()
+    command = "python -m simjax.encode_prompts --x=1"
+    with pytest.raises(ConfigError, match=f"unfinished, 2 of 3 shards .*continues it: {command}$"):
+        Cache.open(folder)
+    written = [caption_cache.is_written(folder, n, identity_of(10)) for n in range(3)]
+    assert written == [True, False, True]
+    with pytest.raises(ConfigError, match="is no cache of prompts; make one"):
+        Cache.open(tmp_path / "other")
+
+
+class Killed(BaseException):
+    """Nothing of the program runs after it, as after SIGKILL."""
+
+
+@pytest.mark.parametrize("moment", ["half a file", "before its rename"])
+def test_killed_at_any_file_and_continued_it_ends_with_the_same_files(
+    folder, tmp_path, monkeypatch, moment
+):
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rename, left = type(folder).replace, 0
+
+    def killing(self, target):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            if moment == "half a file":
+                self.write_bytes(self.read_bytes()[: self.stat().length // 2])
+            raise Killed
+        return rename(self, target)
+
+    monkeypatch.setattr(type(folder), "replace", killing)
+    identity = identity_of(len(TEXTS))
+    for number in range(1, 15):  # 12 files of shards and two beside them
+        out = epath.Path(tmp_path / f"{number}")
+        left = number
+        with pytest.raises(Killed):
+            write(out, TEXTS)
+        assert not (out / "cache.json").exists()
+        caption_cache.require_same(out, identity)
+        write(out, TEXTS)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == whole, number
+
+
+def test_a_file_that_cannot_be_written_is_one_message(tmp_path):
+    (tmp_path / "file").touch()
+    folder = epath.Path(tmp_path / "file" / "cache")
+    with pytest.raises(ConfigError, match="00000.bf16 cannot be written.*; the same command goes"):
+        caption_cache.write_shard(folder, 0, TEXTS[:2], [made_up(TEXTS[:2])])
+
+
+def test_a_folder_of_something_else_is_not_written_to(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="neither empty nor a cache"):
+        caption_cache.require_same(epath.Path(tmp_path), identity_of(10))
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "index"])
+def test_files_cut_short_or_missing_are_refused_at_once(folder, kind):
+    path = folder / f"00002.{kind}"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    message = f"00002.{kind} is damaged or missing: {len(content) - 1} bytes, expected"
+    with pytest.raises(ConfigError, match=f"{message} .*; delete .*/00002.json and run"):
+        Cache.open(folder)
+    path.unlink()
+    with pytest.raises(ConfigError, match=f"{path.name} is damaged or missing: None bytes"):
+        Cache.open(folder)
+    assert not caption_cache.is_written(folder, 2, identity_of(10))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "index"])
+def test_a_changed_byte_is_noticed_where_it_is_read(folder, kind):
+    flip(folder / f"00001.{kind}", -1)
+    cache = Cache.open(folder)
+    cache.read(np.array([0, 1, 2, 3, 8, 9]))
+    with pytest.raises(ConfigError, match=f"00001.{kind} is damaged.* what was written"):
+        cache.read(np.arange(10))
+
+
+def changed(folder, **values):
+    content = json.loads((folder / "cache.json").read_text()) | values
+    (folder / "cache.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": 2}, "has format 2, expected 1"),
+        ({"count": "10"}, "count is '10'"),
+        ({"shard": 0}, "shard is 0"),
+        ({"length": 2**60}, "length is 1152921504606846976"),
+        ({"shards": [{}] * 2}, "it lacks notes of its 3 shards"),
+        ({"shards": [{}] * 3}, "00000.json is damaged or missing: no note of 4 prompts"),
+        ({"shards": [None] * 3}, "no note of 4 prompts"),
+        ({"count": 9}, "no note of 1 prompts"),
+    ],
+)
+def test_a_bad_cache_json_is_refused(folder, values, message):
+    changed(folder, **values)
+    with pytest.raises(ConfigError, match=message):
+        Cache.open(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 10**6])
+def test_a_cache_json_that_is_none_is_refused(folder, content):
+    (folder / "cache.json").write_bytes(content)
+    with pytest.raises(ConfigError, match="cache.json is damaged or missing"):
+        Cache.open(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_embeddings_that_are_not_finite_are_not_written(tmp_path, value):
+    batch = made_up(TEXTS[:2])
+    batch.embedding[1, 3, 1] = value  # beyond the prompt's tokens
+    batch.embedding[1, 0, 1] = value
+    with pytest.raises(ConfigError, match="the embedding of 'two dogs' holds NaN or infinity"):
+        caption_cache.write_shard(epath.Path(tmp_path), 0, TEXTS[:2], [batch])
+    assert not (tmp_path / "00000.json").exists() and not (tmp_path / "00000.bf16").exists()
+
+
+def test_reading_takes_the_memory_of_what_is_asked_for(tmp_path):
+    texts = [f"{n:06d}" for n in range(100_000)]
+    path = tmp_path / "p.txt"
+    path.write_text("\n".join(texts))
+    folder = write(tmp_path / "cache", texts, shard=4096)
+    count = len(texts)
+    del texts
+    tracemalloc.start()
+    try:
+        assert prompts.survey(path).count == count
+        assert sum(1 for _ in prompts.read_prompts(path)) == count
+        streaming = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        cache = Cache.open(folder)
+        seen = np.zeros(count, int)
+        for step in range(50):
+            for update in (0, 1):
+                indices = prompts.order(0, count, step, update, 1000)
+                seen[indices] += 1
+                if step % 25 == 0:
+                    assert (cache.read(indices).mask.sum(1) == 1 + 6 % LENGTH).all()
+        reading = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (seen == 1).all()
+    assert streaming < 8 * 2**20 and reading < 8 * 2**20, (streaming, reading)
+
+
+# The order
+
+
+def test_every_prompt_is_seen_once_an_epoch():
+    count, batch = 21, 4
+    calls = [(step, update) for step in range(30) for update in (0, 1)]
+    seen = np.concatenate([prompts.order(3, count, *call, batch) for call in calls])
+    epochs = seen[: 21 * (len(seen) // 21)].reshape(-1, count)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(count))
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+    assert not (epochs[0] == np.arange(count)).all()
+
+
+def test_the_order_is_a_function_of_its_arguments_alone():
+    before = prompts.order(5, 1000, 7, 1, 64)
+    prompts._permutation.cache_clear()
+    np.testing.assert_array_equal(prompts.order(5, 1000, 7, 1, 64), before)
+    assert (prompts.order(6, 1000, 7, 1, 64) != before).any()
+    # Another batch cuts the same order elsewhere: 128 (2 * 3 + 1) = 64 (2 * 7 + 0).
+    half = prompts.order(5, 1000, 3, 1, 128)[:64]
+    np.testing.assert_array_equal(half, prompts.order(5, 1000, 7, 0, 64))
+    # Recorded: another machine, and a later NumPy, must draw the same.
+    assert prompts.order(0, 10, 0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+
+
+def test_a_batch_may_hold_more_than_all_prompts():
+    found = np.bincount(prompts.order(0, 3, 0, 0, 10), minlength=3)
+    assert sorted(found) == [3, 3, 4]
+
+
+# The reader
+
+
+def reader(folder, **options):
+    sizes = {"seed": 1, "batch": 4, "steps_per_call": 3, "mesh": sharding.make_mesh()}
+    return prompts.Reader(Cache.open(folder), **sizes | options)
+
+
+def expected(step, steps=3, batch=4):
+    """Captions of a call, turn by turn."""
+    cache = {i: made_up([text]) for i, text in enumerate(TEXTS)}
+    rows = np.empty((steps, 2, batch), int)
+    for s in range(step, step + steps):
+        for update in (0, 1):
+            rows[s % steps, update] = prompts.order(1, len(TEXTS), s, update, batch)
+    pick = [cache[i] for i in rows.reshape(-1)]
+    mask = np.concatenate([one.mask for one in pick])
+    embedding = np.concatenate([one.embedding for one in pick]).astype(np.float32)
+    embedding = np.where(mask[..., None], embedding, 0)
+    return embedding.reshape(*rows.shape, LENGTH, CHANNELS), mask.reshape(*rows.shape, LENGTH)
+
+
+def test_captions_are_those_of_the_steps_wherever_a_run_goes_on(folder):
+    captions = reader(folder)
+    for step in (0, 3, 6, 4, 7, 10):  # 4: a run that goes on from a step that is no multiple of 3
+        with jax.transfer_guard("disallow"):
+            got = captions.captions(step)
+        embedding, mask = expected(step)
+        np.testing.assert_array_equal(np.asarray(got.embedding).astype(np.float32), embedding)
+        np.testing.assert_array_equal(got.mask, mask)
+        assert got.dropped.shape == (3, 2, 4) and not np.asarray(got.dropped).any()
+        assert got.embedding.dtype == ml_dtypes.bfloat16
+
+
+def test_one_call_ahead_is_read_in_the_background(folder, monkeypatch):
+    read_by, original = [], prompts.Reader._read
+
+    def noted(self, step):
+        read_by.append((step, threading.current_thread().daemon))
+        return original(self, step)
+
+    monkeypatch.setattr(prompts.Reader, "_read", noted)
+    captions = reader(folder)
+    assert read_by == []
+    captions.captions(0)
+    deadline = time.monotonic() + 10
+    while len(read_by) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert read_by == [(0, True), (3, True)]
+    captions.captions(3)
+    captions._ahead[1].result()
+    assert read_by == [(0, True), (3, True), (6, True)]
+
+
+def test_damage_met_in_the_background_is_said_to_the_caller(folder):
+    captions = reader(folder, steps_per_call=1, batch=2)  # an epoch is 2.5 steps
+    for name in ("00000", "00001", "00002"):
+        flip(folder / f"{name}.bf16", 0)
+    with pytest.raises(ConfigError, match="is not what was written"):
+        for step in range(6):
+            captions.captions(step)
+
+
+DEVICES = """
+import jax, numpy as np
+from simjax import sharding
+from simjax.data.caption_cache import Cache
+from simjax.data.prompts import Reader
+from tests.data import test_prompts as here
+
+class Counting(Cache):
+    rows = 0
+    def read(self, indices):
+        Counting.rows += len(indices)
+        return super().read(indices)
+
+mesh = sharding.make_mesh({fsdp})
+reader = Reader(Counting.open({folder!r}), seed=1, batch=8, steps_per_call=3, mesh=mesh)
+got = reader.captions(3)
+like = sharding.abstract_captions(got, mesh)
+assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, got, like))
+embedding, mask = here.expected(3, batch=8)
+start = 8 * jax.process_index() // jax.process_count()
+stop = start + 8 // jax.process_count()
+for leaf, want in ((got.embedding, embedding), (got.mask, mask)):
+    for shard in leaf.addressable_shards:
+        assert shard.data.shape[2] == 8 // len(jax.devices())
+        assert start <= shard.index[2].start < shard.index[2].stop <= stop
+        np.testing.assert_array_equal(np.asarray(shard.data).astype(np.float32), want[shard.index])
+reader._ahead[1].result()
+assert Counting.rows == 2 * 3 * 2 * (stop - start), Counting.rows  # this call's and the next one's
+print("well")
+"""
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_over_eight_devices_they_are_the_same(folder, fsdp):
+    program = DEVICES.format(fsdp=fsdp, folder=str(folder))
+    assert subprocesses.on_devices(8, program) == "well\n"
+
+
+def test_each_of_two_processes_reads_its_own_rows(folder):
+    program = "from simjax import processes; processes.join()\n" + DEVICES
+    program = program.format(fsdp=2, folder=str(folder)) + "processes.leave()\n"
+    started = subprocesses.start(["-c", program], processes=2, devices=2)
+    for process in started:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0 and "well" in output, output

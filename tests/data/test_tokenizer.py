@@ -1,0 +1,235 @@
+"""Tokens of a spiece.model against a search of our own, what is cut, and files that are refused."""
+
+import hashlib
+import itertools
+import json
+import struct
+import sys
+
+import numpy as np
+import pytest
+import tokenizers
+
+from simjax.config import ConfigError
+from simjax.data.tokenizer import SPACE, Tokenizer
+
+LETTERS = "abcdefgh"
+SPECIAL = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]
+UNKNOWN_PENALTY = 10  # below the least probable piece, for each unknown character; SentencePiece
+
+
+def pieces():
+    """T5's three special ones and random ones, which overlap."""
+    draw = np.random.default_rng(0)
+    words = [SPACE, *LETTERS, *(SPACE + letter for letter in LETTERS[:4])]
+    for size in (2, 3, 4):
+        words += ["".join(draw.choice(list(LETTERS[:5]), size)) for _ in range(25)]
+    words += [SPACE + word for word in words[-40:]]
+    words = list(dict.fromkeys(words))
+    scores = -draw.uniform(2, 9, len(words)).astype(np.float32)
+    return SPECIAL + [(w, float(score), 1) for w, score in zip(words, scores, strict=True)]
+
+
+def varint(value):
+    parts = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([part | 128 for part in parts[:-1]] + parts[-1:])
+
+
+def field(number, value):
+    """A field of a protobuf: a number, a float, or what has a length."""
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def spiece(pieces, *, trainer=b"", normalizer=b""):
+    """A ModelProto of sentencepiece_model.proto."""
+    content = b""
+    for text, score, kind in pieces:
+        explicit = field(3, kind) if kind != 1 else b""
+        content += field(1, field(1, text.encode()) + field(2, score) + explicit)
+    return content + field(2, field(3, 1) + trainer) + field(3, field(1, b"x") + normalizer)
+
+
+def charsmap(replacements):
+    """SentencePiece's table of replacements: a double-array trie, then the texts.
+
+    A node that stands at p leads by byte b to base ^ b, and the base is p ^ offset; here each node
+    has 256 places of its own. Bits of a unit: 0-7 its byte, 8 whether a value lies at its base,
+    10-31 its offset. A value is where a text begins, with bit 31.
+    """
+    texts, units, bases = b"", {}, {b"": 256}
+    for source in replacements:
+        for end in range(1, len(source.encode()) + 1):
+            bases.setdefault(source.encode()[:end], 256 * (len(bases) + 1))
+    ends = {source.encode(): target for source, target in replacements.items()}
+    units[0] = 256 << 10
+    for prefix, base in bases.items():
+        if not prefix:
+            continue
+        place = bases[prefix[:-1]] ^ prefix[-1]
+        units[place] = prefix[-1] | (place ^ base) << 10 | (prefix in ends) << 8
+        if prefix in ends:
+            units[base] = 1 << 31 | len(texts)
+            texts += ends[prefix].encode() + b"\0"
+    array = np.zeros(256 * (len(bases) + 2), "<u4")
+    array[list(units)] = list(units.values())
+    return struct.pack("<I", array.nbytes) + array.tobytes() + texts
+
+
+REPLACED = {"\N{FULLWIDTH LATIN SMALL LETTER A}": "a", "\N{NO-BREAK SPACE}": " ", "Æ": "ae"}
+
+
+def viterbi(word, known):
+    """The most probable cut of a word, as numbers of pieces; unknown characters are one piece."""
+    worst = min(score for score, _ in known.values()) - UNKNOWN_PENALTY
+    best = [(0.0, ())] + [(-np.inf, ())] * len(word)
+    for end in range(1, len(word) + 1):
+        for start in range(end):
+            score, number = known.get(
+                word[start:end], (worst, 2) if end - start == 1 else (0, None)
+            )
+            if number is not None and best[start][0] + score > best[end][0]:
+                best[end] = (best[start][0] + score, (*best[start][1], number))
+    return [n for n, group in itertools.groupby(best[-1][1]) for _ in ([0] if n == 2 else group)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """As T5's repositories have it."""
+    table = field(2, charsmap(REPLACED))
+    (tmp_path / "spiece.model").write_bytes(spiece(pieces(), normalizer=table))
+    return tmp_path
+
+
+def random_prompts(count, letters):
+    draw = np.random.default_rng(1)
+    return ["".join(draw.choice(list(letters), draw.integers(0, 40))) for _ in range(count)]
+
+
+def test_the_most_probable_cut_of_every_word(folder):
+    known = {text: (score, n) for n, (text, score, kind) in enumerate(pieces()) if kind == 1}
+    prompts = random_prompts(200, "aabbccddeefgh   é日" + "".join(REPLACED))
+    tokens, mask, truncated = Tokenizer(folder).encode(prompts, 100)
+    for prompt, row, real in zip(prompts, tokens, mask, strict=True):
+        for source, target in REPLACED.items():
+            prompt = prompt.replace(source, target)
+        expected = [n for word in prompt.split() for n in viterbi(SPACE + word, known)]
+        assert row[real].tolist() == [*expected, 1], prompt
+        assert not row[~real].any()
+    assert truncated == 0
+    assert (tokens == 2).any()
+
+
+def test_what_is_cut_keeps_its_end_and_is_counted(folder):
+    tokenizer = Tokenizer(folder / "spiece.model")
+    prompts = ["a b c d", "a b c d e f g h", "", "a b c"]
+    whole, _, _ = tokenizer.encode(prompts, 20)
+    tokens, mask, truncated = tokenizer.encode(prompts, 4)
+    assert tokens.dtype == np.int32 and mask.dtype == bool and truncated == 2
+    assert mask.sum(1).tolist() == [4, 4, 1, 4]
+    np.testing.assert_array_equal(tokens[:, :3], whole[:, :3])
+    assert tokens[[0, 1, 3], 3].tolist() == [1, 1, 1] and tokens[2].tolist() == [1, 0, 0, 0]
+
+
+def test_tokenizer_json_is_read_whatever_it_says_of_padding(folder, tmp_path):
+    ours = Tokenizer(folder)
+    library = ours._library
+    library.enable_padding(length=50, pad_id=7)
+    library.save(str(tmp_path / "tokenizer.json"))
+    again = Tokenizer(tmp_path)  # before the spiece.model that is there too
+    prompts = random_prompts(20, LETTERS + "  ")
+    np.testing.assert_array_equal(
+        again.encode(prompts, 9)[0], Tokenizer(tmp_path / "spiece.model").encode(prompts, 9)[0]
+    )
+    content = (tmp_path / "tokenizer.json").read_bytes()
+    assert again.sha256 == hashlib.sha256(content).hexdigest() != ours.sha256
+    assert again.largest == ours.largest == len(pieces()) - 1
+
+
+GOOD = spiece(pieces())
+LETTER = [("a", -1.0, 1)]
+ENDLESS = b"\xff" * 20
+BAD = {
+    "empty": (b"", "an empty file"),
+    "web page": (b"<!DOCTYPE html><html>", "a web page"),
+    "cut short": (GOOD[:-1], "cut short"),
+    "cut in a number": (GOOD[: len(field(1, field(1, b"<pad>")))] + b"\x80", "damaged|cut short"),
+    "a number without end": (ENDLESS, "64 bits"),
+    "wire type": (b"\x0b" + GOOD, "wire type 3"),
+    "number for a piece": (field(1, 7), "a number where a message"),
+    "score is a number": (field(1, field(1, b"a") + field(2, 7)), "is no float"),
+    "not utf-8": (spiece(SPECIAL)[:0] + field(1, field(1, b"\xff")), "damaged"),
+    "nan": (spiece([*SPECIAL, ("a", float("nan"), 1)]), "'a' has log probability nan"),
+    "no text": (spiece([*SPECIAL, ("", -1.0, 1)]), "'' has log probability"),
+    "user defined": (spiece([*SPECIAL, ("a", -1.0, 4)]), "type 4; .*give a tokenizer.json"),
+    "twice": (spiece([*SPECIAL, *LETTER, *LETTER]), "the piece a is there twice"),
+    "no unknown": (spiece([*SPECIAL[:2], *LETTER]), "0 of them for what is unknown"),
+    "no end": (spiece([SPECIAL[0], SPECIAL[2], *LETTER]), "0 of them </s>"),
+    "bpe": (GOOD + field(2, field(3, 2)), "model_type = 2 is not supported"),
+    "bytes": (GOOD + field(2, field(35, 1)), "byte_fallback = 1"),
+    "no prefix": (GOOD + field(3, field(3, 0)), "add_dummy_prefix = 0"),
+    "charsmap": (GOOD + field(3, field(2, b"abc")), "Precompiled"),
+    "charsmap that leads astray": (
+        GOOD + field(3, field(2, b"\x08\0\0\0" + b"\xff" * 8 + b"a\0")),
+        "damaged.*index out of bounds",
+    ),
+    "no json": (b'{"a":', "damaged"),
+    "deep json": (b'{"a":' * 10**5, "damaged"),
+    "other json": (b"{}", "Model missing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_refused_by_name(tmp_path, case):
+    content, message = BAD[case]
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/file: .*({message})") as refusal:
+        Tokenizer(tmp_path / "file")
+    assert len(str(refusal.value)) < 600
+
+
+def test_a_tokenizer_without_end_of_sequence_is_refused(tmp_path):
+    model = tokenizers.models.WordLevel({"<unk>": 0, "</s>": 1, "a": 2}, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConfigError, match="cuts 'a a' to .*'a', 'a'.*</s> the last"):
+        Tokenizer(tmp_path)
+
+
+def test_many_pieces_and_large_files_are_refused(tmp_path):
+    path = tmp_path / "spiece.model"
+    path.write_bytes(field(1, field(1, b"a")) * (2**19 + 1))
+    with pytest.raises(ConfigError, match="more than 524288 pieces"):
+        Tokenizer(path)
+    with path.open("wb") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(ConfigError, match="67108865 bytes, expected at most 67108864"):
+        Tokenizer(path)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(ConfigError, match="has neither tokenizer.json nor spiece.model"):
+        Tokenizer(tmp_path)
+    with pytest.raises(ConfigError, match="missing: no such tokenizer"):
+        Tokenizer(tmp_path / "missing")
+
+
+def test_without_the_library_one_line_says_how_to_get_it(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ConfigError, match=r'pip install "simjax\[text\]"'):
+        Tokenizer(folder)
+
+
+def test_a_text_that_is_no_unicode_is_refused(folder):
+    with pytest.raises(ConfigError, match=r"1 prompts, the first '\\\\ud800', cannot be encoded"):
+        Tokenizer(folder).encode(["\ud800"], 5)
+
+
+def test_the_json_of_the_library_holds_what_was_read(folder):
+    written = json.loads(Tokenizer(folder)._library.to_str())
+    assert written["model"]["vocab"] == [[text, score] for text, score, _ in pieces()]
+    assert written["model"]["unk_id"] == 2

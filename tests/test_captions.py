@@ -1,0 +1,140 @@
+"""Captions of labelled data: written, encoded once, told apart by class, trained on or held out."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from simjax import captions, config, teacher
+from simjax.data import conditions
+from simjax.typing import Caption
+from tests.test_configs import load
+
+TEXT = config.Text(
+    t5=config.T5(
+        vocabulary=24,
+        width=16,
+        depth=1,
+        heads=2,
+        head_width=8,
+        hidden=16,
+        buckets=8,
+        max_distance=16,
+    ),
+    length=6,
+    words=("zero|0", "one|1", "two|2"),
+    templates=("the digit {}", "{}"),
+    held_out=("write a {}",),
+)
+
+
+def prepared(folder, **changes):
+    options = config.Config(text=dataclasses.replace(TEXT, **changes))
+    said = []
+    return captions.prepare(options, epath.Path(folder), said.append), said
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return prepared(tmp_path_factory.mktemp("run"))[0]
+
+
+def test_every_class_has_its_captions_in_order(made, tmp_path_factory):
+    assert made.of_classes.dropped.shape == (3, 4)
+    assert made.held_out.dropped.shape == (3, 2)
+    assert made.of_classes.embedding.shape == (3, 4, 6, 16)
+    np.testing.assert_array_equal(made.of_classes.mask.sum(-1), [[4, 4, 2, 2]] * 3)  # and the end
+    np.testing.assert_array_equal(made.held_out.mask.sum(-1), [[4, 4]] * 3)
+    assert len(made.cache) == 12
+    everything = made.cache.read(np.arange(12)).embedding.reshape(3, 4, 6, 16)
+    np.testing.assert_array_equal(everything, made.of_classes.embedding)
+
+
+def test_words_have_features_of_their_own(made):
+    # The word's own token: the third of "the digit WORD", the first of "WORD".
+    words = np.asarray(made.of_classes.embedding[:, :2, 2], np.float32).reshape(6, -1)
+    distances = np.linalg.norm(words[:, None] - words[None], axis=-1)
+    assert distances[~np.eye(6, dtype=bool)].min() > 0.5
+
+
+def test_samples_are_asked_for_by_held_out_captions_in_turn(made):
+    asked = made.asked(np.array([0, 1, 2, 0, 1, 2, 0]))
+    expected = made.held_out.embedding
+    for row, (number, turn) in zip(
+        asked.embedding, [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 0)], strict=True
+    ):
+        np.testing.assert_array_equal(row, expected[number, turn])
+
+
+def stamps(run):
+    """When each shard was written."""
+    shards = (run / "text" / "trained").glob("*.*")
+    return {p.name: p.stat().st_mtime_ns for p in shards if p.name != "cache.json"}
+
+
+def test_they_are_encoded_once(tmp_path):
+    first, said = prepared(tmp_path)
+    assert said == ["12 captions, trained, of 3 classes", "6 captions, held_out, of 3 classes"]
+    before = stamps(tmp_path)
+    again, _ = prepared(tmp_path)
+    assert stamps(tmp_path) == before
+    np.testing.assert_array_equal(first.held_out.embedding, again.held_out.embedding)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"templates": ("the digit",)}, r"lacking: \['the digit'\]"),
+        ({"held_out": ()}, "at least one of each"),
+        ({"words": ("zero|0", "one")}, "the same number of words for every class"),
+    ],
+)
+def test_templates_and_words_must_fit(changes, message, tmp_path):
+    with pytest.raises(config.ConfigError, match=message):
+        prepared(tmp_path, **changes)
+
+
+def test_a_run_without_text_has_none(tmp_path):
+    assert captions.prepare(config.Config(), epath.Path(tmp_path), print) is None
+
+
+def test_networks_and_captions_fit_together(made):
+    network = config.PixArt(caption_channels=16, caption_length=6)
+    teacher.require_fit(network, made)
+    with pytest.raises(config.ConfigError, match="reads captions, but there are none"):
+        teacher.require_fit(network, None)
+    with pytest.raises(config.ConfigError, match="DiT reads no captions; leave them out"):
+        teacher.require_fit(config.DiT(), made)
+    for change in ({"caption_channels": 32}, {"caption_length": 5}):
+        with pytest.raises(config.ConfigError, match="of up to 6 tokens of 16 channels"):
+            teacher.require_fit(dataclasses.replace(network, **change), made)
+
+
+def test_a_draw_takes_each_class_s_own_captions(made):
+    classes = np.repeat([0, 1, 2], 40)
+    drawn = conditions.caption_of(jax.random.key(0), classes, made.of_classes)
+    for row, number in zip(np.asarray(drawn.embedding), classes, strict=True):
+        assert (row == made.of_classes.embedding[number]).all((1, 2)).any()
+    zeros = np.asarray(drawn.embedding[:40])
+    assert len(np.unique(zeros.astype(np.float32).reshape(40, -1), axis=0)) == 4
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_conditions_are_dropped_as_often_as_asked(probability):
+    caption = Caption(np.ones((4000, 1, 1)), np.ones((4000, 1), bool), np.zeros(4000, bool))
+    dropped = conditions.dropped(jax.random.key(0), caption, probability)
+    assert abs(dropped.dropped.mean() - probability) < 0.03
+    labels = conditions.dropped(
+        jax.random.key(0), np.eye(5, dtype=np.float32)[np.arange(4000) % 5], probability
+    )
+    assert abs(1 - labels.sum(1).mean() - probability) < 0.03
+
+
+def test_the_captioned_digits_are_a_text_run():
+    options = load("captioned_digits")
+    assert len(options.text.words) == 10
+    assert not set(options.text.templates) & set(options.text.held_out)
+    assert options.network.caption_channels == options.text.t5.width
+    assert options.network.caption_length == options.text.length
