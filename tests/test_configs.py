@@ -13,7 +13,7 @@ from simjax.networks.denoiser import as_denoise
 
 DIRECTORY = Path(__file__).parent.parent / "configs"
 WITH_SID = ("cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")
-EXPERIMENTS = ("digits", *WITH_SID, "imagenet256_dit", "pixart512")
+EXPERIMENTS = ("digits", "captioned_digits", *WITH_SID, "imagenet256_dit", "pixart512")
 PARAMETERS = {  # of the official networks, fixed constants not counted
     "cifar10": 55_735_299,
     "cifar10_uncond": 55_733_891,
@@ -31,7 +31,7 @@ OTHER_TEACHERS = {
 }
 
 
-QUICK = ("digits", "cifar10", "imagenet256_dit", "pixart512")
+QUICK = ("digits", "captioned_digits", "cifar10", "imagenet256_dit", "pixart512")
 
 
 def load(name: str, method: str | None = None) -> config.Config:
