@@ -50,7 +50,7 @@ def pytest_report_header(config):
 def pytest_generate_tests(metafunc):
     """A test that takes a fixture of collection.FIXTURES runs once for each recorded case."""
     directory = _directory(metafunc.config)
-    for fixture in set(metafunc.fixturenames) & set(collection.FIXTURES):
+    for fixture in sorted(set(metafunc.fixturenames) & set(collection.FIXTURES)):
         cases = collection.cases(fixture, directory)
         if not cases and directory == DEFAULT_GOLDEN.resolve():
             pytest.fail(f"{directory} has no {collection.FIXTURES[fixture].pattern}", pytrace=False)
