@@ -24,7 +24,7 @@ from simjax.networks.adm_unet import AdmUNet
 from simjax.networks.denoiser import Denoiser, as_denoise
 from simjax.networks.dit import DiT
 from simjax.networks.layers import REMAT
-from simjax.networks.pixart import PixArt
+from simjax.networks.pixart import PIXELS, PixArt
 from simjax.networks.song_unet import SongUNet
 from simjax.train import optim, state, step, teacher_step
 from simjax.train.compile import Call, compile_steps
@@ -147,8 +147,15 @@ def count(params: Params) -> int:
 
 
 def image_shape(config: c.Config) -> tuple[int, int, int]:
-    """(height, width, channels) of one image."""
+    """(height, width, channels) of one sample of the network: an image, or its latents."""
     return (config.network.resolution,) * 2 + (config.network.image_channels,)
+
+
+def pixel_shape(config: c.Config) -> tuple[int, int, int]:
+    """(height, width, channels) of an image."""
+    if not config.autoencoder:
+        return image_shape(config)
+    return (PIXELS * config.network.resolution,) * 2 + (3,)
 
 
 def mesh(config: c.Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -398,7 +405,7 @@ def open_data(config: c.Config) -> data.Dataset:
     """
     dataset = data.open(config.data.source, split=config.data.split)
     found = (tuple(dataset.shape), dataset.label_dim)
-    expected = (image_shape(config), config.network.label_dim)
+    expected = (pixel_shape(config), config.network.label_dim)
     if found[0] != expected[0] or (expected[1] and found[1] != expected[1]):
         raise c.ConfigError(
             f"data.source = {config.data.source!r} has images of {found[0]} and {found[1]} "

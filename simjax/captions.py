@@ -7,7 +7,6 @@ then have features of their own, which is all that a network of the digits needs
 
 import functools
 import json
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from simjax import config as c
 from simjax import encoding, processes, text
 from simjax.data.caption_cache import Cache
 from simjax.data.tokenizer import Tokenizer
+from simjax.text import Encoder
 from simjax.typing import Caption, Int
 
 SHARD = 4096  # prompts in a file; our choice
@@ -49,7 +49,7 @@ class Captions(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[classes, turn], self.held_out)
 
 
-def prepare(config: c.Config, workdir: epath.Path, say: Callable[[str], None]) -> Captions | None:
+def prepare(config: c.Config, workdir: epath.Path) -> Captions | None:
     """The prompts that a config asks for, encoded if they are not yet; None if it asks for none.
 
     Raises:
@@ -63,10 +63,9 @@ def prepare(config: c.Config, workdir: epath.Path, say: Callable[[str], None]) -
     )
     folder = workdir / "text"
     processes.by_first(functools.partial(_write_files, folder, trained, held_out), "text is there")
-    tokenizer = Tokenizer(folder / "tokenizer.json")
-    encoder = text.random_encoder(options.t5)
+    encoder, tokenizer = reader(options, workdir)
     caches = []
-    for name, prompts in (("trained", trained), ("held_out", held_out)):
+    for name in ("trained", "held_out"):
         caches.append(
             encoding.make_cache(
                 folder / f"{name}.txt",
@@ -79,8 +78,12 @@ def prepare(config: c.Config, workdir: epath.Path, say: Callable[[str], None]) -
                 command="the command of the run",
             )
         )
-        say(f"{sum(map(len, prompts))} captions, {name}, of {len(prompts)} classes")
     return Captions(caches[0], *map(_by_class, caches, (trained, held_out)))
+
+
+def reader(options: c.Text, workdir: epath.Path) -> tuple[Encoder, Tokenizer]:
+    """What reads the captions of a run's labelled data; `prepare` has written its tokenizer."""
+    return text.random_encoder(options.t5), Tokenizer(workdir / "text" / "tokenizer.json")
 
 
 def _written(options: c.Text, templates: tuple[str, ...]) -> list[list[str]]:

@@ -270,6 +270,7 @@ class Config:
     network: Network | None = None  # None: the one that comes with teacher.source
     dropout: float | None = None  # of whichever is being updated; None: the network's own
     text: Text = field(default_factory=Text)
+    autoencoder: str = ""  # folder of diffusers' AutoencoderKL, which decodes latents for pictures
     teacher: Teacher = field(default_factory=Teacher)
     generator: Generator = field(default_factory=Generator)
     fake_score: FakeScore = field(default_factory=FakeScore)

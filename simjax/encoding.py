@@ -94,7 +94,7 @@ def _write_shards(
         unit=" prompts",
         mininterval=LINE_EVERY[sys.stderr.isatty()],
         dynamic_ncols=True,
-        disable=not processes.is_first(),
+        disable=not processes.is_first() or not lacking,
     )
 
     def counted(batches: Iterable[Any]) -> Iterator[Any]:

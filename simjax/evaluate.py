@@ -15,11 +15,10 @@ import json
 import sys
 from typing import Any
 
-import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from simjax import captions, checkpoint, data, processes, report, teacher
+from simjax import captions, data, processes, report, teacher
 from simjax import config as c
 from simjax.evaluation import images
 from simjax.evaluation.judge import Judge, Row
@@ -85,10 +84,8 @@ def _of_run(directory: epath.Path) -> dict[str, Any]:
     """The report of a run, finished or not, from its newest checkpoint."""
     saved = c.from_dict(json.loads((directory / "config.json").read_text()))
     model = teacher.load(_with_flags(saved), directory / "teacher")
-    model = teacher.with_captions(model, captions.prepare(model.config, directory, print))
-    checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=None, say=print)
-    generator, step = checkpoints.restore_tree("generator_ema", model.params)
-    checkpoints.close()
+    model = teacher.furnished(model, captions.prepare(model.config, directory))
+    generator, step = teacher.newest_generator(model, directory)
     result = _repeated(model, report.contestants(model, generator))
     return result | {"step": step, "weights": "EMA"}
 
@@ -146,10 +143,7 @@ def _save(model: teacher.Model, contestant: report.Contestant, judging: Judge | 
     classes = report.asked(model, judging, model.config.evaluation.samples)
     drawn = report.drawing(model, classes, _SEED.value)
     batches = drawn.draw(contestant.sampler, contestant.params)
-    if _SAVE.value.endswith(".npz"):
-        images.write_npz(_SAVE.value, np.concatenate(list(batches)), classes)
-    else:
-        images.write_folder(_SAVE.value, batches)
+    images.write(_SAVE.value, batches, classes)
 
 
 def _with_flags(config: c.Config) -> c.Config:

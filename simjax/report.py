@@ -21,7 +21,7 @@ from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing
 from simjax.evaluation.judge import Judge, Row, Space, table
 from simjax.teacher import Model
-from simjax.typing import Images, Params
+from simjax.typing import Condition, Images, Params
 
 NOTHING_TO_COMPARE = "No evaluation.reference and no data.source: only the speed was measured."
 
@@ -117,10 +117,15 @@ def asked(model: Model, judging: Judge | None, count: int) -> np.ndarray:
 
 def drawing(model: Model, classes: np.ndarray, seed: int) -> Drawing:
     """The noise and conditions of `classes`."""
+    return drawing_of(model, model.asked(classes), len(classes), seed)
+
+
+def drawing_of(model: Model, cond: Condition, count: int, seed: int) -> Drawing:
+    """The noise of `count` samples, which have the conditions in turn."""
     config = model.config
     key = jax.random.fold_in(build.key(config, "evaluation"), seed)
     shape, batch = build.image_shape(config), config.evaluation.batch
-    return Drawing(key, model.asked(classes), shape, batch, model.mesh)
+    return Drawing(key, cond, shape, batch, model.mesh, model.decode, count)
 
 
 def measure(

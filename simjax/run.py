@@ -165,13 +165,13 @@ def _distilled(
     inputs = build.grid_inputs(config, teacher.asked(classes), mesh)
     many_steps = report.many_steps(teacher, config.evaluation.teacher_steps[0]).sampler
     reference = sharding.to_host(many_steps(teacher.params, *inputs))
-    monitor.picture("teacher", reference, columns=config.grid)
+    monitor.picture("teacher", teacher.decode(reference), columns=config.grid)
     level, contrast = reference.mean(), reference.std(axis=(1, 2, 3)).mean()
     one_step = report.one_step(teacher, {"generator": state.generator_ema})[0].sampler
 
     def sample(state, step: int) -> None:
         images = sharding.to_host(one_step(state.generator_ema, *inputs))
-        monitor.picture(f"generator_{step:08d}", images, columns=config.grid)
+        monitor.picture(f"generator_{step:08d}", teacher.decode(images), columns=config.grid)
 
     def annotate(scalars: dict[str, float]) -> dict[str, float]:
         return scalars | {

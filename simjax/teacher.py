@@ -19,8 +19,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import simjax
-from simjax import build, captions, checkpoint, processes, sharding
+from simjax import autoencoder, build, captions, checkpoint, processes, sharding
 from simjax import config as c
+from simjax.autoencoder import Decode
 from simjax.captions import Captions
 from simjax.data import conditions
 from simjax.monitor import Monitor
@@ -44,6 +45,7 @@ class Model:
     constants: Constants  # of the network; never trained
     provenance: dict[str, Any]
     captions: Captions | None = None  # of a text-to-image network
+    decode: Decode = autoencoder.as_they_are  # samples to images
 
     def asked(self, classes: Int[np.ndarray, "n"]) -> Condition:
         """What samples of these classes are conditioned on."""
@@ -65,28 +67,43 @@ def obtain(config: c.Config, workdir: epath.Path, monitor: Monitor) -> Model:
     Raises:
       ConfigError: it cannot be had; or it reads captions, and there are none.
     """
-    stored, prompts = workdir / "teacher", captions.prepare(config, workdir, monitor.say)
+    stored, prompts = workdir / "teacher", captions.prepare(config, workdir)
     if config.teacher.source:
         source = config.teacher.source
-        return with_captions(
-            from_source(config, source, stored, monitor, config.teacher.sha256), prompts
-        )
+        model = from_source(config, source, stored, monitor, config.teacher.sha256)
+        return furnished(model, prompts)
     require_fit(config.network, prompts)
     if not _is_stored(stored):
         _train(config, workdir, stored, monitor, prompts)
     if processes.is_first():
         _training_directory(workdir).rmtree(missing_ok=True)  # a kill may have left it behind
-    return with_captions(load(config, stored), prompts)
+    return furnished(load(config, stored), prompts)
 
 
-def with_captions(model: Model, prompts: Captions | None) -> Model:
-    """The model with the prompts of its run.
+def furnished(model: Model, prompts: Captions | None) -> Model:
+    """The model with what its run needs beside it: prompts, and what decodes its samples.
 
     Raises:
-      ConfigError: see require_fit.
+      ConfigError: they do not fit, or are lacking.
     """
     require_fit(model.config.network, prompts)
-    return dataclasses.replace(model, captions=prompts)
+    return decoded(dataclasses.replace(model, captions=prompts))
+
+
+def decoded(model: Model) -> Model:
+    """The model with what makes images of its samples.
+
+    Raises:
+      ConfigError: it is lacking, or of another network.
+    """
+    folder, network = model.config.autoencoder, model.config.network
+    if not folder and network.image_channels not in (1, 3):
+        raise c.ConfigError(
+            f"samples are latents of {network.image_channels} channels: --config.autoencoder= the "
+            "folder of diffusers' AutoencoderKL, for pictures."
+        )
+    decode = autoencoder.load_decoder(folder, network) if folder else autoencoder.as_they_are
+    return dataclasses.replace(model, decode=decode)
 
 
 def require_fit(network: c.Network, prompts: Captions | None) -> None:
@@ -166,6 +183,18 @@ def starting_generator(
             f"(teacher -> generator): {'; '.join(differing)}."
         )
     return start.params
+
+
+def newest_generator(model: Model, directory: epath.Path) -> tuple[Params, int]:
+    """The generator's EMA in a run's newest checkpoint, and its step; nothing is written.
+
+    Raises:
+      ConfigError: there is none, or it is damaged.
+    """
+    checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=None, say=print)
+    generator, step = checkpoints.restore_tree("generator_ema", model.params)
+    checkpoints.close()
+    return generator, step
 
 
 def store(

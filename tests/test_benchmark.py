@@ -233,6 +233,7 @@ def test_rows_have_what_was_measured(plan, monkeypatch, tmp_path):
         assert sweep.line(json.loads(json.dumps(found))).count("|") == len(sweep.COLUMNS) + 1
 
 
+@pytest.mark.whole_runs
 def test_equal_programs_are_measured_once(plan):
     # Samples know no steps a call and no slices; one device has nothing to split.
     swept = {"accumulate": [1, 2], "steps_per_call": [1, 2], "fsdp": [1, 8], "batch": [2, 4]}

@@ -31,7 +31,7 @@ OTHER_TEACHERS = {
 }
 
 
-QUICK = ("digits", "captioned_digits", "cifar10", "imagenet256_dit", "pixart512")
+QUICK = ("digits", "captioned_digits", "imagenet256_dit", "pixart512")
 
 
 def load(name: str, method: str | None = None) -> config.Config:

@@ -140,6 +140,7 @@ def test_a_config_comes_back_from_its_file():
         config.from_dict({"stepz": 1})
 
 
+@pytest.mark.whole_runs
 def test_online_measurement_needs_something_to_compare_with(tmp_path):
     flags = [*TINY, "--config.evaluation.every=12", "--config.evaluation.best=inception/fid"]
     assert "evaluation.best = 'inception/fid' is not measured; known: pixels/frechet" in refused(

@@ -125,6 +125,7 @@ def test_a_finished_run_started_again_prints_its_report_and_trains_nothing(finis
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.whole_runs
 def test_killed_twice_and_started_again_a_run_ends_bitwise_equal(finished, tmp_path):
     workdir = tmp_path / "run"
     for kill_after in (5, 14):  # steps logged; neither is where a checkpoint was written

@@ -19,21 +19,33 @@ class Drawing:
 
     Args:
       key: noise of sample i depends on (key, i) alone.
-      cond: of every sample.
-      shape: of one image.
-      batch: samples at a time, rounded up to the devices, over which each batch is split.
+      cond: of the samples.
+      shape: of one sample.
+      batch: samples at a time at most, rounded up to the devices, over which each batch is split.
       mesh: those devices.
+      decode: of samples that are latents; its time counts too.
+      count: of samples, which have the conditions in turn; by default one for each condition.
     """
 
     def __init__(
-        self, key: Key, cond: Condition, shape: tuple[int, int, int], batch: int, mesh: Mesh
+        self,
+        key: Key,
+        cond: Condition,
+        shape: tuple[int, int, int],
+        batch: int,
+        mesh: Mesh,
+        decode: Callable[[np.ndarray], np.ndarray] = lambda samples: samples,
+        count: int | None = None,
     ):
+        self._decode = decode
         self._cond = jax.tree.map(np.asarray, cond)
-        self._count = len(jax.tree.leaves(self._cond)[0])
+        self._conditions = len(jax.tree.leaves(self._cond)[0])
+        self._count = self._conditions if count is None else count
         self._mesh = mesh
-        self.batch = -(-batch // self._mesh.size) * self._mesh.size
+        self._shape = shape
+        self.batch = -(-min(batch, self._count) // self._mesh.size) * self._mesh.size
         self.seconds = 0.0  # that the last sampler took, without compilation
-        self._programs: dict[Callable, Callable] = {}
+        self._programs: dict[tuple, Callable] = {}  # by sampler and its parameters' dtypes
 
         key_data = np.asarray(jax.random.key_data(key))  # of no device
 
@@ -56,17 +68,19 @@ class Drawing:
         count = self._count
         index = np.arange(-(-count // self.batch) * self.batch) % count  # one compiled shape
         parts = index.reshape(-1, self.batch)
-        if sampler not in self._programs:
+        key = (sampler, *(leaf.dtype for leaf in jax.tree.leaves(params)))
+        if key not in self._programs:
             lowered = jax.jit(sampler).lower(params, *self._inputs(parts[0]))
-            self._programs[sampler] = lowered.compile()
-        program = self._programs[sampler]
+            self._programs[key] = lowered.compile()
+            self._decode(np.zeros((1, *self._shape), np.float32))  # compiles it, too
+        program = self._programs[key]
         self.seconds = 0.0
         for number, part in enumerate(parts):
             processes.stop_if_asked("while samples were drawn")
             begun = time.monotonic()
-            images = sharding.to_host(program(params, *self._inputs(part)))
+            samples = sharding.to_host(program(params, *self._inputs(part)))
+            images = self._decode(samples[: count - number * self.batch])
             self.seconds += time.monotonic() - begun
-            images = images[: count - number * self.batch]
             if not np.isfinite(images).all():
                 raise ConfigError(
                     f"{np.sum(~np.isfinite(images).all((1, 2, 3)))} of {len(images)} samples are "
@@ -77,5 +91,6 @@ class Drawing:
     def _inputs(self, part: np.ndarray) -> tuple[Images, Condition, Array]:
         z, noise_keys = self._noise(part)
         where = sharding.batch_split(self._mesh)
-        cond = jax.tree.map(lambda leaf: sharding.placed(leaf[part], where), self._cond)
+        rows = part % self._conditions
+        cond = jax.tree.map(lambda leaf: sharding.placed(leaf[rows], where), self._cond)
         return z, cond, noise_keys

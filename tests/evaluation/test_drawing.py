@@ -1,6 +1,7 @@
 """Samples to be measured: reproducible, compiled once, rounded, refused when not finite."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,6 +54,18 @@ def test_samplers_that_differ_in_parameters_share_a_program():
             np.testing.assert_array_equal(part, to_uint8(np.full((2, 2, 2, 1), level)))
     assert len(traced) == 1
     assert drawing.seconds > 0
+    # A teacher kept in bfloat16 beside a float32 generator.
+    (first, _) = drawing.draw(sampler, jnp.bfloat16(0.5))
+    np.testing.assert_array_equal(first, to_uint8(np.full((2, 2, 2, 1), 0.5)))
+
+
+def test_latents_are_decoded():
+    mesh = sharding.make_mesh()
+    doubled = lambda samples: np.repeat(samples, 2, axis=1)  # noqa: E731
+    conditions = np.zeros((3, 0), np.float32)
+    drawing = Drawing(jax.random.key(0), conditions, (2, 2, 1), 2, mesh, doubled)
+    parts = list(drawing.draw(z_itself, None))
+    assert [part.shape for part in parts] == [(2, 4, 2, 1), (1, 4, 2, 1)]
 
 
 def test_samples_that_are_not_finite_are_refused():

@@ -52,6 +52,7 @@ def exact_and_rough():
     return [losses_and_gradients(options, dtype) for dtype in ("float32", "bfloat16")]
 
 
+@pytest.mark.whole_runs
 @pytest.mark.parametrize("update", ["fake_score", "generator"])
 def test_losses_and_gradients_in_bfloat16(update, exact_and_rough):
     (loss, grads), (rough_loss, rough) = (found[update] for found in exact_and_rough)

@@ -14,7 +14,7 @@ def flops(function, *args) -> float:
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("loss", ["sim", "sid"])
+@pytest.mark.parametrize("loss", ["sim", pytest.param("sid", marks=pytest.mark.whole_runs)])
 def test_one_step_costs_eleven_forwards(loss):
     options = config.Config(
         batch=8,

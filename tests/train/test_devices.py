@@ -99,13 +99,16 @@ def test_the_steps_move_the_parameters(reference):
     assert np.median(moved) > 50 * TOLERANCE
 
 
+@pytest.mark.whole_runs
 @pytest.mark.parametrize("changes", [{"accumulate": 4}, {"steps_per_call": STEPS}])
 def test_accumulation_and_scanned_steps_change_nothing(changes, reference):
     found = of_states(few_steps(options(**changes), sharding.make_mesh()))
     assert_close(found, of_states(reference))
 
 
-@pytest.mark.parametrize("fsdp", [1, 8, 4])
+@pytest.mark.parametrize(
+    "fsdp", [4, *(pytest.param(n, marks=pytest.mark.whole_runs) for n in (1, 8))]
+)
 def test_eight_devices_equal_one(fsdp, reference, tmp_path):
     """Data 8; fsdp 8; data 2 x fsdp 4: losses, gradients' norms and second moments, parameters."""
     subprocesses.on_devices(8, PROGRAM.format(fsdp=fsdp, file=tmp_path / "found.npz"))

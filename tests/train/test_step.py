@@ -84,6 +84,7 @@ def test_the_generator_loss_knows_no_augmentation():
     np.testing.assert_array_equal(denoise.calls[1][0], 3 * np.ones((2, 4, 4, 1)))
 
 
+@pytest.mark.whole_runs
 def test_a_sharing_step_is_both_updates_on_the_generators_samples():
     options = small()
     options.network.dropout = 0.0  # the samples of the two updates differ in nothing else

@@ -78,7 +78,7 @@ def distance_of(ours, expected):
     return norm(difference) / norm(jax.tree.map(lambda a: np.asarray(a, np.float64), expected))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["pixart", pytest.param("dit", marks=pytest.mark.whole_runs)])
 def test_a_step_is_what_the_losses_and_the_denoiser_say(name):
     before, after, metrics, (fake, gen), denoise, teacher = step_of(options_of(name))
 
@@ -113,6 +113,7 @@ def test_a_step_is_what_the_losses_and_the_denoiser_say(name):
     assert distance_of(step, adam_first_step(grads)) < 1e-5
 
 
+@pytest.mark.whole_runs
 @pytest.mark.parametrize(
     ("change", "bound"),
     [

@@ -10,6 +10,7 @@ import torch
 import transformers
 from flax import nnx
 
+from simjax import autoencoder, config
 from simjax.networks.t5 import T5Encoder, bucket
 from simjax.networks.vae import Autoencoder
 from simjax.porting import read_safetensors, rules
@@ -126,3 +127,8 @@ def test_autoencoder(tmp_path, sizes):
     assert worst(np.asarray(mean), scaling * nhwc(latent.mean)) < 1e-4
     assert worst(np.asarray(std), scaling * nhwc(latent.std)) < 1e-4
     assert worst(np.asarray(jax.jit(ours.decode)(latents)), nhwc(decoded)) < 1e-4
+    network = config.DiT(image_channels=sizes["latent_channels"])
+    decode = autoencoder.load_decoder(tmp_path, network)  # image after image
+    assert worst(decode(latents), nhwc(decoded)) < 1e-4
+    with pytest.raises(config.ConfigError, match="its latents have"):
+        autoencoder.load_decoder(tmp_path, config.DiT(image_channels=5))

@@ -1,0 +1,63 @@
+"""Latents to images, for pictures and measurements; training never leaves the latents."""
+
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from simjax import config as c
+from simjax import sharding
+from simjax.networks.vae import Autoencoder
+from simjax.porting import read_weights, rules
+from simjax.porting.foreign_file import refuse_nonfinite
+from simjax.porting.maps import vae
+from simjax.typing import Images
+
+Decode = Callable[[np.ndarray], np.ndarray]  # latents (n, h, w, c) -> images, data units
+
+
+def load_decoder(folder: str | os.PathLike, network: c.Network) -> Decode:
+    """The decoder in a folder of diffusers' AutoencoderKL, in float32.
+
+    Each device of this process decodes one image at a time: 512 pixels take gigabytes of memory.
+
+    Raises:
+      ConfigError: it is something else, not whole, or of other latents than the network's.
+    """
+    weights = read_weights.read(folder)
+    refuse_nonfinite(weights.tensors, folder)
+    try:
+        if weights.config is None:
+            raise c.ConfigError("it has no config.json; give the folder of an AutoencoderKL.")
+        sizes = vae.describe(weights.config)
+        module = nnx.eval_shape(lambda: Autoencoder(**sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+        graphdef, like = nnx.split(module)
+        params = rules.apply(vae.RULES, weights.tensors, nnx.to_pure_dict(like))
+        if sizes["latent_channels"] != network.image_channels:
+            raise c.ConfigError(
+                f"its latents have {sizes['latent_channels']} channels, the network's "
+                f"{network.image_channels}; give the autoencoder that it was trained with."
+            )
+    except c.ConfigError as error:
+        raise c.ConfigError(f"{folder}: {error}") from error
+    mesh = sharding.local_mesh()
+    params = sharding.place_whole(params, mesh)
+    decode = jax.jit(lambda params, z: nnx.merge(graphdef, params).decode(z))
+
+    def in_turn(latents: np.ndarray) -> Images:
+        rows = -(-len(latents) // mesh.size) * mesh.size
+        padded = np.resize(latents, (rows, *latents.shape[1:]))  # repeats the first
+        parts = (padded[start : start + mesh.size] for start in range(0, rows, mesh.size))
+        where = sharding.batch_split(mesh)
+        images = [np.asarray(decode(params, jax.device_put(part, where))) for part in parts]
+        return np.concatenate(images)[: len(latents)]
+
+    return in_turn
+
+
+def as_they_are(images: np.ndarray) -> np.ndarray:
+    """Of networks whose samples are images."""
+    return images
