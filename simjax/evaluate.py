@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 from etils import epath
 
-from simjax import captions, data, processes, report, teacher
+from simjax import captions, data, processes, report, storage, teacher
 from simjax import config as c
 from simjax.evaluation import images
 from simjax.evaluation.judge import Judge, Row
@@ -66,7 +66,7 @@ def _run(argv: list[str]) -> None:
     source = epath.Path(_SOURCE.value).expanduser()
     is_run = (source / "config.json").exists()
     if is_run:
-        result = _of_run(source)
+        result = _of_run(storage.absolute(source))
     elif _SOURCE.value.partition(":")[0] in data.SOURCES:
         result = _of_images(data.open(_SOURCE.value, split=_SPLIT.value))
     elif source.suffix == ".npz" or source.is_dir():

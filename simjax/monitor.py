@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -117,7 +118,7 @@ class Monitor:
     def picture(self, name: str, images: Float[np.ndarray, "n h w c"], *, columns: int) -> None:
         """Writes samples/<name>.png, a grid of images in [-1, 1]."""
         if self.active:
-            write_png(self.workdir / "samples" / f"{name}.png", grid(images, columns))
+            write_png(self.workdir / "samples" / f"{name}.png", grid(to_uint8(images), columns))
 
     def strip(self, name: str, sources: Sequence[str], tile_rows: int) -> None:
         """Writes samples/<name>.png: the top row of tiles of each named picture, stacked."""
@@ -176,9 +177,8 @@ def to_uint8(images: Float[np.ndarray, "n h w c"]) -> np.ndarray:
     return np.clip(images * 127.5 + 128, 0, 255).astype(np.uint8)
 
 
-def grid(images: Float[np.ndarray, "n h w c"], columns: int) -> np.ndarray:
+def grid(images: UInt8[np.ndarray, "n h w c"], columns: int) -> np.ndarray:
     """Framed images in rows of `columns`, small ones enlarged in whole pixels; uint8 (h, w, c)."""
-    images = to_uint8(np.asarray(images))
     enlarge = max(1, TILE // images.shape[1])
     images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     frame = [(0, 0), (FRAME, FRAME), (FRAME, FRAME), (0, 0)]

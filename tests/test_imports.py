@@ -29,7 +29,7 @@ LEVELS = [
     ("simjax.train.compile", "simjax.evaluation.judge", "simjax.evaluation.drawing"),
     ("simjax.build",),
     ("simjax.train.loop", "simjax.porting.port"),
-    ("simjax.text",),
+    ("simjax.text", "simjax.autoencoder"),
     ("simjax.encoding",),
     ("simjax.captions",),
     ("simjax.teacher", "simjax.programs"),
@@ -38,7 +38,7 @@ LEVELS = [
     ("simjax.online",),
     ("simjax.run",),
     ("simjax.main", "simjax.evaluate", "simjax.aot", "simjax.benchmark")
-    + ("simjax.encode_prompts",),
+    + ("simjax.encode_prompts", "simjax.sample"),
 ]
 PACKAGE_FACES = ("simjax.train", "simjax.evaluation")  # empty __init__.py files
 # Slow to import, or for tests only: never at the top of a module, and torch and its kin nowhere.

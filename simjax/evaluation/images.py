@@ -43,6 +43,18 @@ def as_bytes(images: Pixels) -> Bytes:
     return to_uint8(images)
 
 
+def write(path: Any, batches: Iterable[Bytes], labels: Int[np.ndarray, "n"] | None = None) -> None:
+    """Writes an .npz, or a folder, which holds no labels, batch by batch.
+
+    Raises:
+      ConfigError: not uint8 images.
+    """
+    if str(path).endswith(".npz"):
+        write_npz(path, np.concatenate(list(batches)), labels)
+    else:
+        write_folder(path, batches)
+
+
 def write_folder(directory: Any, batches: Iterable[Bytes], start: int = 0) -> None:
     """Writes DIRECTORY/000000/000000.png and on, 1000 to a subfolder named after its first.
 

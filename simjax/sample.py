@@ -1,0 +1,333 @@
+"""Draws pictures from a run, or from published weights.
+
+python -m simjax.sample --source=runs/digits --classes=3,7
+python -m simjax.sample --source=sid.pkl --count=50000 --out=samples/
+python -m simjax.sample --source=edm-cifar10-32x32-cond-vp --steps=18 --out=samples.npz
+python -m simjax.sample --source=runs/captioned_digits --prompt="write seven" --prompt="an 8"
+python -m simjax.sample --source=sim.pth --encoder=T5 --autoencoder=VAE --prompts=prompts.txt
+
+One call at sigma_init, or --steps of a teacher's sampler. Classes and prompts have their turns:
+sample i is of the i-th, counted round and round. Sample i of a seed is the same for every --count,
+--batch and number of devices. Files of the same names are replaced, and others in a folder stay, as
+by simjax.evaluate --save.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags, logging
+from etils import epath
+
+from simjax import (
+    build,
+    captions,
+    checkpoint,
+    command_line,
+    processes,
+    report,
+    storage,
+    teacher,
+    text,
+)
+from simjax import config as c
+from simjax.data import prompts as files_of_prompts
+from simjax.data.png import CHANNELS
+from simjax.data.tokenizer import Tokenizer
+from simjax.evaluation import images
+from simjax.evaluation.drawing import Drawing
+from simjax.monitor import grid, write_png
+from simjax.porting import cache, zoo
+from simjax.teacher import Model
+from simjax.typing import Int, Params
+
+_SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
+_NETWORK = flags.DEFINE_enum("network", "generator", ["generator", "teacher"], "Of a run.")
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Of a teacher's sampler; 0: one call. Default: those of a run's report.", 0
+)
+_GUIDANCE = flags.DEFINE_float("guidance", None, "With --steps; default the run's, or 1: none.")
+_SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of one call; default the run's, or 2.5.")
+_CLASSES = flags.DEFINE_list("classes", None, "In turn, e.g. 3,7; default all.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times: in turn.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "Text file, a prompt a line, or .tsv: in turn.")
+_ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder, which reads prompts.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "File or folder; default --encoder.")
+_AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")
+_COUNT = flags.DEFINE_integer("count", None, "Samples, default 64; with prompts of each, 4.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", 0)
+_BATCH = flags.DEFINE_integer("batch", None, "Samples at a time; default the run's, or 100.", 1)
+_OUT = flags.DEFINE_string("out", "samples.png", "Grid NAME.png, arrays NAME.npz, or FOLDER/.")
+_COLUMNS = flags.DEFINE_integer("columns", None, "Of the grid; default about square.", 1)
+
+COUNT, COUNT_OF_A_PROMPT = 64, 4  # our choice
+PROMPTS_AT_A_TIME = 64  # our choice
+FILES = (".png", ".npz")
+
+
+class Origin(NamedTuple):
+    """What is drawn from, and what a person reads of its sampler and its weights."""
+
+    model: Model
+    contestant: report.Contestant
+    sampler: str
+    weights: str
+
+
+class Wanted(NamedTuple):
+    """What is to be drawn.
+
+    Attributes:
+      labels: of classes; None of anything else.
+      turns: conditions, after which the first one comes again.
+      conditions: what a person reads of them.
+    """
+
+    drawing: Drawing
+    count: int
+    labels: Int[np.ndarray, "n"] | None
+    turns: int
+    conditions: str
+
+
+def main() -> None:
+    """Parses flags and draws; a user's mistake is one message and exit status 1."""
+    command_line.start(_run, parse=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise c.ConfigError(f"{error}") from error
+    if rest[1:] or not _SOURCE.value:
+        raise c.ConfigError(f"expected --source=..., got {' '.join(rest[1:]) or 'nothing'}.")
+    return rest
+
+
+def _run(argv: list[str]) -> None:
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
+    processes.reuse_compiled(cache.directory() / "compiled")
+    out, prompts = _destination(_OUT.value), _given_prompts()
+    directory = storage.absolute(_SOURCE.value)
+    config = _config_of_run(directory)
+    if config is None:
+        origin = _of_network(_SOURCE.value, prompts)
+    else:
+        origin = _of_run(directory, config, prompts)
+    wanted = _of_prompts(origin.model, prompts, directory) if prompts else _of_classes(origin.model)
+    contestant, drawing, count = origin.contestant, wanted.drawing, wanted.count
+    batches = drawing.draw(contestant.sampler, contestant.params)
+    if out.suffix == ".png":
+        columns = _COLUMNS.value or _columns(count, wanted.turns)
+        write_png(out, grid(np.concatenate(list(batches)), columns))
+    else:
+        images.write(out, batches, wanted.labels)
+    height, width, _ = build.pixel_shape(origin.model.config)
+    print(f"weights: {origin.weights}")
+    print(f"sampler: {origin.sampler}; evaluations an image: {contestant.evaluations}")
+    print(f"conditions: {wanted.conditions}; seed {_SEED.value}")
+    print(f"images: {count} of {width} x {height}; {drawing.seconds / count:.3g} s each")
+    print(f"written to {out}")
+
+
+def _destination(given: str) -> epath.Path:
+    """Where the pictures go, which is known to be writable before they are drawn.
+
+    Raises:
+      ConfigError: it is not, or of another kind than FILES and folders.
+    """
+    out = epath.Path(given).expanduser()
+    is_file = out.suffix in FILES
+    is_folder = out.is_dir() or given.endswith("/") or not out.suffix
+    if is_file == is_folder:
+        raise c.ConfigError(f"--out={given} is none of NAME.png, NAME.npz and FOLDER/.")
+    folder = out.parent if is_file else out
+    probe = folder / f"probe.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except Exception as error:  # a bucket's errors have no common type
+        reason = " ".join(str(error).split())
+        raise c.ConfigError(f"--out={given} cannot be written: {reason}.") from error
+    return out
+
+
+def _given_prompts() -> list[str]:
+    file = _PROMPTS.value
+    if file is None:
+        return _PROMPT.value
+    files_of_prompts.survey(file)  # refuses what has none
+    return [*_PROMPT.value, *files_of_prompts.read_prompts(file)]
+
+
+def _config_of_run(directory: epath.Path) -> c.Config | None:
+    """What a run directory says, with the flags; None of anything else, as a diffusers folder."""
+    file = directory / "config.json"
+    try:
+        values = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise c.ConfigError(f"{file} is not valid JSON ({error}).") from error
+    return _with_flags(c.from_dict(values)) if "teacher" in values else None
+
+
+def _with_flags(config: c.Config) -> c.Config:
+    """The config with what the flags change of it."""
+    given = (
+        (config.evaluation, "batch", _BATCH.value),
+        (config.generator, "sigma_init", _SIGMA_INIT.value),
+        (config.teacher, "guidance", _GUIDANCE.value),
+        (config, "autoencoder", _AUTOENCODER.value),
+    )
+    for part, field, value in given:
+        if value is not None:
+            setattr(part, field, value)
+    return config
+
+
+def _of_run(directory: epath.Path, config: c.Config, prompts: Sequence[str]) -> Origin:
+    """The generator's EMA in a run's newest checkpoint, or the run's teacher."""
+    is_teacher, steps = _NETWORK.value == "teacher", _STEPS.value
+    if steps and not is_teacher:
+        raise c.ConfigError(f"--steps={steps} are of a teacher's sampler: add --network=teacher.")
+    if steps is None:
+        steps = config.evaluation.teacher_steps[0] if is_teacher else 0
+    _require_used(steps)
+    model = teacher.load(config, directory / "teacher")
+    _require_flags(model.config, model.config.network, prompts)
+    if prompts:
+        model = teacher.decoded(model)
+    else:
+        model = teacher.furnished(model, captions.prepare(model.config, directory))
+    if is_teacher:
+        known = model.provenance
+        weights = f"teacher of {_SOURCE.value}, {known['source']}, sha256 {known['sha256']}"
+        return Origin(model, *_sampled(model, model.params, steps), weights)
+    generator, step = teacher.newest_generator(model, directory)
+    digest = checkpoint.params_sha256(generator)
+    weights = f"generator of {_SOURCE.value}, EMA at step {step}, sha256 {digest}"
+    return Origin(model, *_sampled(model, generator, steps), weights)
+
+
+def _of_network(source: str, prompts: Sequence[str]) -> Origin:
+    """Published weights: a teacher with --steps, or else a one-step generator."""
+    if _NETWORK.value == "teacher":
+        raise c.ConfigError("--network is of a run; --steps=N samples published weights as one.")
+    steps, config = _STEPS.value or 0, _with_flags(c.Config())
+    _require_used(steps)
+    known = zoo.ZOO.get(source)
+    if known is not None and known.network is not None:
+        _require_flags(config, known.network, prompts)  # before they are fetched
+    model = teacher.ported(config, source, say=print)
+    _require_flags(model.config, model.config.network, prompts)
+    model = teacher.decoded(model)
+    weights = f"{source}, sha256 {model.provenance['file_sha256']}"
+    return Origin(model, *_sampled(model, model.params, steps), weights)
+
+
+def _sampled(model: Model, params: Params, steps: int) -> tuple[report.Contestant, str]:
+    """The sampler and its name: the teacher's own with `steps`, or else one call of `params`."""
+    if not steps:
+        (contestant,) = report.one_step(model, {"generator": params})
+        return contestant, f"one call at sigma {model.config.generator.sigma_init}"
+    contestant, guidance = report.many_steps(model, steps), model.config.teacher.guidance
+    return contestant, f"{contestant.name}, {steps} steps, guidance {guidance}"
+
+
+def _require_used(steps: int) -> None:
+    """Refuses flags of the other sampler.
+
+    Raises:
+      ConfigError: naming them.
+    """
+    if steps and _SIGMA_INIT.value is not None:
+        raise c.ConfigError("--sigma_init is of one call; leave it out, or set --steps=0.")
+    if not steps and _GUIDANCE.value is not None:
+        raise c.ConfigError("--guidance is of a teacher's sampler; leave it out, or set --steps=N.")
+
+
+def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str]) -> None:
+    """Refuses flags that a network has no use for, and the lack of those that it needs.
+
+    Raises:
+      ConfigError: naming all of them.
+    """
+    reads, has_reader = isinstance(network, c.PixArt), bool(config.text.templates)
+    has_prompts = bool(prompts or has_reader or config.text.cache)
+    gives_reader = bool(_ENCODER.value or _TOKENIZER.value)
+    has_classes = bool(has_reader or network.label_dim) and not prompts
+    found = {
+        "has no use for": {
+            "--prompt and --prompts": prompts and not reads,
+            "--encoder and --tokenizer": gives_reader and (has_reader or not prompts),
+            "--classes": _CLASSES.value is not None and not has_classes,
+        },
+        "needs": {
+            "--prompt=TEXT or --prompts=FILE": reads and not has_prompts,
+            "--encoder=FOLDER of a T5 encoder": reads
+            and not (has_reader or _ENCODER.value)
+            and (prompts or not has_prompts),
+            "--autoencoder=FOLDER of diffusers' AutoencoderKL": not config.autoencoder
+            and network.image_channels not in CHANNELS.values(),
+        },
+    }
+    for what, flags_ in found.items():
+        if named := [name for name, is_so in flags_.items() if is_so]:
+            raise c.ConfigError(f"{type(network).__name__} {what} {', '.join(named)}.")
+
+
+def _of_prompts(model: Model, prompts: Sequence[str], directory: epath.Path) -> Wanted:
+    """--count samples of each prompt, encoded now."""
+    config, network = model.config, model.config.network
+    if config.text.templates:
+        encoder, tokenizer = captions.reader(config.text, directory)
+    else:
+        tokenizer = Tokenizer(_TOKENIZER.value or _ENCODER.value)
+        encoder = text.load_encoder(_ENCODER.value)
+        text.require_fit(encoder, tokenizer)
+    if encoder.sizes.width != network.caption_channels:
+        raise c.ConfigError(
+            f"--encoder={_ENCODER.value} has {encoder.sizes.width} channels, the network reads "
+            f"{network.caption_channels}; give the encoder that it was trained with."
+        )
+    length = network.caption_length or config.text.length
+    *_, cut = tokenizer.encode(prompts, length)
+    batch = min(PROMPTS_AT_A_TIME, len(prompts))
+    cond = text.captions(encoder, tokenizer, prompts, length=length, batch=batch)
+    count = (_COUNT.value or COUNT_OF_A_PROMPT) * len(prompts)
+    drawing = report.drawing_of(model, cond, count, _SEED.value)
+    told = f"{len(prompts)} prompts in turn, {cut} of them cut to {length} tokens"
+    return Wanted(drawing, count, None, len(prompts), told)
+
+
+def _of_classes(model: Model) -> Wanted:
+    """Samples of --classes; or of the run's prompts, or of nothing."""
+    classes, count = np.arange(max(model.classes, 1)), _COUNT.value or COUNT
+    if _CLASSES.value is not None:
+        known = {str(number): number for number in classes}
+        if not _CLASSES.value or any(given not in known for given in _CLASSES.value):
+            raise c.ConfigError(
+                f"--classes={','.join(_CLASSES.value)}: expected numbers from 0 to "
+                f"{len(classes) - 1}, as in --classes=0,1."
+            )
+        classes = np.array([known[given] for given in _CLASSES.value])
+    labels = np.resize(classes, count).astype(np.int32)  # repeats them
+    drawing = report.drawing(model, labels, _SEED.value)
+    if model.classes:
+        told = f"{len(classes)} classes in turn"
+        return Wanted(drawing, count, labels, len(classes), told)
+    told = "none" if model.captions is None else "the prompts of the run in turn"
+    return Wanted(drawing, count, None, 1, told)
+
+
+def _columns(count: int, turns: int) -> int:
+    """Of a grid that is about square, each of whose columns has one condition if that goes."""
+    side = count**0.5
+    return turns * max(1, round(side / turns)) if turns <= count else -int(-side // 1)
+
+
+if __name__ == "__main__":
+    main()
