@@ -381,6 +381,7 @@ def test_a_wrong_flag_gets_one_message(flag, message):
     assert not done.stdout  # nothing is measured before all is checked
 
 
+@pytest.mark.whole_runs
 def test_the_command_prints_its_table_and_writes_the_same_rows(tmp_path):
     out = tmp_path / "made" / "digits.json"
     network = ["--config.network.channels=4", "--config.network.channel_mult=(1,)"]

@@ -40,6 +40,7 @@ def finished(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.whole_runs
 def test_a_runs_report_comes_out_again_exactly(finished):
     done = evaluate(ROOT, f"--source={finished}")
     assert done.returncode == 0, done.stderr
@@ -51,6 +52,7 @@ def test_a_runs_report_comes_out_again_exactly(finished):
     assert "classifier" in done.stdout
 
 
+@pytest.mark.whole_runs
 def test_curves_and_the_best_generator_are_kept(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     curve = [line for line in lines if "evaluation/pixels/frechet" in line]

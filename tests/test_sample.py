@@ -31,6 +31,8 @@ from tests.test_configs import load
 from tests.test_encode_prompts import write_encoder
 from tests.test_sources import NETWORK
 
+pytestmark = pytest.mark.whole_runs  # a minute of one processor
+
 SEVERAL = """
 import contextlib, io, json, sys
 from absl.testing import flagsaver
