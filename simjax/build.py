@@ -342,9 +342,14 @@ def teacher_sampler(
     return jax.jit(sample)
 
 
-def evaluations(options: c.Sampler, steps: int) -> int:
-    """Of the (guided) teacher, that so many steps cost."""
-    return sampler.SOLVERS[options.solver].evaluations(steps)
+def evaluations(teacher: c.Teacher, steps: int) -> int:
+    """Of the network for each sample, in so many steps."""
+    return calls(teacher) * sampler.SOLVERS[teacher.sampler.solver].evaluations(steps)
+
+
+def calls(teacher: c.Teacher) -> int:
+    """Of the network that one evaluation of the teacher costs: two with guidance."""
+    return 1 if teacher.guidance == 1 else 2
 
 
 def _ladder(options: c.Sampler, steps: int) -> Array:

@@ -62,6 +62,21 @@ def start(
         sys.exit(f"simjax: {error}")
 
 
+def parse_source(argv: list[str]) -> list[str]:
+    """Parses the flags of a command that has --source and no --config.
+
+    Raises:
+      ConfigError: a flag is wrong, --source is missing, or there are other arguments.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise c.ConfigError(f"{error}") from error
+    if rest[1:] or not flags.FLAGS["source"].value:
+        raise c.ConfigError(f"expected --source=..., got {' '.join(rest[1:]) or 'nothing'}.")
+    return rest
+
+
 def config_name() -> str:
     """What --config names: "cifar10", or "cifar10_sid" for configs/cifar10.py:sid."""
     filename, _, method = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")

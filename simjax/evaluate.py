@@ -12,13 +12,12 @@ at --sigma_init, or by --steps of EDM's sampler. Prints the table and writes --o
 
 import dataclasses
 import json
-import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 
-from simjax import captions, data, processes, report, storage, teacher
+from simjax import captions, command_line, data, processes, report, storage, teacher
 from simjax import config as c
 from simjax.evaluation import images
 from simjax.evaluation.judge import Judge, Row
@@ -44,20 +43,7 @@ _OUT = flags.DEFINE_string("out", None, "Default metrics.json, beside a run's re
 
 def main() -> None:
     """Parses flags, measures, and turns a user's mistake into one message and exit status 1."""
-    try:
-        app.run(_run, flags_parser=_parse_flags)
-    except c.ConfigError as error:
-        sys.exit(f"simjax: {error}")
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        raise c.ConfigError(f"{error}") from error
-    if rest[1:] or not _SOURCE.value:
-        raise c.ConfigError(f"expected --source=..., got {' '.join(rest[1:]) or 'nothing'}.")
-    return rest
+    command_line.start(_run, parse=command_line.parse_source)
 
 
 def _run(argv: list[str]) -> None:

@@ -154,15 +154,16 @@ def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Pro
 def sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """One-step samples, in the batches of evaluation."""
     sampler = build.one_step_sampler(denoise, config, mesh)
-    return _sampling(config, sampler, denoise, params, mesh, evaluations=1)
+    return _sampling(config, sampler, denoise, params, mesh, turns=1, evaluations=1)
 
 
 def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The teacher's samples, in the first of evaluation.teacher_steps."""
     steps = config.evaluation.teacher_steps[0]
     sampler = build.teacher_sampler(denoise, config, steps, mesh)
-    evaluations = build.evaluations(config.teacher.sampler, steps)
-    return _sampling(config, sampler, denoise, params, mesh, evaluations)
+    evaluations = build.evaluations(config.teacher, steps)
+    turns = evaluations // build.calls(config.teacher)
+    return _sampling(config, sampler, denoise, params, mesh, turns, evaluations)
 
 
 PROGRAMS = {
@@ -177,7 +178,7 @@ PROGRAMS = {
 
 def _guidance(config: c.Config) -> int:
     """Forwards that a guided teacher adds: one, and its backward pass to the images."""
-    return 0 if config.teacher.guidance == 1 else 2
+    return 2 * (build.calls(config.teacher) - 1)
 
 
 def _alone(config: c.Config, denoise: Denoise, mesh: Mesh, update: Step) -> build.Training:
@@ -230,6 +231,7 @@ def _sampling(
     denoise: Denoise,
     params: Params,
     mesh: Mesh,
+    turns: int,
     evaluations: int,
 ) -> Program:
     batch = -(-config.evaluation.batch // mesh.size) * mesh.size  # as evaluation/drawing.py
@@ -243,7 +245,7 @@ def _sampling(
         trees={"parameters": like, "inputs": inputs},
         batch=batch,
         steps=1,
-        turns=evaluations,
+        turns=turns,
         rows=batch // mesh.size,
         forwards=evaluations,
         forward=functools.partial(forward, config, denoise, params),

@@ -44,9 +44,9 @@ def one_step(model: Model, params: Mapping[str, Params]) -> list[Contestant]:
 
 def many_steps(teacher: Model, steps: int) -> Contestant:
     """The teacher itself, by its sampler."""
-    options = teacher.config.teacher.sampler
+    options = teacher.config.teacher
     sampler = build.teacher_sampler(teacher.denoise, teacher.config, steps, teacher.mesh)
-    name = build.SAMPLERS[options.solver]
+    name = build.SAMPLERS[options.sampler.solver]
     evaluations = build.evaluations(options, steps)
     return Contestant(f"teacher, {name}", evaluations, sampler, teacher.params)
 

@@ -94,17 +94,7 @@ class Wanted(NamedTuple):
 
 def main() -> None:
     """Parses flags and draws; a user's mistake is one message and exit status 1."""
-    command_line.start(_run, parse=_parse_flags)
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        raise c.ConfigError(f"{error}") from error
-    if rest[1:] or not _SOURCE.value:
-        raise c.ConfigError(f"expected --source=..., got {' '.join(rest[1:]) or 'nothing'}.")
-    return rest
+    command_line.start(_run, parse=command_line.parse_source)
 
 
 def _run(argv: list[str]) -> None:

@@ -116,6 +116,14 @@ def test_an_image_costs_its_forwards(program, forwards):
     )
 
 
+@pytest.mark.parametrize(("program", "forwards"), [("train", 13), ("teacher_sample", 10)])
+def test_guidance_costs_a_second_evaluation(program, forwards):
+    guided = dataclasses.replace(LARGER, teacher=dataclasses.replace(LARGER.teacher, guidance=2.0))
+    found = costs.of_program(guided, program)
+    assert found["forwards"] == forwards
+    assert found["over_forwards"] == pytest.approx(1, abs=0.05)
+
+
 def test_shared_samples_save_a_forward(plan):
     found = costs.of_program(dataclasses.replace(plan, share_samples=True), "train")
     assert found["forwards"] == 10

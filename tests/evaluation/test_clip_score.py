@@ -117,7 +117,6 @@ def test_colours_are_normalised_each_by_its_own():
 @pytest.fixture
 def folder(tmp_path):
     """A folder of CLIPModel, small and random."""
-    pytest.importorskip("tokenizers")
     towers = {
         "text_config": (TEXT, clip.TEXT, {"eos_token_id": VOCABULARY - 1}),
         "vision_config": (VISION, clip.VISION, {"hidden_act": "gelu"}),
