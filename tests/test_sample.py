@@ -248,7 +248,7 @@ def test_a_teacher_is_drawn_from_by_its_sampler(made):
     contestant = report.many_steps(model, 2)
     (expected,) = report.drawing(model, np.arange(3), 0).draw(contestant.sampler, model.params)
     assert_same(made.arrays("guided")[0], expected)
-    assert "teacher, Heun, 2 steps, guidance 2.0; evaluations an image: 3" in made.said("guided")
+    assert "teacher, Heun, 2 steps, guidance 2.0; evaluations an image: 6" in made.said("guided")
     digest = made.digits.provenance["sha256"]
     assert f"teacher of run, made, sha256 {digest}" in made.said("guided")
 

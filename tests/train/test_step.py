@@ -3,6 +3,7 @@
 And a step whose updates share their samples is the two updates on these samples.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -14,6 +15,8 @@ from simjax import build, config, sharding
 from simjax.losses import distances, sim
 from simjax.networks.denoiser import as_denoise
 from simjax.train import step
+from simjax.train.state import TrainState
+from simjax.typing import Caption
 from tests.test_configs import small
 
 AUGMENT_LABELS = jnp.full((2, 9), 0.5)
@@ -125,3 +128,18 @@ def test_samples_are_not_shared_between_slices_of_a_batch():
     options.share_samples, options.accumulate = True, 2
     with pytest.raises(config.ConfigError, match="share_samples"):
         build.check(options, 1)
+
+
+def test_each_update_of_a_step_takes_its_own_captions():
+    numbers = jnp.arange(3 * 2 * 4.0).reshape(3, 2, 4, 1, 1)
+    captions = Caption(numbers, numbers[..., 0] >= 0, numbers[..., 0, 0] < 0)
+    constants = step.Constants(None, captions)
+    taken = dataclasses.replace(
+        fns(Recorder()),
+        draw_fake_score=lambda key, found: found,
+        draw_generator=lambda key, found: found,
+    )
+    state = TrainState(jnp.int32(7), *[None] * 5)  # the second of three pairs
+    fake_score, generator = step.draw(state, constants, jax.random.key(0), fns=taken)
+    np.testing.assert_array_equal(fake_score.embedding, numbers[1, 0])
+    np.testing.assert_array_equal(generator.embedding, numbers[1, 1])

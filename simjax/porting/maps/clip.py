@@ -6,8 +6,8 @@ Called by evaluation/clip_score.py and evaluation/aesthetic.py.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simjax.config import ConfigError
 from simjax.networks.clip import ACTIVATIONS, CHANNELS, EPSILON, Text, Vision
+from simjax.porting.maps.settings import Settings
 from simjax.porting.rules import Rule, oihw_to_hwio, transposed
 
 _BLOCK = r"(text|vision)_model\.encoder\.layers\.(?P<layer>\d{1,3})\."
@@ -92,6 +92,7 @@ PROJECTION_DEFAULT = 512
 # This eos_token_id stands in the published configs by mistake; transformers then pools at the
 # largest token (its pull request 24773).
 MISTAKEN_END = 2
+SETTINGS = Settings("CLIP", "Folders of CLIPModel are, e.g. openai/clip-vit-large-patch14.")
 
 
 def describe(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,19 +102,23 @@ def describe(values: Mapping[str, Any]) -> dict[str, Any]:
       ConfigError: a size is out of bounds, or the network is one that simjax lacks.
     """
     if values.get("model_type") != "clip":
-        raise _refusal("model_type", values.get("model_type"), "'clip', both towers in one folder")
+        raise SETTINGS.refusal(
+            "model_type", values.get("model_type"), "'clip', both towers in one folder"
+        )
     vision = _tower(values, "vision_config", VISION_DEFAULTS)
     text = _tower(values, "text_config", TEXT_DEFAULTS)
     if vision["num_channels"] != CHANNELS:
-        raise _refusal("vision_config.num_channels", vision["num_channels"], str(CHANNELS))
+        raise SETTINGS.refusal("vision_config.num_channels", vision["num_channels"], str(CHANNELS))
     vision_sizes = _sizes(vision, "vision_config", VISION)
     if vision_sizes["patch"] > vision_sizes["resolution"]:
         expected = f"at most image_size = {vision_sizes['resolution']}"
-        raise _refusal("vision_config.patch_size", vision_sizes["patch"], expected)
+        raise SETTINGS.refusal("vision_config.patch_size", vision_sizes["patch"], expected)
     text_sizes = _sizes(text, "text_config", TEXT)
     if text_sizes["length"] < SHORTEST:
         expected = f"at least {SHORTEST}"
-        raise _refusal("text_config.max_position_embeddings", text_sizes["length"], expected)
+        raise SETTINGS.refusal(
+            "text_config.max_position_embeddings", text_sizes["length"], expected
+        )
     projection = values.get("projection_dim", PROJECTION_DEFAULT)
     return {
         "vision": Vision(**vision_sizes, activation=vision["hidden_act"]),
@@ -122,7 +127,7 @@ def describe(values: Mapping[str, Any]) -> dict[str, Any]:
             activation=text["hidden_act"],
             end=_end(text["eos_token_id"], text_sizes["vocabulary"]),
         ),
-        "projection": _size("projection_dim", projection, WIDEST),
+        "projection": SETTINGS.size("projection_dim", projection, WIDEST),
     }
 
 
@@ -131,15 +136,17 @@ def _tower(values: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) ->
     given, preferred = values.get(name), values.get(f"{name}_dict")
     for field, value in ((name, given), (f"{name}_dict", preferred or {})):
         if not isinstance(value, Mapping):
-            raise _refusal(field, value, "the fields of a tower, as CLIPModel's folders have them")
+            raise SETTINGS.refusal(
+                field, value, "the fields of a tower, as CLIPModel's folders have them"
+            )
     tower = {**defaults, **given}
     if preferred:
         tower |= {**defaults, **preferred}
     if tower["hidden_act"] not in [*ACTIVATIONS]:
         known = " or ".join(map(repr, ACTIVATIONS))
-        raise _refusal(f"{name}.hidden_act", tower["hidden_act"], known)
+        raise SETTINGS.refusal(f"{name}.hidden_act", tower["hidden_act"], known)
     if tower["layer_norm_eps"] != EPSILON:
-        raise _refusal(f"{name}.layer_norm_eps", tower["layer_norm_eps"], str(EPSILON))
+        raise SETTINGS.refusal(f"{name}.layer_norm_eps", tower["layer_norm_eps"], str(EPSILON))
     return tower
 
 
@@ -147,31 +154,19 @@ def _sizes(
     tower: Mapping[str, Any], name: str, known: Mapping[str, tuple[str, int]]
 ) -> dict[str, int]:
     sizes = {
-        ours: _size(f"{name}.{field}", tower[field], most) for field, (ours, most) in known.items()
+        ours: SETTINGS.size(f"{name}.{field}", tower[field], most)
+        for field, (ours, most) in known.items()
     }
     if sizes["width"] % sizes["heads"]:
         expected = f"a divisor of hidden_size = {sizes['width']}"
-        raise _refusal(f"{name}.num_attention_heads", sizes["heads"], expected)
+        raise SETTINGS.refusal(f"{name}.num_attention_heads", sizes["heads"], expected)
     return sizes
 
 
 def _end(value: Any, vocabulary: int) -> int | None:
     """Text.end."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocabulary:
-        raise _refusal(
+        raise SETTINGS.refusal(
             "text_config.eos_token_id", value, f"a whole number below vocab_size = {vocabulary}"
         )
     return None if value == MISTAKEN_END else value
-
-
-def _size(name: str, value: Any, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise _refusal(name, value, f"a whole number from 1 to {most}")
-    return value
-
-
-def _refusal(name: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(
-        f"CLIP with {name} = {repr(value)[:60]} is not supported; expected {expected}. Folders of "
-        "CLIPModel are, e.g. openai/clip-vit-large-patch14."
-    )

@@ -6,7 +6,7 @@ Of T5EncoderModel, or of full T5 models, whose decoder is left out.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simjax.config import ConfigError
+from simjax.porting.maps.settings import Settings
 from simjax.porting.rules import Rule, transposed
 
 _BLOCK = r"encoder\.block\.(?P<layer>\d{1,3})\.layer\."
@@ -45,6 +45,7 @@ KNOWN = {
     "is_gated_act": True,
     "layer_norm_epsilon": 1e-6,
 }
+SETTINGS = Settings("T5", "The encoders of T5 v1.1 are, e.g. google/t5-v1_1-xxl.")
 
 
 def describe(values: Mapping[str, Any]) -> dict[str, int]:
@@ -56,28 +57,19 @@ def describe(values: Mapping[str, Any]) -> dict[str, int]:
     values = {**DEFAULTS, **values}
     for name, known in KNOWN.items():
         if name in values and values[name] != known:
-            raise _refusal(name, values[name], repr(known))
-    sizes = {ours: _size(name, values.get(name), most) for name, (ours, most) in SIZES.items()}
+            raise SETTINGS.refusal(name, values[name], repr(known))
+    sizes = {
+        ours: SETTINGS.size(name, values.get(name), most) for name, (ours, most) in SIZES.items()
+    }
     buckets = sizes["buckets"]
     if buckets < 4 or buckets % 2:
-        raise _refusal("relative_attention_num_buckets", buckets, "an even number from 4 on")
+        raise SETTINGS.refusal(
+            "relative_attention_num_buckets", buckets, "an even number from 4 on"
+        )
     if (distance := sizes["max_distance"]) <= buckets // 4:
-        raise _refusal(
+        raise SETTINGS.refusal(
             "relative_attention_max_distance",
             distance,
             f"more than a quarter of relative_attention_num_buckets = {buckets}",
         )
     return sizes
-
-
-def _size(name: str, value: Any, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise _refusal(name, value, f"a whole number from 1 to {most}")
-    return value
-
-
-def _refusal(name: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(
-        f"T5 with {name} = {repr(value)[:60]} is not supported; expected {expected}. The encoders "
-        "of T5 v1.1 are, e.g. google/t5-v1_1-xxl."
-    )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from simjax.config import ConfigError
+from simjax.porting.maps.settings import Settings
 from simjax.porting.rules import Rule, oihw_to_hwio
 
 
@@ -99,6 +100,7 @@ BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDe
 # The size of images in training, and that float16 would overflow: no part of the networks.
 IGNORED = ("_diffusers_version", "_name_or_path", "sample_size", "force_upcast")
 FIELDS = {*SIZES, *DEFAULTS, *KNOWN, *BLOCK_TYPES, *IGNORED, "block_out_channels"}
+SETTINGS = Settings("AutoencoderKL")
 
 
 def describe(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,35 +115,29 @@ def describe(values: Mapping[str, Any]) -> dict[str, Any]:
             "config.json of such an autoencoder? Other kinds are not supported."
         )
     values = {**DEFAULTS, **values}
-    sizes = {ours: _size(name, values.get(name), most) for name, (ours, most) in SIZES.items()}
+    sizes = {
+        ours: SETTINGS.size(name, values.get(name), most) for name, (ours, most) in SIZES.items()
+    }
     channels = _channels(values.get("block_out_channels"), sizes["groups"])
     known = KNOWN | {name: [kind] * len(channels) for name, kind in BLOCK_TYPES.items()}
     known |= {"out_channels": sizes["image_channels"]}
     for name, supported in known.items():
         if name in values and values[name] != supported:
-            raise _refusal(name, values[name], repr(supported))
+            raise SETTINGS.refusal(name, values[name], repr(supported))
     scaling = values["scaling_factor"]
     if type(scaling) not in (int, float) or not 0 < scaling < LARGEST_SCALING:
-        raise _refusal("scaling_factor", scaling, f"a number between 0 and {LARGEST_SCALING}")
+        raise SETTINGS.refusal(
+            "scaling_factor", scaling, f"a number between 0 and {LARGEST_SCALING}"
+        )
     return sizes | {"channels": channels, "scaling": float(scaling)}
 
 
 def _channels(value: Any, groups: int) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or not 1 <= len(value) <= MOST_LEVELS:
-        raise _refusal("block_out_channels", value, f"a list of 1 to {MOST_LEVELS} widths")
-    channels = tuple(_size("block_out_channels", width, WIDEST) for width in value)
+        raise SETTINGS.refusal("block_out_channels", value, f"a list of 1 to {MOST_LEVELS} widths")
+    channels = tuple(SETTINGS.size("block_out_channels", width, WIDEST) for width in value)
     if any(width % groups for width in channels):
-        raise _refusal("block_out_channels", value, f"multiples of norm_num_groups = {groups}")
+        raise SETTINGS.refusal(
+            "block_out_channels", value, f"multiples of norm_num_groups = {groups}"
+        )
     return channels
-
-
-def _size(name: str, value: Any, most: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise _refusal(name, value, f"a whole number from 1 to {most}")
-    return value
-
-
-def _refusal(name: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(
-        f"AutoencoderKL with {name} = {repr(value)[:60]} is not supported; expected {expected}."
-    )
