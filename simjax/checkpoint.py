@@ -25,6 +25,18 @@ from simjax.typing import Array, Params
 State = TypeVar("State")  # a dataclass of trees with a field `step`
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves SIGTERM to processes.asked_to_stop.
+
+    That asks JAX by a count of its own and Orbax by the step; JAX takes both for one count, and
+    would have the processes go on until ours comes to the step.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never."""
+        return False
+
+
 class Checkpoints:
     """The numbered checkpoints of one training stage, written in the background.
 
@@ -44,7 +56,7 @@ class Checkpoints:
             cleanup_tmp_directories=writes,
             read_only=not writes,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = _Manager(self.directory, options=options)
 
     def save(self, state: State) -> None:
         """Starts writing `state`; returns once its arrays are safe from donation."""
