@@ -1,3 +1,51 @@
-"""simjax: one-step generators from pretrained diffusion models, by score distillation in JAX."""
+"""simjax: one-step generators from pretrained diffusion models, by score distillation in JAX.
+
+    import simjax
+
+    generator = simjax.load("runs/digits")
+    simjax.show(simjax.draw(generator, 20, labels=[3, 7]))
+
+`load`, `from_function`, `draw`, `show` and `Distillation` are in simjax/api.py, `Config` in
+simjax/config.py; `distill(config, directory)` is what `python -m simjax.main` does. They come when
+they are first asked for: a command that only refuses its flags need not import JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simjax.api import Distillation, draw, from_function, load, show
+    from simjax.config import Config, ConfigError
+    from simjax.run import distill
+    from simjax.teacher import Model
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "config",
+    "ConfigError": "config",
+    "Distillation": "api",
+    "Model": "teacher",
+    "distill": "run",
+    "draw": "api",
+    "from_function": "api",
+    "load": "api",
+    "show": "api",
+}
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Distillation",
+    "Model",
+    "distill",
+    "draw",
+    "from_function",
+    "load",
+    "show",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module simjax has no attribute {name!r}")
+    return getattr(importlib.import_module(f"simjax.{_HOMES[name]}"), name)

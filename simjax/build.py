@@ -234,9 +234,15 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
     )
 
 
-def distillation(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
-    """Distillation of a teacher; the call's constants are step.Constants."""
-    fns = step_fns(config, denoise, mesh)
+def distillation(
+    config: c.Config, denoise: Denoise, mesh: Mesh, fns: step.StepFns | None = None
+) -> Training:
+    """Distillation of a teacher; the call's constants are step.Constants.
+
+    Args:
+      fns: by default step_fns of the others.
+    """
+    fns = fns or step_fns(config, denoise, mesh)
     taken = step.sharing_step if config.share_samples else step.distill_step
     return _training(
         functools.partial(taken, fns=fns),
@@ -279,7 +285,7 @@ def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
     return step.StepFns(
         denoise=denoise,
         denoise_teacher=guidance.guided(denoise, config.teacher.guidance),
-        loss=generator_loss(config),
+        loss=generator_loss(config, distance(config.loss)),
         distance=distance(config.loss),
         fake_score_weight=_weight(fake_score.weight, config),
         draw_fake_score=functools.partial(_draws, config=config, law=fake_score.sigma, mesh=mesh),
@@ -300,9 +306,9 @@ def distance(loss: c.Loss) -> distances.Distance:
     return distances.bind(loss.distance, **options)
 
 
-def generator_loss(config: c.Config) -> Callable[[Images, Images, Images, PerExample], PerExample]:
+def generator_loss(config: c.Config, distance: distances.Distance) -> step.GeneratorLoss:
     """(x0, d_teacher, d_fake, sigma) -> the method's loss of each example, weighted and scaled."""
-    options = {"sim": {"distance": distance(config.loss)}, "sid": {"alpha": config.loss.alpha}}
+    options = {"sim": {"distance": distance}, "sid": {"alpha": config.loss.alpha}}
     method = functools.partial(step.LOSSES[config.loss.name], **options.get(config.loss.name, {}))
     weight = _weight(config.generator.weight, config)
 

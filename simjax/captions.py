@@ -17,7 +17,7 @@ from simjax import config as c
 from simjax import encoding, processes, text
 from simjax.data.caption_cache import Cache
 from simjax.data.tokenizer import Tokenizer
-from simjax.text import Encoder
+from simjax.text import Reader
 from simjax.typing import Caption, Int
 
 SHARD = 4096  # prompts in a file; our choice
@@ -63,7 +63,7 @@ def prepare(config: c.Config, workdir: epath.Path) -> Captions | None:
     )
     folder = workdir / "text"
     processes.by_first(functools.partial(_write_files, folder, trained, held_out), "text is there")
-    encoder, tokenizer = reader(options, workdir)
+    encoder, tokenizer, _ = reader(options, workdir)
     caches = []
     for name in ("trained", "held_out"):
         caches.append(
@@ -81,9 +81,10 @@ def prepare(config: c.Config, workdir: epath.Path) -> Captions | None:
     return Captions(caches[0], *map(_by_class, caches, (trained, held_out)))
 
 
-def reader(options: c.Text, workdir: epath.Path) -> tuple[Encoder, Tokenizer]:
+def reader(options: c.Text, workdir: epath.Path) -> Reader:
     """What reads the captions of a run's labelled data; `prepare` has written its tokenizer."""
-    return text.random_encoder(options.t5), Tokenizer(workdir / "text" / "tokenizer.json")
+    tokenizer = Tokenizer(workdir / "text" / "tokenizer.json")
+    return Reader(text.random_encoder(options.t5), tokenizer, options.length)
 
 
 def _written(options: c.Text, templates: tuple[str, ...]) -> list[list[str]]:

@@ -95,6 +95,16 @@ class PixArt:
     augment_dim: typing.ClassVar[int] = 0
 
 
+@dataclass
+class Own:
+    """What is known of a network that Python code brings (simjax.from_function); in no file."""
+
+    resolution: int
+    image_channels: int
+    label_dim: int
+    augment_dim: typing.ClassVar[int] = 0
+
+
 Network = SongUNet | AdmUNet | DiT | PixArt
 
 

@@ -11,7 +11,6 @@ at --sigma_init, or by --steps of EDM's sampler. Prints the table and writes --o
 """
 
 import dataclasses
-import json
 from typing import Any
 
 from absl import flags, logging
@@ -68,7 +67,9 @@ def _run(argv: list[str]) -> None:
 
 def _of_run(directory: epath.Path) -> dict[str, Any]:
     """The report of a run, finished or not, from its newest checkpoint."""
-    saved = c.from_dict(json.loads((directory / "config.json").read_text()))
+    saved = teacher.config_of_run(directory)
+    if saved is None:
+        raise c.ConfigError(f"{directory / 'config.json'} is not of a run of simjax.")
     model = teacher.load(_with_flags(saved), directory / "teacher")
     model = teacher.furnished(model, captions.prepare(model.config, directory))
     generator, step = teacher.newest_generator(model, directory)

@@ -127,7 +127,7 @@ def _monitor(directory: epath.Path) -> Monitor:
     return monitor
 
 
-def _constants_at(teacher: Model) -> Callable[[int], step.Constants]:
+def constants_at(teacher: Model) -> Callable[[int], step.Constants]:
     """What the call that begins at a step is given: the teacher, and captions where it reads them.
 
     Prompts are shuffled by the run's seed; those of the next call are read meanwhile.
@@ -186,7 +186,7 @@ def _distilled(
     state = loop.run(
         training,
         state,
-        _constants_at(teacher),
+        constants_at(teacher),
         key=build.key_on(config, "distillation", mesh),
         stage=loss.name,
         checkpoints=checkpoints,

@@ -12,8 +12,6 @@ sample i is of the i-th, counted round and round. Sample i of a seed is the same
 by simjax.evaluate --save.
 """
 
-import json
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,12 +28,10 @@ from simjax import (
     report,
     storage,
     teacher,
-    text,
 )
 from simjax import config as c
 from simjax.data import prompts as files_of_prompts
 from simjax.data.png import CHANNELS
-from simjax.data.tokenizer import Tokenizer
 from simjax.evaluation import images
 from simjax.evaluation.drawing import Drawing
 from simjax.monitor import grid, write_png
@@ -63,7 +59,6 @@ _OUT = flags.DEFINE_string("out", "samples.png", "Grid NAME.png, arrays NAME.npz
 _COLUMNS = flags.DEFINE_integer("columns", None, "Of the grid; default about square.", 1)
 
 COUNT, COUNT_OF_A_PROMPT = 64, 4  # our choice
-PROMPTS_AT_A_TIME = 64  # our choice
 FILES = (".png", ".npz")
 
 
@@ -102,11 +97,11 @@ def _run(argv: list[str]) -> None:
     processes.reuse_compiled(cache.directory() / "compiled")
     out, prompts = _destination(_OUT.value), _given_prompts()
     directory = storage.absolute(_SOURCE.value)
-    config = _config_of_run(directory)
+    config = teacher.config_of_run(directory)
     if config is None:
         origin = _of_network(_SOURCE.value, prompts)
     else:
-        origin = _of_run(directory, config, prompts)
+        origin = _of_run(directory, _with_flags(config), prompts)
     wanted = _of_prompts(origin.model, prompts, directory) if prompts else _of_classes(origin.model)
     contestant, drawing, count = origin.contestant, wanted.drawing, wanted.count
     batches = drawing.draw(contestant.sampler, contestant.params)
@@ -134,15 +129,7 @@ def _destination(given: str) -> epath.Path:
     is_folder = out.is_dir() or given.endswith("/") or not out.suffix
     if is_file == is_folder:
         raise c.ConfigError(f"--out={given} is none of NAME.png, NAME.npz and FOLDER/.")
-    folder = out.parent if is_file else out
-    probe = folder / f"probe.{os.getpid()}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except Exception as error:  # a bucket's errors have no common type
-        reason = " ".join(str(error).split())
-        raise c.ConfigError(f"--out={given} cannot be written: {reason}.") from error
+    storage.require_writable(out.parent if is_file else out, f"--out={given}")
     return out
 
 
@@ -152,16 +139,6 @@ def _given_prompts() -> list[str]:
         return _PROMPT.value
     files_of_prompts.survey(file)  # refuses what has none
     return [*_PROMPT.value, *files_of_prompts.read_prompts(file)]
-
-
-def _config_of_run(directory: epath.Path) -> c.Config | None:
-    """What a run directory says, with the flags; None of anything else, as a diffusers folder."""
-    file = directory / "config.json"
-    try:
-        values = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as error:
-        raise c.ConfigError(f"{file} is not valid JSON ({error}).") from error
-    return _with_flags(c.from_dict(values)) if "teacher" in values else None
 
 
 def _with_flags(config: c.Config) -> c.Config:
@@ -271,25 +248,15 @@ def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str])
 
 def _of_prompts(model: Model, prompts: Sequence[str], directory: epath.Path) -> Wanted:
     """--count samples of each prompt, encoded now."""
-    config, network = model.config, model.config.network
-    if config.text.templates:
-        encoder, tokenizer = captions.reader(config.text, directory)
+    if model.config.text.templates:
+        reader = captions.reader(model.config.text, directory)
     else:
-        tokenizer = Tokenizer(_TOKENIZER.value or _ENCODER.value)
-        encoder = text.load_encoder(_ENCODER.value)
-        text.require_fit(encoder, tokenizer)
-    if encoder.sizes.width != network.caption_channels:
-        raise c.ConfigError(
-            f"--encoder={_ENCODER.value} has {encoder.sizes.width} channels, the network reads "
-            f"{network.caption_channels}; give the encoder that it was trained with."
-        )
-    length = network.caption_length or config.text.length
-    *_, cut = tokenizer.encode(prompts, length)
-    batch = min(PROMPTS_AT_A_TIME, len(prompts))
-    cond = text.captions(encoder, tokenizer, prompts, length=length, batch=batch)
+        reader = teacher.reader_from(model, _ENCODER.value, _TOKENIZER.value or "")
+    cond = teacher.reading(model, reader).read(prompts)
     count = (_COUNT.value or COUNT_OF_A_PROMPT) * len(prompts)
     drawing = report.drawing_of(model, cond, count, _SEED.value)
-    told = f"{len(prompts)} prompts in turn, {cut} of them cut to {length} tokens"
+    cut = f"{reader.cut(prompts)} of them cut to {reader.length} tokens"
+    told = f"{len(prompts)} prompts in turn, {cut}"
     return Wanted(drawing, count, None, len(prompts), told)
 
 

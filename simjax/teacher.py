@@ -7,9 +7,10 @@ ports; every process reads what it stored, each device its own part.
 
 import dataclasses
 import functools
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import simjax
-from simjax import autoencoder, build, captions, checkpoint, processes, sharding
+from simjax import autoencoder, build, captions, checkpoint, processes, sharding, text
 from simjax import config as c
 from simjax.autoencoder import Decode
 from simjax.captions import Captions
@@ -29,7 +30,7 @@ from simjax.networks.denoiser import Constants, as_denoise, constants_of, with_c
 from simjax.porting import port, zoo
 from simjax.porting.maps.edm import Description
 from simjax.train import loop
-from simjax.typing import Condition, Denoise, Int, Params
+from simjax.typing import Caption, Condition, Denoise, Int, Params
 
 LARGEST_DATA = 4 * 10**9  # bytes; our choice
 
@@ -46,6 +47,7 @@ class Model:
     provenance: dict[str, Any]
     captions: Captions | None = None  # of a text-to-image network
     decode: Decode = autoencoder.as_they_are  # samples to images
+    read: Callable[[Sequence[str]], Caption] | None = None  # prompts, of text-to-image networks
 
     def asked(self, classes: Int[np.ndarray, "n"]) -> Condition:
         """What samples of these classes are conditioned on."""
@@ -59,6 +61,20 @@ class Model:
         if self.captions is None:
             return self.config.network.label_dim
         return len(self.config.text.words)
+
+
+def config_of_run(directory: epath.Path) -> c.Config | None:
+    """What a run directory says; None of anything else, as a diffusers folder.
+
+    Raises:
+      ConfigError: its config.json is broken, or of another version.
+    """
+    file = directory / "config.json"
+    try:
+        values = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise c.ConfigError(f"{file} is not valid JSON ({error}).") from error
+    return c.from_dict(values) if "teacher" in values else None
 
 
 def obtain(config: c.Config, workdir: epath.Path, monitor: Monitor) -> Model:
@@ -104,6 +120,27 @@ def decoded(model: Model) -> Model:
         )
     decode = autoencoder.load_decoder(folder, network) if folder else autoencoder.as_they_are
     return dataclasses.replace(model, decode=decode)
+
+
+def reading(model: Model, reader: text.Reader) -> Model:
+    """The model with what reads its prompts.
+
+    Raises:
+      ConfigError: the encoder is another than the network was trained with.
+    """
+    width, expected = reader.encoder.sizes.width, model.config.network.caption_channels
+    if width != expected:
+        raise c.ConfigError(
+            f"the text encoder has {width} channels, the network reads {expected}; give the "
+            "encoder that it was trained with."
+        )
+    return dataclasses.replace(model, read=reader)
+
+
+def reader_from(model: Model, encoder: str, tokenizer: str = "") -> text.Reader:
+    """A T5 encoder's folder, for as many tokens as the network reads."""
+    length = model.config.network.caption_length or model.config.text.length
+    return text.open_reader(encoder, tokenizer, length)
 
 
 def require_fit(network: c.Network, prompts: Captions | None) -> None:

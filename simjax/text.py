@@ -29,6 +29,7 @@ Encode = Callable[..., Array]  # (params, tokens (b, l), mask (b, l)) -> (b, l, 
 
 # Of parameters and products; the sums between blocks are float32 (networks/t5.py).
 DTYPE = jnp.bfloat16  # our choice, for memory; PixArt-alpha's own encodes so too
+AT_A_TIME = 64  # prompts; our choice
 
 
 def encoder(options: c.T5, dtype: jnp.dtype = DTYPE, unroll: bool = False) -> T5Encoder:
@@ -148,13 +149,42 @@ def _fetched(features: jax.Array, mask: np.ndarray, truncated: int) -> Embedded:
     return Embedded(np.where(mask[..., None], embedding, 0), mask, truncated)
 
 
+class Reader(NamedTuple):
+    """What makes captions of prompts; of a prompt it keeps the first `length` tokens."""
+
+    encoder: Encoder
+    tokenizer: Tokenizer
+    length: int
+
+    def __call__(self, prompts: Sequence[str]) -> Caption:
+        """Encoded now, as a cache would hold them."""
+        batch = min(AT_A_TIME, len(prompts))
+        return captions(self.encoder, self.tokenizer, prompts, length=self.length, batch=batch)
+
+    def cut(self, prompts: Sequence[str]) -> int:
+        """How many of the prompts are longer."""
+        return self.tokenizer.encode(prompts, self.length)[-1]
+
+
+def open_reader(encoder: str, tokenizer: str, length: int) -> Reader:
+    """From folders as transformers writes them; the tokenizer may lie beside the encoder.
+
+    Raises:
+      ConfigError: they are something else, or do not fit together.
+    """
+    words = Tokenizer(tokenizer or encoder)
+    made = Reader(load_encoder(encoder), words, length)
+    require_fit(made.encoder, words)
+    return made
+
+
 def captions(
-    encoder: Encoder, tokenizer: Tokenizer, prompts: Sequence[str], *, length: int, batch: int = 64
+    encoder: Encoder, tokenizer: Tokenizer, prompts: Sequence[str], *, length: int, batch: int
 ) -> Caption:
     """What a cache would hold of a few prompts, encoded now; NumPy arrays.
 
     Args:
-      batch: see `embedded`; our choice.
+      batch: see `embedded`.
     """
     parts = list(embedded(encoder, tokenizer, prompts, length=length, batch=batch))
     embedding = np.concatenate([part.embedding for part in parts])

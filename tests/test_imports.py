@@ -38,7 +38,7 @@ LEVELS = [
     ("simjax.online",),
     ("simjax.run",),
     ("simjax.main", "simjax.evaluate", "simjax.aot", "simjax.benchmark")
-    + ("simjax.encode_prompts", "simjax.sample"),
+    + ("simjax.encode_prompts", "simjax.sample", "simjax.api"),
 ]
 PACKAGE_FACES = ("simjax.train", "simjax.evaluation")  # empty __init__.py files
 # Slow to import, or for tests only: never at the top of a module, and torch and its kin nowhere.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from simjax import processes, sharding
 from simjax.config import ConfigError
@@ -59,7 +59,13 @@ class Drawing:
     def draw(
         self, sampler: Callable[[Params, Array, Condition, Array], Images], params: Params
     ) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-        """Batches of samples of (params, z, cond, keys), rounded to uint8; on every process.
+        """Batches of samples of (params, z, cond, keys), rounded to uint8; on every process."""
+        return map(to_uint8, self.images(sampler, params))
+
+    def images(
+        self, sampler: Callable[[Params, Array, Condition, Array], Images], params: Params
+    ) -> Iterator[Float[np.ndarray, "b h w c"]]:
+        """Batches of samples in data units; see `draw`.
 
         Raises:
           Preempted: SIGTERM has come.
@@ -86,7 +92,7 @@ class Drawing:
                     f"{np.sum(~np.isfinite(images).all((1, 2, 3)))} of {len(images)} samples are "
                     "not finite: the network that made them has diverged."
                 )
-            yield to_uint8(images)
+            yield images
 
     def _inputs(self, part: np.ndarray) -> tuple[Images, Condition, Array]:
         z, noise_keys = self._noise(part)

@@ -68,6 +68,10 @@ class Draws:
 Augment = Callable[[Images, Array], tuple[Images, Array | None]]  # images, keys -> images, labels
 
 
+# x0, d_teacher, d_fake, sigma -> the loss of each example
+GeneratorLoss = Callable[[Images, Images, Images, PerExample], PerExample]
+
+
 def as_they_are(images: Images, keys: Array) -> tuple[Images, None]:
     """No augmentation."""
     return images, None
@@ -78,7 +82,7 @@ class StepFns:
     """The functions and values that build.py chose; constant while training."""
 
     denoise: Denoise
-    loss: Callable[[Images, Images, Images, PerExample], PerExample]  # x0, d_teacher, d_fake, sigma
+    loss: GeneratorLoss
     distance: Distance  # d of SIM; of the health metrics for every method
     fake_score_weight: Callable[[PerExample], PerExample]
     denoise_teacher: Denoise  # guided, or the same

@@ -1,0 +1,142 @@
+"""What a notebook cell calls, on the command's own runs and on functions of one's own."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import simjax
+from simjax import checkpoint
+from simjax.losses import distances, sim
+from tests import test_main
+
+SCALE = 2.0  # of the data of `gaussian`
+SIGMA_INIT = 2.5  # of simjax.config
+
+
+def gaussian(params, xt, sigma, cond):
+    """E[x0 | xt] of N(0, scale^2), exact: a teacher without a network."""
+    variance = params["scale"] ** 2
+    return variance / (variance + sigma[:, None, None, None] ** 2) * xt
+
+
+@pytest.fixture
+def teacher() -> simjax.Model:
+    settings = simjax.Config(batch=16, steps=40)
+    params = {"scale": jnp.float32(SCALE)}
+    return simjax.from_function(gaussian, params, shape=(1, 1, 2), config=settings)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run of the command, in two steps' time."""
+    workdir = tmp_path_factory.mktemp("api") / "run"
+    done = test_main.run(workdir, *test_main.TINY)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_every_name_that_is_promised_is_there():
+    for name in simjax.__all__:
+        assert getattr(simjax, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'sample_it'"):
+        _ = simjax.sample_it
+
+
+def test_a_run_gives_its_generator_and_its_teacher(finished):
+    generator, teacher = (simjax.load(str(finished), network=n) for n in ("generator", "teacher"))
+    images = simjax.draw(generator, 4, labels=[3, 7])
+    assert images.shape == (4, 8, 8, 1) and images.dtype == np.float32
+    np.testing.assert_allclose(simjax.draw(generator, 2, labels=[3, 7]), images[:2], rtol=1e-5)
+    assert np.abs(simjax.draw(teacher, 4, labels=[3, 7], steps=3) - images).max() > 1e-3
+    digest = json.loads((finished / "report.json").read_text())["generator_sha256"]
+    assert checkpoint.params_sha256(generator.params) == digest
+
+
+def test_labels_come_in_turn():
+    def painted(params, xt, sigma, cond):
+        return jnp.broadcast_to((cond @ params)[:, None, None, None], xt.shape)
+
+    model = simjax.from_function(painted, jnp.arange(3.0), shape=(2, 2, 1), classes=3)
+    levels = simjax.draw(model, 5, labels=[2, 0])[:, 0, 0, 0]
+    np.testing.assert_array_equal(levels, [2, 0, 2, 0, 2])
+    np.testing.assert_array_equal(simjax.draw(model, 4)[:, 0, 0, 0], [0, 1, 2, 0])
+    with pytest.raises(simjax.ConfigError, match="has 3 classes"):
+        simjax.draw(model, labels=[3])
+
+
+def test_the_samplers_of_a_known_teacher_are_the_closed_forms(teacher):
+    z = simjax.draw(teacher, 5, seed=1) / (SCALE**2 / (SCALE**2 + SIGMA_INIT**2) * SIGMA_INIT)
+    many = simjax.draw(teacher, 5, seed=1, steps=200)  # the flow maps N(0, 80^2 + scale^2) to it
+    expected = z * 80 * SCALE / np.hypot(SCALE, 80)
+    np.testing.assert_allclose(many, expected, rtol=2e-3)
+
+
+def test_distillation_finds_the_scale_of_its_teacher(teacher):
+    # G(z) = D(sigma_init z) has standard deviation v / (v + sigma_init^2) sigma_init, v = scale^2
+    settings = simjax.Config(batch=64, steps=300)
+    for part in (settings.generator, settings.fake_score):
+        part.optim.lr = 0.02
+    settings.generator.ema.half_life_kimg = 0.5
+    distillation = simjax.Distillation(teacher, settings, distance=distances.l2_squared)
+    before = simjax.draw(distillation.generator, 500).std()
+    distillation.train(300)
+    after = simjax.draw(distillation.generator, 500).std()
+    assert abs(before - 0.976) < 0.1 and abs(after - SCALE) < 0.3, (before, after)
+    assert len(distillation.metrics) == 300
+    assert np.isfinite(distillation.metrics[-1]["generator/loss"])
+
+
+def test_loss_and_gradient_of_ones_own_distance_and_loss(teacher):
+    def doubled(y):
+        return 2 * distances.l2_squared(y)
+
+    def own(x0, d_teacher, d_fake, sigma):
+        return sim.generator_loss(
+            x0, d_teacher, d_fake, jnp.full_like(sigma, 2.0), distance=distances.l2_squared
+        )
+
+    def found(**options):
+        distillation = simjax.Distillation(teacher, **options)
+        moved = jax.tree.map(lambda leaf: leaf + 0.5, distillation.state.fake_score)
+        distillation.state = distillation.state.replace(fake_score=moved)
+        loss, grads = distillation.loss_and_grad(seed=3)
+        return np.array([loss, grads["scale"]])
+
+    plain = found(distance=distances.l2_squared)
+    assert np.abs(plain).min() > 1e-3
+    np.testing.assert_allclose(found(distance=doubled), 2 * plain, rtol=1e-5)
+    np.testing.assert_allclose(found(loss=own), 2 * plain, rtol=1e-5)
+
+
+def test_a_grid_is_a_picture():
+    picture = simjax.show(np.zeros((6, 8, 8, 1), np.float32), columns=3)
+    assert isinstance(picture, Image.Image) and picture.size == (3 * 72, 2 * 72)
+    assert simjax.show(np.zeros((5, 64, 64, 3), np.float32)).size == (3 * 72, 2 * 72)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: simjax.draw(t, labels=[0]), "has 0 classes"),
+        (lambda t: simjax.draw(t, prompts=["seven"]), "text-to-image"),
+        (lambda t: simjax.load("nowhere", network="student"), "network = 'student'"),
+        (lambda t: simjax.from_function(gaussian, {"scale": 1.0}, shape=(1, 2, 1)), "squares"),
+        (
+            lambda t: simjax.from_function(lambda p, x, s, c: x[0], {}, shape=(2, 2, 1)),
+            "not the same",
+        ),
+        (lambda t: simjax.Distillation(t, simjax.Config(batch=0)), "batch = 0 must be positive"),
+    ],
+)
+def test_a_mistake_is_told(teacher, call, message):
+    with pytest.raises(simjax.ConfigError, match=message):
+        call(teacher)
+
+
+def test_the_command_line_refuses_flags_without_jax():
+    program = "import simjax, simjax.command_line, sys; sys.exit('jax' in sys.modules)"
+    assert test_main.subprocess.run([test_main.sys.executable, "-c", program]).returncode == 0
