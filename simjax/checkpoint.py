@@ -9,6 +9,8 @@ checkpoint, onto storage that all of them see; what they read may be split other
 import dataclasses
 import hashlib
 import json
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,6 +23,8 @@ from etils import epath
 from simjax import processes, sharding
 from simjax.config import ConfigError
 from simjax.typing import Array, Params
+
+WATCH = 1.0  # seconds between looks at a save; our choice
 
 State = TypeVar("State")  # a dataclass of trees with a field `step`
 
@@ -40,11 +44,23 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The numbered checkpoints of one training stage, written in the background.
 
+    Of several processes one whose save does not end would keep all of them waiting, for ever: a
+    save that takes longer than `limit` ends its process, and so the others. The run goes on when
+    it is started again.
+
     Args:
       keep: how many; None only reads, and leaves what another process is writing alone.
+      limit: seconds.
     """
 
-    def __init__(self, directory: epath.Path, *, keep: int | None, say: Callable[[str], None]):
+    def __init__(
+        self,
+        directory: epath.Path,
+        *,
+        keep: int | None,
+        say: Callable[[str], None],
+        limit: float = float("inf"),
+    ):
         self.directory = epath.Path(directory)
         self._say = say
         writes = keep is not None
@@ -57,6 +73,10 @@ class Checkpoints:
             read_only=not writes,
         )
         self._manager = _Manager(self.directory, options=options)
+        self._begun, self._inside = time.monotonic(), False
+        self._closed = threading.Event()
+        if writes and jax.process_count() > 1:
+            threading.Thread(target=self._watch, args=(limit,), daemon=True).start()
 
     def save(self, state: State) -> None:
         """Starts writing `state`; returns once its arrays are safe from donation."""
@@ -64,7 +84,9 @@ class Checkpoints:
         checksums = {name: int(value) for name, value in _checksums(trees).items()}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         note = ocp.args.JsonSave({"step": int(state.step), "checksums": checksums})
+        self._begun, self._inside = time.monotonic(), True
         self._manager.save(int(state.step), args=ocp.args.Composite(note=note, **items))
+        self._inside = False
 
     def restore_latest(self, like: State) -> State | None:
         """The newest intact checkpoint, with the structure and shardings of `like`; None if none.
@@ -103,6 +125,17 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then releases the manager's threads."""
         self._manager.close()
+        self._closed.set()
+
+    def _watch(self, limit: float) -> None:
+        while not self._closed.wait(WATCH):
+            saving = self._inside or self._manager.is_saving_in_progress()
+            if saving and time.monotonic() - self._begun > limit:
+                processes.end_at_once(
+                    f"a checkpoint in {self.directory} is not written after {limit:.0f} s "
+                    "(checkpoint_limit); start the same command again, which continues from the "
+                    "one before."
+                )
 
     def _latest_step(self) -> int | None:
         """What the first process sees, so that all of them read the same one."""

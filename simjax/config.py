@@ -291,6 +291,7 @@ class Config:
     sample_every: int = 1000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    checkpoint_limit: int = 900  # seconds that a save of several processes may take; our choice
 
 
 def validate(config: Config, choices: dict[str, Collection[str]], devices: int) -> None:
@@ -304,7 +305,7 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
         require_known(path, get_field(config, path), known)
     for path in ("steps", "batch", "accumulate", "steps_per_call", "log_every", "sample_every"):
         _require_positive(config, path)
-    for path in ("checkpoint_every", "keep_checkpoints", "fsdp", "evaluation.samples"):
+    for path in ("checkpoint_every", "keep_checkpoints", "checkpoint_limit", "fsdp"):
         _require_positive(config, path)
     if config.evaluation.every % config.steps_per_call:
         raise ConfigError(
@@ -316,6 +317,7 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
         "generator.optim.lr",
         "fake_score.optim.lr",
         "generator.sigma_init",
+        "evaluation.samples",
     ):
         _require_positive(config, path)
     if config.batch % config.accumulate:

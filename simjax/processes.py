@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -88,13 +88,17 @@ def failing_at_once() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if isinstance(error, ConfigError):
-            print(f"simjax, process {jax.process_index()}: {error}", file=sys.stderr)
-        else:
+        if not isinstance(error, ConfigError):
             traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        end_at_once(str(error))
+
+
+def end_at_once(reason: str) -> NoReturn:
+    """Ends this process with exit status 1, from any thread; the others notice that it is gone."""
+    print(f"simjax, process {jax.process_index()}: {reason}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def is_first() -> bool:

@@ -181,7 +181,10 @@ def _distilled(
 
     online = Online(teacher, judging, directory, monitor)
     checkpoints = checkpoint.Checkpoints(
-        directory / "checkpoints", keep=config.keep_checkpoints, say=monitor.say
+        directory / "checkpoints",
+        keep=config.keep_checkpoints,
+        say=monitor.say,
+        limit=config.checkpoint_limit,
     )
     state = loop.run(
         training,

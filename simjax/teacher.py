@@ -317,7 +317,9 @@ def _train(
             f"at most {LARGEST_DATA / 1e9:.0f} GB train a teacher here. Use a published teacher."
         )
     labels = np.zeros(dataset.size, np.int32) if dataset.labels is None else dataset.labels
-    checkpoints = checkpoint.Checkpoints(_training_directory(workdir), keep=1, say=monitor.say)
+    checkpoints = checkpoint.Checkpoints(
+        _training_directory(workdir), keep=1, say=monitor.say, limit=config.checkpoint_limit
+    )
     of_classes = None if prompts is None else prompts.of_classes
     constants = sharding.place_whole((dataset.load(), labels, of_classes), mesh)
     state = loop.run(
