@@ -285,10 +285,13 @@ def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
     return step.StepFns(
         denoise=denoise,
         denoise_teacher=guidance.guided(denoise, config.teacher.guidance),
+        denoise_fake=guidance.guided(denoise, fake_score.guidance),
         loss=generator_loss(config, distance(config.loss)),
         distance=distance(config.loss),
         fake_score_weight=_weight(fake_score.weight, config),
-        draw_fake_score=functools.partial(_draws, config=config, law=fake_score.sigma, mesh=mesh),
+        draw_fake_score=functools.partial(
+            _draws, config=config, law=fake_score.sigma, mesh=mesh, drop=fake_score.drop_condition
+        ),
         draw_generator=functools.partial(_draws, config=config, law=generator.sigma, mesh=mesh),
         fake_score_tx=_adam(fake_score.optim, config.steps),
         generator_tx=_adam(generator.optim, config.steps),
@@ -450,13 +453,21 @@ def any_captions(config: c.Config, shape: tuple[int, ...]) -> Caption | None:
 
 
 def _draws(
-    key: Key, captions: Caption | None = None, *, config: c.Config, law: c.Sigma, mesh: Mesh
+    key: Key,
+    captions: Caption | None = None,
+    *,
+    config: c.Config,
+    law: c.Sigma,
+    mesh: Mesh,
+    drop: float = 0.0,
 ) -> step.Draws:
     z_key, label_key, sigma_key, eps_key, dropout_key, augment_key = jax.random.split(key, 6)
     shape = (config.batch, *image_shape(config))
     cond = captions
     if captions is None:
         cond = conditions.draw_labels(label_key, config.batch, config.network.label_dim)
+    if drop:
+        cond = conditions.dropped(jax.random.fold_in(label_key, 1), cond, drop)
     draws = step.Draws(
         z=jax.random.normal(z_key, shape),
         cond=cond,

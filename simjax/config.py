@@ -227,6 +227,8 @@ class FakeScore:
     weight: str = "edm"
     scale: float = 1.0  # of the loss
     augment: float = 0.0  # probability of each of EDM's augmentations; SiD on CIFAR-10: 0.12
+    guidance: float = 1.0  # scale in the generator's update; 1: none, as SIM. Others: 2406.01561
+    drop_condition: float = 0.0  # probability while it learns; what its guidance needs
     optim: Optim = field(default_factory=Optim)
 
 
@@ -409,14 +411,14 @@ def require_null_condition(config: Config, network: Network) -> None:
     Raises:
       ConfigError: with what would do.
     """
-    if config.teacher.guidance == 1:
-        return
-    if isinstance(network, PixArt) and not network.caption_length:
-        raise ConfigError(
-            f"teacher.guidance = {config.teacher.guidance}, but diffusers' folder of PixArt lacks "
-            "the learned embedding of no caption; use the original .pth, or set "
-            "--config.teacher.guidance=1."
-        )
+    lacks = isinstance(network, PixArt) and not network.caption_length
+    for path in ("teacher.guidance", "fake_score.guidance"):
+        if lacks and get_field(config, path) != 1:
+            raise ConfigError(
+                f"{path} = {get_field(config, path)}, but diffusers' folder of PixArt lacks the "
+                "learned embedding of no caption; use the original .pth, or set "
+                f"--config.{path}=1."
+            )
 
 
 def pick(method: str, **known: Callable[[], Config]) -> Config:

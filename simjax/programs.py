@@ -177,8 +177,9 @@ PROGRAMS = {
 
 
 def _guidance(config: c.Config) -> int:
-    """Forwards that a guided teacher adds: one, and its backward pass to the images."""
-    return 2 * (build.calls(config.teacher) - 1)
+    """Forwards that each guided network adds: one, and its backward pass to the images."""
+    guided = (part.guidance != 1 for part in (config.teacher, config.fake_score))
+    return 2 * sum(guided)
 
 
 def _alone(config: c.Config, denoise: Denoise, mesh: Mesh, update: Step) -> build.Training:

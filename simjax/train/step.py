@@ -86,6 +86,7 @@ class StepFns:
     distance: Distance  # d of SIM; of the health metrics for every method
     fake_score_weight: Callable[[PerExample], PerExample]
     denoise_teacher: Denoise  # guided, or the same
+    denoise_fake: Denoise  # likewise, in the generator's update
     draw_fake_score: Callable[[Key, Caption | None], Draws]
     draw_generator: Callable[[Key, Caption | None], Draws]
     fake_score_tx: GradientTransformation
@@ -241,7 +242,7 @@ def matching_loss(
     """
     xt = noise.add_noise(x0, draws.sigma, draws.eps)
     d_teacher = fns.denoise_teacher(teacher, xt, draws.sigma, draws.cond)
-    d_fake = fns.denoise(fake_score, xt, draws.sigma, draws.cond)
+    d_fake = fns.denoise_fake(fake_score, xt, draws.sigma, draws.cond)
     finite = health.finite_examples(x0, d_teacher, d_fake)
     x0, d_teacher, d_fake = (
         jnp.where(finite[:, None, None, None], image, 0) for image in (x0, d_teacher, d_fake)

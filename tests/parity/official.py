@@ -134,6 +134,7 @@ def step_fns(denoise: Denoise, **options: Any) -> step.StepFns:
     )
     shared = {
         "denoise_teacher": denoise,
+        "denoise_fake": denoise,
         "distance": distances.l2_squared,
         "fake_score_weight": noise.edm_weight,
     }

@@ -38,6 +38,7 @@ def fns(denoise: Recorder) -> step.StepFns:
     return step.StepFns(
         denoise=denoise,
         denoise_teacher=denoise,
+        denoise_fake=denoise,
         loss=lambda x0, d_teacher, d_fake, sigma: sim.generator_loss(
             x0, d_teacher, d_fake, sigma, distance=distances.l2_squared
         ),

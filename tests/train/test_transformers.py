@@ -15,7 +15,7 @@ NETWORKS = {
     "dit": config.DiT(**COMMON, label_dim=5),
     "pixart": config.PixArt(**COMMON, caption_channels=24, caption_length=6),
 }
-GUIDANCE = 3.0
+GUIDANCE, FAKE_GUIDANCE = 3.0, 1.5
 SIGMA_INIT = 2.5
 HUBER = 1e-3
 
@@ -29,7 +29,11 @@ def options_of(name, **changes):
         teacher=config.Teacher(precondition="ddpm_linear", guidance=GUIDANCE),
         generator=config.Generator(sigma=config.Sigma(**law), optim=adam),
         fake_score=config.FakeScore(
-            sigma=config.Sigma(**law), weight="uniform", optim=dataclasses.replace(adam)
+            sigma=config.Sigma(**law),
+            weight="uniform",
+            optim=dataclasses.replace(adam),
+            guidance=FAKE_GUIDANCE,
+            drop_condition=0.5,
         ),
     )
     return dataclasses.replace(made, **changes)
@@ -66,6 +70,12 @@ def none_like(cond):
     return np.zeros(cond.shape, np.float32)
 
 
+def drops(cond):
+    """Whether any example has none."""
+    none = cond.dropped if isinstance(cond, Caption) else ~np.any(cond, axis=1)
+    return bool(np.any(none))
+
+
 def adam_first_step(grads):
     """lr g / (|g| + eps): with beta1 = 0 the first step's second moment is g^2."""
     return jax.tree.map(lambda g: -0.1 * g / (jnp.abs(g) + 1.0), grads)
@@ -81,6 +91,8 @@ def distance_of(ours, expected):
 @pytest.mark.parametrize("name", ["pixart", pytest.param("dit", marks=pytest.mark.whole_runs)])
 def test_a_step_is_what_the_losses_and_the_denoiser_say(name):
     before, after, metrics, (fake, gen), denoise, teacher = step_of(options_of(name))
+
+    assert [drops(draws.cond) for draws in (fake, gen)] == [True, False]
 
     def generate(params, draws):
         return denoise(params, SIGMA_INIT * draws.z, jnp.full(4, SIGMA_INIT), draws.cond)
@@ -99,10 +111,13 @@ def test_a_step_is_what_the_losses_and_the_denoiser_say(name):
     def generator_loss(params):
         x0 = generate(params, gen)
         xt = x0 + gen.sigma[:, None, None, None] * gen.eps
-        with_cond = denoise(teacher, xt, gen.sigma, gen.cond)
-        without = denoise(teacher, xt, gen.sigma, none_like(gen.cond))
-        d_teacher = without + GUIDANCE * (with_cond - without)
-        d_fake = denoise(after.fake_score, xt, gen.sigma, gen.cond)
+        def guided(params, scale):
+            with_cond = denoise(params, xt, gen.sigma, gen.cond)
+            without = denoise(params, xt, gen.sigma, none_like(gen.cond))
+            return without + scale * (with_cond - without)
+
+        d_teacher = guided(teacher, GUIDANCE)
+        d_fake = guided(after.fake_score, FAKE_GUIDANCE)
         y = d_fake - d_teacher
         root = jnp.sqrt(jnp.sum(y**2, axis=(1, 2, 3), keepdims=True) + HUBER**2)
         return -jnp.sum(y / root * (d_fake - x0)) / 4
