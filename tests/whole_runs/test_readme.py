@@ -1,0 +1,96 @@
+"""README's commands run as they are written there; the long ones are cut short by further flags."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_main import ROOT
+
+pytestmark = pytest.mark.whole_runs
+
+README = (ROOT / "README.md").read_text()
+
+# What a command needs that is not here: why it is left out.
+ELSEWHERE = {
+    r"benchmark --config=configs/cifar10": "an accelerator, or an hour",
+    r"cifar10|imagenet|ffhq|DiT-XL": "weights from the network",
+    r"sid\.pkl|sim\.pth|FOLDER|_FOLDER|CACHE": "weights or prompts of the reader's",
+    r"--topology": "libtpu; tests/with_libtpu",
+    r"idx:DIR": "data of the reader's",
+    r"gs://": "a bucket; tests/whole_runs/test_bucket.py",
+    r"^pytest|^pip install": "these tests themselves",
+    r"^tensorboard|xprof": "a server",
+}
+SHORT = {
+    "simjax.main": [
+        "--config.steps=20",
+        "--config.teacher.steps=20",
+        "--config.log_every=10",
+        "--config.sample_every=10",
+        "--config.checkpoint_every=10",
+        "--config.evaluation.samples=200",
+        "--config.evaluation.teacher_steps=(3,)",
+        "--config.evaluation.features=('pixels',)",
+    ],
+    "simjax.benchmark": ["--repeats=2"],
+}
+SHORTER = {"--count=50000": "--count=500"}
+
+
+def commands() -> list[str]:
+    """Every line of README's bash blocks that is a command, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    parts = [part.strip() for line in lines for part in line.partition("#")[0].split("&&")]
+    return [" ".join(part.split()) for part in parts if part]
+
+
+def left_out(command: str) -> bool:
+    return any(re.search(pattern, command) for pattern in ELSEWHERE)
+
+
+HERE = [command for command in commands() if not left_out(command)]
+
+
+def test_every_command_of_ours_is_known():
+    modules = set(re.findall(r"python -m simjax\.(\w+)", "\n".join(commands())))
+    assert modules == {"main", "sample", "export", "evaluate", "benchmark", "aot", "encode_prompts"}
+    assert len(HERE) >= 8, HERE
+    assert all(command.startswith("python -m simjax.") for command in HERE), HERE
+
+
+def run(command: str, clone: Path) -> subprocess.CompletedProcess:
+    words = shlex.split(command)
+    flags = [SHORTER.get(word, word) for word in words[1:]] + SHORT.get(words[2], [])
+    return subprocess.run(
+        [sys.executable, *flags],
+        cwd=clone,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_they_run_one_after_another(tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for command in HERE:
+        done = run(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_its_python_runs_on_such_a_run(tmp_path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    assert run(HERE[0], tmp_path).returncode == 0
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    ours = [block for block in blocks if "simjax.load(" in block]
+    assert ours
+    for block in ours:
+        program = block.replace("train(100)", "train(2)")
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
