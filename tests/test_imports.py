@@ -28,9 +28,9 @@ LEVELS = [
     + ("simjax.evaluation.clip_tokens",),
     ("simjax.train.compile", "simjax.evaluation.judge", "simjax.evaluation.drawing"),
     ("simjax.build",),
-    ("simjax.train.loop", "simjax.porting.port"),
-    ("simjax.text", "simjax.autoencoder"),
-    ("simjax.encoding",),
+    ("simjax.train.loop", "simjax.porting.port", "simjax.stablehlo"),
+    ("simjax.text", "simjax.autoencoder", "simjax.formats"),
+    ("simjax.encoding", "simjax.model_card"),
     ("simjax.captions",),
     ("simjax.teacher", "simjax.programs"),
     ("simjax.costs",),
@@ -38,7 +38,7 @@ LEVELS = [
     ("simjax.online",),
     ("simjax.run",),
     ("simjax.main", "simjax.evaluate", "simjax.aot", "simjax.benchmark")
-    + ("simjax.encode_prompts", "simjax.sample", "simjax.api"),
+    + ("simjax.encode_prompts", "simjax.sample", "simjax.api", "simjax.export"),
 ]
 PACKAGE_FACES = ("simjax.train", "simjax.evaluation")  # empty __init__.py files
 # Slow to import, or for tests only: never at the top of a module, and torch and its kin nowhere.

@@ -122,7 +122,7 @@ class PixArt(nnx.Module):
     ) -> Images:
         """Nothing is dropped out: PixArt has no dropout, so dropout_keys draw nothing."""
         time = self._of_time(c_noise)
-        told = self.modulation(jax.nn.silu(time)).reshape(len(x), 6, -1)
+        told = self.modulation(jax.nn.silu(time)).reshape(x.shape[0], 6, -1)
         words = self.caption(self._words(caption).astype(self.dtype))
         tokens = layers.scan_stack(
             self.blocks,

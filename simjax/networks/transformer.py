@@ -139,7 +139,7 @@ class Patches(nnx.Module):
 
     def __call__(self, x: Images) -> Tokens:
         tokens = self.proj(x)
-        tokens = tokens.reshape(len(x), self.side**2, -1)
+        tokens = tokens.reshape(x.shape[0], self.side**2, -1)
         positions = grid_embedding(self.side, tokens.shape[-1], 1 / self.interpolation)
         return (tokens + positions).astype(tokens.dtype)
 

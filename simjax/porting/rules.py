@@ -67,7 +67,8 @@ class Rule(NamedTuple):
 class Name(NamedTuple):
     """One foreign name and one path of ours, both ways; "{}" in the name counts layers.
 
-    With `copies` every layer has the same tensor, which is one of ours.
+    "{word}", in the name and in the path, is the same letters, digits and underscores in both. With
+    `copies` every layer has the same tensor, which is one of ours.
     """
 
     foreign: str
@@ -79,8 +80,14 @@ class Name(NamedTuple):
     def rule(self) -> Rule:
         """The way in."""
         number = r"\d{1,4}" if self.copies else r"(?P<layer>\d{1,4})"
-        pattern = re.escape(self.foreign).replace(r"\{\}", number)
-        return Rule(pattern, self.path, self.layout.to_ours, self.part, self.copies)
+        pattern = _pattern(self.foreign).replace(r"\{\}", number)
+        path = re.sub(r"\{(\w+)\}", r"\\g<\1>", self.path)
+        return Rule(pattern, path, self.layout.to_ours, self.part, self.copies)
+
+
+def _pattern(text: str) -> str:
+    """What matches a name or a path, with a group for each "{word}"."""
+    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", re.escape(text))
 
 
 def apply(
@@ -116,25 +123,28 @@ def apply(
     return _unflatten(filling.arrays)
 
 
-def export(names: Sequence[Name], weights: Any, depth: int) -> dict[str, np.ndarray]:
+def export(names: Sequence[Name], weights: Any, depth: int = 0) -> dict[str, np.ndarray]:
     """The way out: foreign tensors by name, of the dtypes of `weights` (a nested dict).
 
     Args:
       names: those whose paths `weights` does not have are left out.
       depth: layers, which "{}" in a name counts.
     """
-    leaves = dict(_flatten(weights))
     tensors = {}
     for name in names:
-        if name.path not in leaves:
-            continue
-        part, parts = name.part
-        for layer in range(depth) if "{}" in name.foreign else [None]:
-            whole = np.asarray(leaves[name.path])
-            value = whole if layer is None or name.copies else whole[layer]
-            value = name.layout.to_foreign(np.split(value, parts, axis=-1)[part])
-            tensors[name.foreign.format(layer)] = np.ascontiguousarray(value)
+        for path, leaf in _flatten(weights):
+            if match := re.fullmatch(_pattern(name.path), path):
+                for layer in range(depth) if "{}" in name.foreign else [None]:
+                    foreign = name.foreign.format(layer, **match.groupdict())
+                    tensors[foreign] = _foreign(name, np.asarray(leaf), layer)
     return tensors
+
+
+def _foreign(name: Name, whole: np.ndarray, layer: int | None) -> np.ndarray:
+    """What one foreign tensor holds of what lies at its path."""
+    part, parts = name.part
+    value = whole if layer is None or name.copies else whole[layer]
+    return np.ascontiguousarray(name.layout.to_foreign(np.split(value, parts, axis=-1)[part]))
 
 
 class _Filling:

@@ -1,10 +1,14 @@
 """What EDM's files say about themselves, and the layouts that its name maps convert."""
 
+import jax
 import numpy as np
 import pytest
 
-from simjax import config
+from simjax import build, config
+from simjax.porting import rules
 from simjax.porting.maps import edm
+from tests.parity import official
+from tests.test_sources import NCSNPP, NETWORK
 
 ARGUMENTS = {"img_resolution": 32, "img_channels": 3}
 
@@ -15,6 +19,7 @@ def test_interleaved_query_key_value_become_blocks(head):
     names = np.array([f"{h}{j}{c}" for h in range(heads) for c in range(4 // heads) for j in "qkv"])
     blocks = [f"{h}{j}{c}" for j in "qkv" for h in range(heads) for c in range(4 // heads)]
     assert list(edm._qkv(names, head=head)) == blocks
+    assert list(edm._interleaved(edm._qkv(names, head=head), head=head)) == list(names)
 
 
 def test_cosines_and_sines_change_places():
@@ -75,3 +80,52 @@ def test_what_simjax_does_not_have_is_refused(wrapper, arguments, message):
 def test_a_file_that_does_not_say_its_size_is_refused():
     with pytest.raises(config.ConfigError, match="img_resolution is missing"):
         edm.describe("VEPrecond", {"img_channels": 3})
+
+
+def test_the_releases_own_state_dictionaries_come_back(network_case):
+    # Written by the official classes: every name, resampling filter and table of levels is there.
+    recording = official.read(network_case.path)
+    values, tensors = recording.json("config"), recording.tensors("param/")
+    found = edm.describe(values.pop("precond"), {"sigma_data": 0.5} | values)
+    completed = config.complete(config.Config(), *found)
+    weights = rules.apply(edm.rules(found.network), tensors, build.weights_like(completed))
+    again = edm.state_dict(found, weights)
+    assert again.keys() == tensors.keys()
+    np.testing.assert_allclose(again.pop("u", 0), tensors.get("u", 0), rtol=2e-5)  # our recursion
+    for name, value in again.items():
+        np.testing.assert_array_equal(value, tensors[name], err_msg=name)
+        assert value.dtype == np.float32
+        assert value.flags.c_contiguous or name.endswith("resample_filter")
+
+
+ADM = config.AdmUNet(resolution=8, label_dim=3, augment_dim=9, channels=64, channel_mult=(1, 2))
+DESCRIBED = [
+    edm.Description(NETWORK, "edm", 0.3),
+    edm.Description(NCSNPP, "ve", 0.5),
+    edm.Description(ADM, "iddpm", 0.5),
+    edm.Description(NETWORK, "vp", 0.5),
+]
+
+
+@pytest.mark.parametrize("description", DESCRIBED)
+def test_constructor_arguments_lead_back(description):
+    name, arguments = edm.constructor(description)
+    assert edm.describe(name, arguments) == description
+
+
+@pytest.mark.parametrize("description", DESCRIBED)
+def test_our_weights_come_back(description):
+    draw = np.random.default_rng(0)
+    like = build.weights_like(config.complete(config.Config(), *description))
+    weights = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape, np.float32), like)
+    tensors = edm.state_dict(description, weights)
+    again = rules.apply(edm.rules(description.network), tensors, like)
+    jax.tree.map(np.testing.assert_array_equal, again, weights)
+
+
+@pytest.mark.parametrize(
+    ("network", "family"), [(NETWORK, "flow"), (config.DiT(), "edm"), (config.PixArt(), "edm")]
+)
+def test_what_the_release_does_not_have_is_refused(network, family):
+    with pytest.raises(config.ConfigError, match="is no denoiser of the EDM release, which has"):
+        edm.constructor(edm.Description(network, family, 0.5))

@@ -120,3 +120,35 @@ def test_a_template_that_the_file_cannot_fill_takes_no_memory():
     with pytest.raises(config.ConfigError, match="elements|nothing fills|arrives at") as error:
         rules.apply(RULES, foreign_layers(), claimed)
     assert "layers.0.q.weight arrives at blocks/qkv[0] as (4, 5)" in str(error.value)
+
+
+WORDS = [
+    rules.Name("model.{half}.{block}.weight", "net/{half}/{block}/kernel", rules.LINEAR),
+    rules.Name("model.{half}.{block}_aux.weight", "net/{half}/{block}/aux/kernel"),
+]
+
+
+def test_a_word_is_the_same_in_the_name_and_in_the_path():
+    tensors = {
+        "model.enc.8x8_in0.weight": np.arange(6.0, dtype=np.float32).reshape(3, 2),
+        "model.dec.8x8_up.weight": np.ones((1, 2), np.float32),
+    }
+    like = {
+        "net": {
+            "enc": {"8x8_in0": {"kernel": np.zeros((2, 3), np.float32)}},
+            "dec": {"8x8_up": {"kernel": np.zeros((2, 1), np.float32)}},
+        }
+    }
+    filled = rules.apply([name.rule() for name in WORDS], tensors, like)
+    np.testing.assert_array_equal(filled["net"]["enc"]["8x8_in0"]["kernel"][1], [1, 3, 5])
+    again = rules.export(WORDS, filled)
+    assert again.keys() == tensors.keys()
+    for name, value in again.items():
+        np.testing.assert_array_equal(value, tensors[name])
+
+
+def test_a_word_has_no_dots_or_slashes():
+    tensors = {"model.enc.8x8.norm.weight": np.ones((1, 2))}
+    with pytest.raises(config.ConfigError, match="no rule for tensor model.enc.8x8.norm.weight"):
+        rules.apply([name.rule() for name in WORDS], tensors, {})
+    assert rules.export(WORDS, {"net": {"enc": {"8x8": {"in": {"kernel": np.ones((1, 2))}}}}}) == {}

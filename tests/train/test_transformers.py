@@ -111,6 +111,7 @@ def test_a_step_is_what_the_losses_and_the_denoiser_say(name):
     def generator_loss(params):
         x0 = generate(params, gen)
         xt = x0 + gen.sigma[:, None, None, None] * gen.eps
+
         def guided(params, scale):
             with_cond = denoise(params, xt, gen.sigma, gen.cond)
             without = denoise(params, xt, gen.sigma, none_like(gen.cond))

@@ -15,6 +15,7 @@ from simjax.porting.maps.transformer import (
     patches,
     require,
     setting,
+    shared_config,
 )
 from simjax.porting.rules import Name, Rule
 
@@ -103,3 +104,23 @@ def describe_folder(values: Mapping[str, Any]) -> config.DiT:
         heads=count,
         time_steps=DIFFUSERS_TIME_STEPS,
     )
+
+
+def folder_config(network: config.DiT) -> dict[str, Any]:
+    """The inverse of `describe_folder`.
+
+    Raises:
+      ConfigError: diffusers' class computes another function.
+    """
+    if network.time_steps != DIFFUSERS_TIME_STEPS:
+        raise config.ConfigError(
+            f"diffusers computes DiT's embedding of time with {DIFFUSERS_TIME_STEPS} steps, this "
+            f"network, from the original repository, with {network.time_steps}: its outputs there "
+            "would be others. Start from a folder of diffusers', or leave this format out."
+        )
+    return {
+        **{name: options[0] for name, options in _KNOWN.items()},
+        "norm_eps": 1e-6,  # networks/transformer.py
+        "num_embeds_ada_norm": network.label_dim,
+        **shared_config(network),
+    }

@@ -1,12 +1,25 @@
 """The public EDM checkpoints' names and constructor arguments (NVlabs/edm state dictionaries)."""
 
-from collections.abc import Mapping, Sequence
+import functools
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from simjax import config
-from simjax.porting.rules import Rule, oihw_to_hwio, transposed
+from simjax.diffusion.precondition import iddpm_levels
+from simjax.porting.rules import (
+    AS_IT_IS,
+    CONVOLUTION,
+    LINEAR,
+    Layout,
+    Name,
+    Rule,
+    export,
+    hwio_to_oihw,
+    oihw_to_hwio,
+)
 
 HEAD_CHANNELS = 64  # of ADM's attention; the SongUNet has one head
 
@@ -17,64 +30,86 @@ def _qkv(array: np.ndarray, *, head: int | None) -> np.ndarray:
     return np.moveaxis(parts, 2, 0).reshape(array.shape)
 
 
+def _interleaved(array: np.ndarray, *, head: int | None) -> np.ndarray:
+    """The inverse of `_qkv`."""
+    parts = array.reshape(3, -1, head or len(array) // 3, *array.shape[1:])
+    return np.moveaxis(parts, 0, 2).reshape(array.shape)
+
+
 def _swapped(array: np.ndarray) -> np.ndarray:
     """[cos, sin] embeddings become [sin, cos]: the halves of the first axis change places."""
     return np.roll(array, len(array) // 2, axis=0)
 
 
-def _block_rules(head: int | None) -> list[Rule]:
-    """Rules of residual blocks and of what both networks name alike."""
+FROM_WAVES = Layout(lambda w: _swapped(w.T), lambda w: _swapped(w).T)  # a layer that reads them
+TO_WAVES = Layout(lambda w: _swapped(w).T, lambda w: _swapped(w.T))  # a layer added to them
 
-    def qkv_bias(bias: np.ndarray) -> np.ndarray:
-        return _qkv(bias, head=head)
 
-    def qkv_kernel(kernel: np.ndarray) -> np.ndarray:
-        return oihw_to_hwio(_qkv(kernel, head=head))
-
-    block = r"model\.(enc|dec)\.(\w+)\."
-    at = r"network/\1/\2/"
+def _layer(foreign: str, path: str, layout: Layout, bias: Layout = AS_IT_IS) -> list[Name]:
+    """Weight and bias of a layer; `foreign` and `path` without their last names."""
     return [
-        Rule(r".*\.resample_filter", None),  # normalised taps, set by the config
-        Rule(r"u", None),  # iDDPM's table of noise levels, computed in diffusion/precondition.py
-        Rule(r"model\.enc\.(\w+_conv)\.weight", r"network/enc/\1/kernel", oihw_to_hwio),
-        Rule(r"model\.enc\.(\w+_conv)\.bias", r"network/enc/\1/bias"),
-        Rule(block + r"(norm\d)\.weight", at + r"\3/scale"),
-        Rule(block + r"affine\.weight", at + "affine/kernel", transposed),
-        Rule(block + r"qkv\.weight", at + "qkv/kernel", qkv_kernel),
-        Rule(block + r"qkv\.bias", at + "qkv/bias", qkv_bias),
-        Rule(block + r"(conv\d|skip|proj)\.weight", at + r"\3/kernel", oihw_to_hwio),
-        Rule(block + r"(\w+)\.bias", at + r"\3/bias"),
-        Rule(r"model\.(map_\w+)\.weight", r"network/\1/kernel", transposed),
-        Rule(r"model\.(map_\w+)\.bias", r"network/\1/bias"),
+        Name(f"model.{foreign}.weight", f"network/{path}/kernel", layout),
+        Name(f"model.{foreign}.bias", f"network/{path}/bias", bias),
     ]
 
 
-SONG_UNET: Sequence[Rule] = [
-    Rule(r"model\.map_noise\.freqs", "network/map_noise/frequencies"),
-    Rule(r"model\.dec\.\w+_aux_norm\.weight", "network/out_norm/scale"),
-    Rule(r"model\.dec\.\w+_aux_norm\.bias", "network/out_norm/bias"),
-    Rule(r"model\.dec\.\w+_aux_conv\.weight", "network/out_conv/kernel", oihw_to_hwio),
-    Rule(r"model\.dec\.\w+_aux_conv\.bias", "network/out_conv/bias"),
-    Rule(r"model\.enc\.(\w+_aux_residual)\.weight", r"network/enc/\1/conv/kernel", oihw_to_hwio),
-    Rule(r"model\.enc\.(\w+_aux_residual)\.bias", r"network/enc/\1/conv/bias"),
-    *_block_rules(head=None),
-]
+def _norm(foreign: str, path: str) -> list[Name]:
+    """Scale and bias of a norm."""
+    scale, bias = _layer(foreign, path, AS_IT_IS)
+    return [scale._replace(path=f"network/{path}/scale"), bias]
 
-ADM_UNET: Sequence[Rule] = [
-    Rule(r"model\.map_layer0\.weight", "network/map_layer0/kernel", lambda w: _swapped(w.T)),
-    Rule(r"model\.map_augment\.weight", "network/map_augment/kernel", lambda w: _swapped(w).T),
-    Rule(r"model\.out_norm\.weight", "network/out_norm/scale"),
-    Rule(r"model\.out_conv\.weight", "network/out_conv/kernel", oihw_to_hwio),
-    Rule(r"model\.(out_norm|out_conv)\.bias", r"network/\1/bias"),
-    *_block_rules(head=HEAD_CHANNELS),
-]
+
+def _shared(head: int | None) -> list[Name]:
+    """Names of residual blocks and of what else both networks name alike."""
+    block, at = "{half}.{block}", "{half}/{block}"
+    bias = Layout(functools.partial(_qkv, head=head), functools.partial(_interleaved, head=head))
+    kernel = Layout(
+        lambda weight: oihw_to_hwio(bias.to_ours(weight)),
+        lambda kernel: bias.to_foreign(hwio_to_oihw(kernel)),
+    )
+    return [
+        *_layer("enc.{size}_conv", "enc/{size}_conv", CONVOLUTION),
+        *[name for n in range(3) for name in _norm(f"{block}.norm{n}", f"{at}/norm{n}")],
+        *_layer(f"{block}.affine", f"{at}/affine", LINEAR),
+        *_layer(f"{block}.qkv", f"{at}/qkv", kernel, bias),
+        *[
+            name
+            for layer in ("conv0", "conv1", "skip", "proj")
+            for name in _layer(f"{block}.{layer}", f"{at}/{layer}", CONVOLUTION)
+        ],
+        *_layer("map_label", "map_label", LINEAR),
+        *_layer("map_layer1", "map_layer1", LINEAR),
+    ]
+
+
+def _song_unet(network: config.SongUNet) -> list[Name]:
+    last = f"dec.{network.resolution}x{network.resolution}_aux"
+    return [
+        Name("model.map_noise.freqs", "network/map_noise/frequencies"),
+        *_layer("map_augment", "map_augment", LINEAR),
+        *_layer("map_layer0", "map_layer0", LINEAR),
+        *_layer("enc.{size}_aux_residual", "enc/{size}_aux_residual/conv", CONVOLUTION),
+        *_shared(head=None),
+        *_norm(f"{last}_norm", "out_norm"),
+        *_layer(f"{last}_conv", "out_conv", CONVOLUTION),
+    ]
+
+
+def _adm_unet(network: config.AdmUNet) -> list[Name]:
+    return [
+        *_layer("map_augment", "map_augment", TO_WAVES),
+        *_layer("map_layer0", "map_layer0", FROM_WAVES),
+        *_shared(head=HEAD_CHANNELS),
+        *_norm("out_norm", "out_norm"),
+        *_layer("out_conv", "out_conv", CONVOLUTION),
+    ]
 
 
 class Architecture(NamedTuple):
     """One of the release's networks: its name map, and its constructor's arguments."""
 
     schema: type  # its class in simjax/config.py
-    rules: Sequence[Rule]
+    names: Callable[[Any], list[Name]]  # of a network of that class, both ways
     arguments: Mapping[str, tuple[str, Any]]  # name -> (our field, what a file may leave out)
     known: Mapping[str, tuple]  # all values that simjax has, where it has not all
 
@@ -91,7 +126,7 @@ _KNOWN = {"channel_mult_emb": (4,), "label_dropout": (0,)}
 ARCHITECTURES = {
     "SongUNet": Architecture(
         schema=config.SongUNet,
-        rules=SONG_UNET,
+        names=_song_unet,
         arguments=_ARGUMENTS
         | {
             "model_channels": ("channels", 128),
@@ -112,7 +147,7 @@ ARCHITECTURES = {
     ),
     "DhariwalUNet": Architecture(
         schema=config.AdmUNet,
-        rules=ADM_UNET,
+        names=_adm_unet,
         arguments=_ARGUMENTS
         | {
             "model_channels": ("channels", 192),
@@ -204,9 +239,55 @@ def network(model: str, arguments: Mapping[str, Any]) -> config.Network:
     return schema(**values)
 
 
-def rules(network: config.Network) -> Sequence[Rule]:
-    """The name map of a network."""
-    return next(a.rules for a in ARCHITECTURES.values() if isinstance(network, a.schema))
+def rules(network: config.Network) -> list[Rule]:
+    """The way in; what the network's arguments or its wrapper set is computed here."""
+    return [Rule(r".*\.resample_filter|u", None), *(name.rule() for name in _names(network))]
+
+
+def constructor(description: Description) -> tuple[str, dict[str, Any]]:
+    """The inverse of `describe`: the wrapper class and its constructor arguments.
+
+    Raises:
+      ConfigError: the release has no such denoiser.
+    """
+    network, precondition, sigma_data = description
+    wrappers = {family.precondition: name for name, family in WRAPPERS.items()}
+    model = _model(network)
+    if model is None or precondition not in wrappers:
+        schemas = ", ".join(known.schema.__name__ for known in ARCHITECTURES.values())
+        raise config.ConfigError(
+            f"{type(network).__name__} with precondition {precondition!r} is no denoiser of the "
+            f"EDM release, which has {schemas} with {', '.join(wrappers)}."
+        )
+    fields = ARCHITECTURES[model].arguments
+    values = {name: getattr(network, field) for name, (field, _) in fields.items()}
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    own = {"sigma_data": float(sigma_data)} if precondition == "edm" else {}
+    return wrappers[precondition], {"model_type": model, **own, **values}
+
+
+def state_dict(description: Description, weights: Any) -> dict[str, np.ndarray]:
+    """The release's state dictionary: every name that its classes have, and no other."""
+    network, precondition, _ = description
+    tensors = export(_names(network), weights)
+    taps = np.asarray(getattr(network, "filter_taps", (1, 1)), np.float32)  # ADM's are fixed
+    taps = np.outer(taps, taps)[None, None] / taps.sum() ** 2
+    resampled = re.compile(r"(.*_(?:down|up)\.)conv0\.weight|(.*_aux_residual\.)weight")
+    for match in filter(None, map(resampled.fullmatch, list(tensors))):
+        owners = [f"{match[1]}conv0.", f"{match[1]}skip."] if match[1] else [match[2]]
+        tensors |= {f"{owner}resample_filter": taps for owner in owners}
+    levels = {"u": iddpm_levels()} if precondition == "iddpm" else {}
+    return tensors | levels
+
+
+def _model(network: config.Network) -> str | None:
+    """The class of the release that a network is of."""
+    found = (name for name, a in ARCHITECTURES.items() if isinstance(network, a.schema))
+    return next(found, None)
+
+
+def _names(network: config.Network) -> list[Name]:
+    return ARCHITECTURES[_model(network)].names(network)
 
 
 def _require_known(owner: str, arguments: Mapping[str, Any], known: Mapping[str, tuple]) -> None:

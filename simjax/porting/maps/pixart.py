@@ -20,6 +20,7 @@ from simjax.porting.maps.transformer import (
     patches,
     require,
     setting,
+    shared_config,
 )
 from simjax.porting.rules import Name, Rule
 
@@ -141,6 +142,20 @@ def describe_folder(values: Mapping[str, Any]) -> config.PixArt:
         interpolation=float(setting(values, "interpolation_scale", max(resolution // 64, 1))),
         size_conditioning=is_large if conditions is None else conditions is True,
     )
+
+
+def folder_config(network: config.PixArt) -> dict[str, Any]:
+    """The inverse of `describe_folder`, but for the embedding of no caption."""
+    whole = float(network.interpolation).is_integer()
+    return {
+        **{name: options[0] for name, options in _KNOWN.items()},
+        "num_embeds_ada_norm": 1000,  # diffusers asks for a number, and does not use it
+        "cross_attention_dim": network.width,
+        "caption_channels": network.caption_channels,
+        "interpolation_scale": int(network.interpolation) if whole else network.interpolation,
+        "use_additional_conditions": network.size_conditioning,
+        **shared_config(network),
+    }
 
 
 def _interpolation(table: np.ndarray, side: int, width: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from simjax import config
 from simjax.config import ConfigError
 from simjax.porting.foreign_file import shown
 from simjax.porting.rules import AS_IT_IS, CONVOLUTION, LINEAR, Layout, Name
@@ -110,6 +111,19 @@ def setting(values: Mapping[str, Any], name: str, default: Any = REQUIRED) -> in
             f"config.json: {name} {found}; expected a whole number from 1 to {LARGEST}."
         )
     return value
+
+
+def shared_config(network: config.DiT | config.PixArt) -> dict[str, int]:
+    """What both kinds' config.json of diffusers say alike; variances are put out beside means."""
+    return {
+        "num_attention_heads": network.heads,
+        "attention_head_dim": network.width // network.heads,
+        "num_layers": network.depth,
+        "sample_size": network.resolution,
+        "patch_size": network.patch,
+        "in_channels": network.image_channels,
+        "out_channels": 2 * network.image_channels,
+    }
 
 
 def require(values: Mapping[str, Any], known: Mapping[str, tuple]) -> None:
