@@ -16,10 +16,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from PIL import Image
 from tqdm.auto import tqdm
 
-from simjax import build, captions, report, run, sharding, storage, teacher
+from simjax import build, captions, formats, report, run, sharding, storage, teacher
 from simjax import config as c
 from simjax.losses.distances import Distance
 from simjax.monitor import grid, to_uint8
@@ -38,16 +39,16 @@ def load(
     encoder: str = "",
     autoencoder: str = "",
 ) -> Model:
-    """A run's generator or teacher; or published weights: a known name, a URL, a file, a folder.
+    """A run's generator or teacher; an export; published weights: a known name, a URL, a file.
 
     Args:
-      source: as --source of simjax.sample.
+      source: as --source of simjax.sample, or a folder of simjax.export --format=safetensors.
       network: of a run directory, "generator" (its EMA) or "teacher".
       config: of published weights, the settings that they are distilled and sampled with; a run
-        has its own.
+        and an export have their own.
       encoder: folder of the T5 encoder that reads prompts, with its tokenizer; a run that wrote
         its captions has its own.
-      autoencoder: folder of diffusers' AutoencoderKL, for latents.
+      autoencoder: folder of diffusers' AutoencoderKL; without one, latents are drawn as they are.
 
     Raises:
       ConfigError: it cannot be had.
@@ -56,8 +57,7 @@ def load(
     directory = storage.absolute(source)
     found = teacher.config_of_run(directory)
     if found is None:
-        config = dataclasses.replace(config or c.Config(), autoencoder=autoencoder)
-        model = teacher.decoded(teacher.ported(config, source, say=print))
+        model = _without_a_run(source, directory, config or c.Config(), autoencoder)
         return teacher.reading(model, teacher.reader_from(model, encoder)) if encoder else model
     found = dataclasses.replace(found, autoencoder=autoencoder or found.autoencoder)
     model = teacher.load(found, directory / "teacher")
@@ -232,6 +232,18 @@ class Distillation:
     def _with(self, params: Params) -> Model:
         """A model of its own: the state is donated to the next step."""
         return dataclasses.replace(self._model, params=jax.tree.map(jax.numpy.copy, params))
+
+
+def _without_a_run(source: str, directory: epath.Path, config: c.Config, autoencoder: str) -> Model:
+    """Of an export or of published weights; without an autoencoder samples may be latents."""
+    if formats.is_export(directory):
+        model = teacher.model_of(*formats.read(directory), {"source": source})
+    else:
+        model = teacher.ported(config, source, say=print)
+    if not autoencoder:
+        return model
+    completed = dataclasses.replace(model.config, autoencoder=autoencoder)
+    return teacher.decoded(dataclasses.replace(model, config=completed))
 
 
 def _condition(

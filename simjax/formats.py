@@ -1,11 +1,10 @@
 """The formats that generators are exported in: written, read back, and compared with the original.
 
 safetensors is simjax's own, edm and diffusers are state dictionaries for PyTorch, stablehlo is a
-program. `load` opens the first. Called from simjax/export.py.
+program. `read` opens the first. Called from simjax/export.py and simjax/api.py.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,16 +74,9 @@ DIFFUSERS = {
 }
 
 
-def load(folder: str | os.PathLike) -> Callable[[Images, Condition], Images]:
-    """(z, condition) -> images of an export in the format safetensors.
-
-    z is standard normal; the condition is one-hot classes (b, k), k = 0 without, or a Caption.
-
-    Raises:
-      ConfigError: the folder holds no such export, or a damaged one.
-    """
-    config, weights = read(Path(folder))
-    return sampler(config, *build.denoiser(config, weights))
+def is_export(folder: Path) -> bool:
+    """Whether the format safetensors lies there."""
+    return (folder / WEIGHTS).exists() and (folder / SETTINGS).exists()
 
 
 def sampler(

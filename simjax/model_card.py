@@ -112,19 +112,18 @@ def _words(network: c.PixArt) -> int:
 
 
 def _own(config: c.Config) -> str:
-    label_dim, imported = config.network.label_dim, ""
-    condition = f"jax.nn.one_hot(jnp.arange({BATCH}) % {max(label_dim, 1)}, {label_dim})"
-    if isinstance(config.network, c.PixArt):
-        imported = "\nfrom simjax.typing import Caption"
-        condition = f"Caption(embedding, mask, jnp.zeros({BATCH}, bool))"
+    network, folders, asked = config.network, "", ""
+    if isinstance(network, c.PixArt):
+        folders = ", encoder=T5_FOLDER, autoencoder=VAE_FOLDER"
+        asked = ', prompts=["a prompt"]'
+    elif network.label_dim:
+        asked = ", labels=[0]"
     return f"""`{formats.WEIGHTS}` and `{formats.SETTINGS}`, for simjax:
 
 ```python
-import jax, jax.numpy as jnp
-from simjax import formats{imported}
-condition = {condition}
-z = jax.random.normal(jax.random.key(0), {(BATCH, *build.image_shape(config))})
-x0 = formats.load(".")(z, condition)
+import simjax
+generator = simjax.load("."{folders})
+images = simjax.draw(generator, {BATCH}{asked})
 ```"""
 
 

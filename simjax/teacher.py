@@ -196,7 +196,7 @@ def ported(config: c.Config, source: str, say: Callable[[str], None]) -> Model:
     """The network of a known name, URL or file, without a run directory."""
     found = port.port(source, say=say)
     config = c.complete(config, *found.description)
-    return _model(config, found.weights, found.provenance)
+    return model_of(config, found.weights, found.provenance)
 
 
 def starting_generator(
@@ -261,7 +261,7 @@ def load(config: c.Config, directory: epath.Path) -> Model:
     what = dict(provenance["description"])
     config = c.complete(config, **what | {"network": c.network_from(what["network"])})
     like = sharding.abstract(build.weights_like(config), build.mesh(config))
-    return _model(config, checkpoint.load_teacher(directory, like), provenance)
+    return model_of(config, checkpoint.load_teacher(directory, like), provenance)
 
 
 def as_frozen(model: Model) -> Model:
@@ -271,7 +271,8 @@ def as_frozen(model: Model) -> Model:
     return dataclasses.replace(model, params=cast(model.params))
 
 
-def _model(config: c.Config, weights: Params, provenance: dict[str, Any]) -> Model:
+def model_of(config: c.Config, weights: Params, provenance: dict[str, Any]) -> Model:
+    """The network that a completed config describes, with weights (numpy), on its mesh."""
     mesh = build.mesh(config)
     denoise, params = build.denoiser(config, weights)
     constants = constants_of(weights, params)

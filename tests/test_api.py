@@ -140,3 +140,12 @@ def test_a_mistake_is_told(teacher, call, message):
 def test_the_command_line_refuses_flags_without_jax():
     program = "import simjax, simjax.command_line, sys; sys.exit('jax' in sys.modules)"
     assert test_main.subprocess.run([test_main.sys.executable, "-c", program]).returncode == 0
+
+
+def test_an_export_is_loaded(finished, tmp_path):
+    program = ["-m", "simjax.export", f"--source={finished}", f"--out={tmp_path}"]
+    done = test_main.subprocess.run([test_main.sys.executable, *program], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    exported, generator = simjax.load(str(tmp_path)), simjax.load(str(finished))
+    images = (simjax.draw(model, 3, labels=[1], seed=2) for model in (exported, generator))
+    np.testing.assert_allclose(*images, rtol=1e-5, atol=1e-6)

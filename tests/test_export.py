@@ -1,5 +1,6 @@
 """python -m simjax.export: what it writes works without it, and what is damaged is noticed."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+import simjax
 from simjax import build, checkpoint, config, formats, report, stablehlo, teacher
 from simjax.evaluation.judge import Row
 from simjax.porting import rules
@@ -244,9 +246,10 @@ def test_the_cards_examples_run(made, monkeypatch):
     exec(examples["stablehlo"], program)
     monkeypatch.delitem(sys.modules, "load_generator")
     cond = np.eye(10, dtype=np.float32)[:4]
-    expected = live(made.model, made.generator)(own["z"], cond)
-    assert_close(own["x0"], expected)
+    expected = live(made.model, made.generator)(program["z"], cond)
     assert_close(program["x0"], expected)
+    model = dataclasses.replace(made.model, params=made.generator)
+    assert_close(own["images"], simjax.draw(model, 4, labels=[0]))
 
 
 @pytest.mark.parametrize("line", list(MISTAKES))
