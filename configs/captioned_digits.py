@@ -51,9 +51,9 @@ def get_config() -> c.Config:
             caption_length=12,
         ),
         teacher=c.Teacher(
-            steps=4000,
+            steps=3000,
             batch=64,
-            guidance=1.5,
+            guidance=1.2,
             drop_condition=0.1,  # PixArt-alpha
             optim=c.Optim(lr=2e-3, beta1=0.9, beta2=0.99, warmup_steps=200, final_lr=0.02),
             ema=c.Ema(half_life_kimg=8.85, rampup_ratio=0.0),  # beta 0.995
@@ -61,12 +61,12 @@ def get_config() -> c.Config:
         generator=c.Generator(
             sigma_init=1.25,
             sigma=c.Sigma(law="karras", t_max=0.5),
-            optim=c.Optim(lr=3e-4, warmup_steps=20, final_lr=0.1),
+            optim=c.Optim(lr=6e-4, warmup_steps=20, final_lr=0.1),
             ema=c.Ema(half_life_kimg=4.41, rampup_ratio=0.0),  # beta 0.99
         ),
         fake_score=c.FakeScore(
             sigma=c.Sigma(mean=-0.4, std=1.1),
-            optim=c.Optim(lr=6e-4, warmup_steps=20, final_lr=0.1),
+            optim=c.Optim(lr=1.2e-3, warmup_steps=20, final_lr=0.1),
         ),
         loss=c.Loss(distance="pseudo_huber", c=0.01),
     )

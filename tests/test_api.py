@@ -46,6 +46,7 @@ def test_every_name_that_is_promised_is_there():
         _ = simjax.sample_it
 
 
+@pytest.mark.whole_runs
 def test_a_run_gives_its_generator_and_its_teacher(finished):
     generator, teacher = (simjax.load(str(finished), network=n) for n in ("generator", "teacher"))
     images = simjax.draw(generator, 4, labels=[3, 7])
@@ -75,6 +76,7 @@ def test_the_samplers_of_a_known_teacher_are_the_closed_forms(teacher):
     np.testing.assert_allclose(many, expected, rtol=2e-3)
 
 
+@pytest.mark.whole_runs
 def test_distillation_finds_the_scale_of_its_teacher(teacher):
     # G(z) = D(sigma_init z) has standard deviation v / (v + sigma_init^2) sigma_init, v = scale^2
     settings = simjax.Config(batch=64, steps=300)
@@ -142,6 +144,7 @@ def test_the_command_line_refuses_flags_without_jax():
     assert test_main.subprocess.run([test_main.sys.executable, "-c", program]).returncode == 0
 
 
+@pytest.mark.whole_runs
 def test_an_export_is_loaded(finished, tmp_path):
     program = ["-m", "simjax.export", f"--source={finished}", f"--out={tmp_path}"]
     done = test_main.subprocess.run([test_main.sys.executable, *program], capture_output=True)

@@ -27,6 +27,8 @@ from tests.test_configs import load
 from tests.test_sample import ROOT, make_run, random_weights
 from tests.test_sources import NCSNPP, NETWORK
 
+pytestmark = pytest.mark.whole_runs
+
 SEVERAL = """
 import contextlib, io, json, sys
 from absl.testing import flagsaver
