@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -34,7 +35,6 @@ def test_these_are_the_notebooks():
 
 @every
 def test_it_is_a_valid_notebook(path):
-    nbformat = pytest.importorskip("nbformat")
     nbformat.validate(nbformat.read(path, as_version=4))
 
 
@@ -78,8 +78,6 @@ def test_what_is_said_to_take_twenty_lines_does():
 
 
 def test_stored_outputs_are_tidied():
-    nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("nbclient")
     spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
     execute = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(execute)

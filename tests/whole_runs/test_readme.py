@@ -77,16 +77,11 @@ def run(command: str, clone: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_they_run_one_after_another(tmp_path):
+def test_they_run_one_after_another_and_so_does_its_python(tmp_path):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     for command in HERE:
         done = run(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-
-
-def test_its_python_runs_on_such_a_run(tmp_path):
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    assert run(HERE[0], tmp_path).returncode == 0
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     ours = [block for block in blocks if "simjax.load(" in block]
     assert ours
