@@ -6,12 +6,13 @@ restoring, and the previous complete checkpoint is used. All processes write the
 checkpoint, onto storage that all of them see; what they read may be split otherwise.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator as Operations
 
 from simjax import processes, sharding
 from simjax.config import ConfigError
@@ -45,7 +47,7 @@ class Checkpoints:
     """The numbered checkpoints of one training stage, written in the background.
 
     Of several processes one whose save does not end would keep all of them waiting, for ever: a
-    save that takes longer than `limit` ends its process, and so the others. The run goes on when
+    process that waits for a save longer than `limit` ends, and so the others. The run goes on when
     it is started again.
 
     Args:
@@ -73,7 +75,7 @@ class Checkpoints:
             read_only=not writes,
         )
         self._manager = _Manager(self.directory, options=options)
-        self._begun, self._inside = time.monotonic(), False
+        self._waiting_since: float | None = None
         self._closed = threading.Event()
         if writes and jax.process_count() > 1:
             threading.Thread(target=self._watch, args=(limit,), daemon=True).start()
@@ -84,9 +86,10 @@ class Checkpoints:
         checksums = {name: int(value) for name, value in _checksums(trees).items()}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         note = ocp.args.JsonSave({"step": int(state.step), "checksums": checksums})
-        self._begun, self._inside = time.monotonic(), True
-        self._manager.save(int(state.step), args=ocp.args.Composite(note=note, **items))
-        self._inside = False
+        self.wait()  # for the one before
+        with self._timed():
+            _agree_on_operations()
+            self._manager.save(int(state.step), args=ocp.args.Composite(note=note, **items))
 
     def restore_latest(self, like: State) -> State | None:
         """The newest intact checkpoint, with the structure and shardings of `like`; None if none.
@@ -120,17 +123,25 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until everything saved is on disk."""
-        self._manager.wait_until_finished()
+        with self._timed():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then releases the manager's threads."""
-        self._manager.close()
+        with self._timed():
+            self._manager.close()
         self._closed.set()
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        self._waiting_since = time.monotonic()
+        yield
+        self._waiting_since = None
 
     def _watch(self, limit: float) -> None:
         while not self._closed.wait(WATCH):
-            saving = self._inside or self._manager.is_saving_in_progress()
-            if saving and time.monotonic() - self._begun > limit:
+            since = self._waiting_since
+            if since is not None and time.monotonic() - since > limit:
                 processes.end_at_once(
                     f"a checkpoint in {self.directory} is not written after {limit:.0f} s "
                     "(checkpoint_limit); start the same command again, which continues from the "
@@ -174,6 +185,19 @@ class Checkpoints:
             f"checkpoint {step} is damaged ({reason}); moved to {target}. "
             "Falling back to the one before it."
         )
+
+
+def _agree_on_operations() -> None:
+    """Brings all processes to one number of the next save.
+
+    Orbax counts a process's saves, and processes wait for each other's signals by that number. A
+    network that the first one stored alone would leave the others a number behind: they would take
+    the signals of the save before for this one's, write before its directories are made, and so
+    make the first one fail, which then waits for ever.
+    """
+    most = processes.largest(int(Operations.get_current_operation_id()))
+    while int(Operations.get_current_operation_id()) < most:
+        Operations.next_operation_id()
 
 
 def is_stored(directory: epath.Path) -> bool:

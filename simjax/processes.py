@@ -120,6 +120,13 @@ def all_true(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).all())
 
 
+def largest(value: int) -> int:
+    """The largest of every process's values."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.int32(value)).max())
+
+
 def wait(name: str) -> None:
     """Until every process is here."""
     if jax.process_count() > 1:

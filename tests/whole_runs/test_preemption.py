@@ -159,6 +159,27 @@ processes.leave()
     assert [process.returncode for process in started] == [0, 0], said
 
 
+def test_what_one_process_stores_alone_does_not_part_them(tmp_path):
+    program = f"""
+from tests.whole_runs import test_checkpoint_meshes as t
+from simjax import checkpoint, processes, sharding
+processes.join()
+where = t.epath.Path({str(tmp_path)!r})
+checkpoints = checkpoint.Checkpoints(where / "checkpoints", keep=2, say=print)
+def alone():
+    checkpoint.save_teacher(where / "teacher", {{"kernel": t.np.ones((3, 4))}}, {{}})
+processes.by_first(alone, "stored")
+checkpoints.save(t.known(sharding.make_mesh(2)))
+number = int(checkpoint.Operations.get_current_operation_id())
+assert processes.largest(number) == number == -processes.largest(-number), number
+checkpoints.close()
+processes.leave()
+"""
+    started = subprocesses.start(["-c", program], processes=2, devices=1)
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+
+
 def test_a_save_that_does_not_end_ends_the_run(tmp_path):
     program = f"""
 import os, signal, time
