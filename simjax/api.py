@@ -24,7 +24,7 @@ from simjax import build, captions, formats, report, run, sharding, storage, tea
 from simjax import config as c
 from simjax.losses.distances import Distance
 from simjax.monitor import grid, to_uint8
-from simjax.teacher import Model
+from simjax.teacher import Model, require_fit
 from simjax.train import health, step
 from simjax.typing import Condition, Denoise, Float, Int, Params, Scalar
 
@@ -180,6 +180,7 @@ class Distillation:
             teacher, config=dataclasses.replace(completed, steps_per_call=1)
         )
         build.check(self._model.config, jax.device_count())
+        require_fit(self._model.config.network, teacher.captions)
         self._fns = build.step_fns(self._model.config, teacher.denoise, teacher.mesh)
         if distance is not None:
             matching = build.generator_loss(self._model.config, distance)
@@ -240,6 +241,8 @@ def _without_a_run(source: str, directory: epath.Path, config: c.Config, autoenc
         model = teacher.model_of(*formats.read(directory), {"source": source})
     else:
         model = teacher.ported(config, source, say=print)
+        prompts = captions.prepare(config, directory) if config.text.cache else None
+        model = dataclasses.replace(model, captions=prompts)
     if not autoencoder:
         return model
     completed = dataclasses.replace(model.config, autoencoder=autoencoder)
@@ -256,6 +259,10 @@ def _condition(
                 "prompts are of a text-to-image model with its encoder: load(..., encoder=FOLDER)."
             )
         return model.read(prompts)
+    if model.captions is None and isinstance(model.config.network, c.PixArt):
+        raise c.ConfigError(
+            "this model draws prompts: prompts=[...], and load(..., encoder=FOLDER)."
+        )
     classes = np.arange(max(model.classes, 1)) if labels is None else np.atleast_1d(labels)
     if labels is not None and not (
         len(classes) and np.isin(classes, np.arange(model.classes)).all()

@@ -1,11 +1,29 @@
 """Runs Python programs that tests need in processes of their own: on many devices, or several."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 DEVICES = "--xla_force_host_platform_device_count={}"
+ROOT = Path(__file__).parent.parent
+SEVERAL = """
+import contextlib, importlib, io, json, sys
+from absl.testing import flagsaver
+command = importlib.import_module(f"simjax.{sys.argv[1]}")
+done = []
+for line in json.loads(sys.argv[2]):
+    sys.argv = [command.__name__, *line]
+    with flagsaver.flagsaver(), contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            command.main()
+        except SystemExit as end:
+            done.append([end.code, said.getvalue()])
+print(json.dumps(done))
+"""
 
 
 def environment(devices: int = 1, **variables: str) -> dict[str, str]:
@@ -20,6 +38,24 @@ def on_devices(devices: int, program: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=environment(devices))
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def several(command: str, lines: Sequence[str], folder: Path) -> dict[str, list]:
+    """Exit code and output of a command for each line of flags, which ",," parts.
+
+    One process, on two devices, runs them all in `folder`: to start it would be most of their time.
+    """
+    parts = json.dumps([line.split(",,") for line in lines])
+    often = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # lines share programs
+    run = subprocess.run(
+        [sys.executable, "-c", SEVERAL, command, parts],
+        capture_output=True,
+        text=True,
+        env=environment(2, PYTHONPATH=str(ROOT), **often),
+        cwd=folder,
+    )
+    assert run.returncode == 0, run.stderr
+    return dict(zip(lines, json.loads(run.stdout), strict=True))
 
 
 def start(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import simjax
-from simjax import checkpoint
+from simjax import checkpoint, config, programs, sharding
 from simjax.losses import distances, sim
 from tests import test_main
 
@@ -137,6 +137,20 @@ def test_a_grid_is_a_picture():
 def test_a_mistake_is_told(teacher, call, message):
     with pytest.raises(simjax.ConfigError, match=message):
         call(teacher)
+
+
+def test_without_prompts_a_text_to_image_model_says_so():
+    network = config.PixArt(
+        resolution=4, image_channels=1, width=24, depth=1, heads=2, caption_channels=8
+    )
+    settings = config.complete(simjax.Config(batch=2), network, "ddpm_linear", 1.0)
+    denoise, like = programs.network(settings)
+    mesh, params = sharding.make_mesh(), programs.random_params(like)
+    model = simjax.Model(settings, mesh, denoise, params, {}, {})
+    with pytest.raises(simjax.ConfigError, match="this model draws prompts"):
+        simjax.draw(model, 2)
+    with pytest.raises(simjax.ConfigError, match="reads captions, but there are none"):
+        simjax.Distillation(model)
 
 
 def test_the_command_line_refuses_flags_without_jax():

@@ -24,25 +24,11 @@ from tests import subprocesses
 from tests.porting import checkpoints
 from tests.porting.test_transformers import CONFIG, write_folder
 from tests.test_configs import load
-from tests.test_sample import ROOT, make_run, random_weights
+from tests.test_sample import make_run, random_weights
 from tests.test_sources import NCSNPP, NETWORK
 
 pytestmark = pytest.mark.whole_runs
 
-SEVERAL = """
-import contextlib, io, json, sys
-from absl.testing import flagsaver
-from simjax import export
-done = []
-for line in json.loads(sys.argv[1]):
-    sys.argv = ["export", *line]
-    with flagsaver.flagsaver(), contextlib.redirect_stdout(io.StringIO()) as said:
-        try:
-            export.main()
-        except SystemExit as end:
-            done.append([end.code, said.getvalue()])
-print(json.dumps(done))
-"""  # command lines, one after another
 ALONE = """
 import json, sys
 class Nothing:
@@ -119,13 +105,8 @@ def made(tmp_path_factory):
     options = config.complete(config.Config(), PIXART, "ddpm_linear", 1.0)
     tensors = rules.export(pixart.DIFFUSERS, random_weights(options, 0), PIXART.depth)
     write_folder(folder / "pixart", tensors, CONFIG)
-    lines = [*LINES.values(), *MISTAKES]
-    arguments = [sys.executable, "-c", SEVERAL, json.dumps([line.split(",,") for line in lines])]
-    often = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # lines share programs
-    environment = subprocesses.environment(2, PYTHONPATH=str(ROOT), **often)  # devices
-    run = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=folder)
-    assert run.returncode == 0, run.stderr
-    return Made(folder, model, generator, dict(zip(lines, json.loads(run.stdout), strict=True)))
+    done = subprocesses.several("export", [*LINES.values(), *MISTAKES], folder)
+    return Made(folder, model, generator, done)
 
 
 def alone(folder, **given):

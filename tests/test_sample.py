@@ -1,11 +1,8 @@
 """python -m simjax.sample: whose pictures it draws, in which files, and what it refuses."""
 
 import dataclasses
-import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,20 +30,6 @@ from tests.test_sources import NETWORK
 
 pytestmark = pytest.mark.whole_runs  # a minute of one processor
 
-SEVERAL = """
-import contextlib, io, json, sys
-from absl.testing import flagsaver
-from simjax import sample
-done = []
-for line in json.loads(sys.argv[1]):
-    sys.argv = ["sample", *line]
-    with flagsaver.flagsaver(), contextlib.redirect_stdout(io.StringIO()) as said:
-        try:
-            sample.main()
-        except SystemExit as end:
-            done.append([end.code, said.getvalue()])
-print(json.dumps(done))
-"""  # command lines, one after another: to start a process would be most of their time
 ROOT = Path(__file__).parent.parent
 MOST = 12  # samples of a line that is compared
 PIXART = config.PixArt(
@@ -147,13 +130,7 @@ def made(tmp_path_factory):
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text("{")
     shutil.copytree(folder / "run", folder / "begun", ignore=lambda *_: ["checkpoints"])
-    lines = [*LINES.values(), *MISTAKES]
-    arguments = [sys.executable, "-c", SEVERAL, json.dumps([line.split(",,") for line in lines])]
-    often = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # lines share programs
-    environment = subprocesses.environment(2, PYTHONPATH=str(ROOT), **often)  # devices; one here
-    run = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=folder)
-    assert run.returncode == 0, run.stderr
-    done = dict(zip(lines, json.loads(run.stdout), strict=True))
+    done = subprocesses.several("sample", [*LINES.values(), *MISTAKES], folder)
     return Made(folder, *digits, *captioned, done)
 
 
