@@ -86,7 +86,7 @@ MISTAKES = {
     "--source=pixart,,--autoencoder=vae,,--prompt=a": "PixArt needs --encoder=FOLDER of a T5",
     "--source=pixart,,--encoder=t5,,--prompt=a": "PixArt needs --autoencoder=FOLDER",
     "--source=pixart,,--classes=1,,--prompt=a": "PixArt has no use for --classes",
-    "--source=wide,,--encoder=t5,,--autoencoder=vae,,--prompt=a": "--encoder=t5 has 32 "
+    "--source=wide,,--encoder=t5,,--autoencoder=vae,,--prompt=a": "the text encoder has 32 "
     "channels, the network reads 20",
 }
 
