@@ -16,15 +16,15 @@ WORDS = ("zero|0", "one|1", "two|2", "three|3", "four|4", "five|5", "six|6", "se
 
 def get_config() -> c.Config:
     return c.Config(
-        steps=1200,
+        steps=1000,
         steps_per_call=10,
-        batch=64,
+        batch=128,
         scan_blocks=False,  # three small blocks compile quickly, and run faster
         evaluation=c.Evaluation(
             features=("pixels", "classifier"), samples=1797, teacher_steps=(18,), batch=600
         ),
-        sample_every=300,
-        checkpoint_every=400,
+        sample_every=250,
+        checkpoint_every=500,
         data=c.Data(source="digits"),
         text=c.Text(
             t5=c.T5(vocabulary=64, width=64, depth=2, heads=4, head_width=16, hidden=128),

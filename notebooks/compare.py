@@ -29,6 +29,7 @@ from simjax.typing import Params
 
 matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 HERE = Path(__file__).parent
 METHODS = {
@@ -158,7 +159,8 @@ def plot(folder: Path) -> None:
         1, len(size.factors), figsize=(4.6 * len(size.factors), 3.8), sharey=True, squeeze=False
     )
     steps = range(0, size.steps + 1, size.every)
-    reference = [metrics[METRIC] for metrics in study["teachers"].values()]
+    teachers = [metrics[METRIC] for metrics in study["teachers"].values()]
+    reference = sum(teachers) / len(teachers)
     for axis, factor in zip(axes[0], size.factors, strict=True):
         for color, method in zip(COLORS, METHODS, strict=True):
             curves = [
@@ -174,14 +176,17 @@ def plot(folder: Path) -> None:
             axis.fill_between(
                 shown, [min(at) for at in whole], [max(at) for at in whole], color=color, alpha=0.15
             )
-        axis.axhline(sum(reference) / len(reference), color="black", linestyle=":", linewidth=1)
+        axis.axhline(reference, color="black", linestyle=":", linewidth=1)
         axis.set_title("learning rates of configs/digits.py" + (f" x {factor}" * (factor != 1)))
         axis.set_xlabel("distillation step")
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("Frechet distance in pixels")
     axes[0, -1].legend(frameon=False, fontsize=8)
-    axes[0, 0].text(0, reference[0] * 1.05, "teacher, 35 evaluations", fontsize=8)
+    axes[0, 0].text(0, reference * 1.03, "teacher, 35 evaluations", fontsize=8)
     figure.tight_layout()
     figure.savefig(folder / "comparison.png", dpi=110)
     print(f"drawn as {folder / 'comparison.png'}")
