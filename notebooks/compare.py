@@ -2,7 +2,7 @@
 
 python notebooks/compare.py --plot              # the figure again, from comparison.json
 python notebooks/compare.py --out=FOLDER        # every run that FOLDER/comparison.json lacks
-python notebooks/compare.py --quick --out=FOLDER  # seconds: whether it works, nothing more
+python notebooks/compare.py --quick --out=FOLDER  # two minutes: whether it works, nothing more
 
 Five methods with the settings of configs/digits.py, at its learning rates and at ten times those,
 three seeds, each with a teacher of its own. As SIM's figure 2 (arXiv:2410.16794) in question, not
@@ -197,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE / "comparison")
     parser.add_argument("--plot", action="store_true", help="only draw what is stored")
-    parser.add_argument("--quick", action="store_true", help="seconds; no result")
+    parser.add_argument("--quick", action="store_true", help="whether it works; no result")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     processes.reuse_compiled(cache.directory() / "compiled")
