@@ -119,8 +119,13 @@ def curve(
 def run(folder: Path, size: Size) -> None:
     """Every curve that is not stored yet; each is stored when it is done."""
     stored = folder / "comparison.json"
-    study = json.loads(stored.read_text()) if stored.exists() else {"curves": [], "teachers": {}}
-    study |= {"size": dataclasses.asdict(size), "versions": versions()}
+    sizes = json.loads(json.dumps(dataclasses.asdict(size)))  # tuples as lists
+    study = {"size": sizes, "curves": [], "teachers": {}}
+    if stored.exists():
+        study = json.loads(stored.read_text())
+        if study["size"] != sizes:
+            raise SystemExit(f"{stored} holds a study of another size: choose another --out.")
+    study["versions"] = versions()
     done = {(c["method"], c["factor"], c["seed"]) for c in study["curves"]}
     for seed in size.seeds:
         wanted = [(m, f, seed) for f in size.factors for m in size.methods]

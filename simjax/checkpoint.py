@@ -135,8 +135,10 @@ class Checkpoints:
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
         self._waiting_since = time.monotonic()
-        yield
-        self._waiting_since = None
+        try:
+            yield
+        finally:  # what failed is not waited for
+            self._waiting_since = None
 
     def _watch(self, limit: float) -> None:
         while not self._closed.wait(WATCH):
