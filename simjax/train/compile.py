@@ -1,5 +1,6 @@
 """The only training jit: donated state, whole steps scanned inside one call."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,10 @@ from simjax.typing import Key, Metrics
 
 Step = Callable[[Any, Any, Key], tuple[Any, Metrics]]
 Call = Callable[[Any, Any, Key], tuple[Any, Metrics]]
+
+# What XLA leaves to YNNPACK on CPUs: sums alone. Given the convolutions and products too, as is its
+# default, the gradients of kernels take up to twice as long (README.md, "Speed").
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
 def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
@@ -36,4 +41,16 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
         where = sharding.by_rules(state, mesh)
         return jax.lax.with_sharding_constraint(state, where), metrics
 
-    return jax.jit(split, donate_argnums=0)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    options = CPU_OPTIONS if on_cpu and _accepted() else None
+    return jax.jit(split, donate_argnums=0, compiler_options=options)
+
+
+@functools.cache
+def _accepted() -> bool:
+    """Whether this version of XLA knows CPU_OPTIONS: it calls them experimental."""
+    try:
+        jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

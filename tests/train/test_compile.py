@@ -1,0 +1,56 @@
+"""What the training jit asks of the compiler on CPUs, and that it can do without."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from simjax import sharding
+from simjax.train import compile as training
+
+IMAGES = np.random.default_rng(0).standard_normal((2, 16, 16, 32)).astype(np.float32)
+
+
+@struct.dataclass
+class State:
+    step: jax.Array
+    kernel: jax.Array
+
+
+def descend(state: State, images, key) -> tuple[State, dict]:
+    def loss(kernel):
+        y = jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.square(y - images).mean()
+
+    value, grad = jax.value_and_grad(loss)(state.kernel)
+    return State(state.step + 1, state.kernel - grad), {"loss": value}
+
+
+def lowered() -> jax.stages.Lowered:
+    mesh = sharding.make_mesh()
+    state = sharding.place(State(np.int32(0), np.full((3, 3, 32, 32), 0.01, np.float32)), mesh)
+    images = sharding.place(IMAGES, mesh)
+    call = training.compile_steps(descend, mesh=mesh, steps_per_call=1)
+    return call.lower(state, images, jax.random.key(0))
+
+
+@pytest.fixture
+def asked_anew():
+    training._accepted.cache_clear()
+    yield
+    training._accepted.cache_clear()
+
+
+def test_convolutions_on_a_cpu_are_xlas_own():
+    """YNNPACK's stand in computations of their own, which a fusion calls."""
+    text = lowered().compile().as_text()
+    within = [part for part in text.split("\n\n") if " convolution(" in part]
+    assert [part.split()[0] for part in within] == ["ENTRY"]
+
+
+def test_a_compiler_that_does_not_know_the_options_is_not_asked(asked_anew, monkeypatch):
+    monkeypatch.setattr(training, "CPU_OPTIONS", {"xla_cpu_of_another_version": "1"})
+    assert " convolution(" in lowered().compile().as_text()
