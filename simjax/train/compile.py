@@ -41,9 +41,22 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
         where = sharding.by_rules(state, mesh)
         return jax.lax.with_sharding_constraint(state, where), metrics
 
+    compiled = jax.jit(split, donate_argnums=0)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    options = CPU_OPTIONS if on_cpu and _accepted() else None
-    return jax.jit(split, donate_argnums=0, compiler_options=options)
+    return _with_cpu_options(split, compiled) if on_cpu and _accepted() else compiled
+
+
+def _with_cpu_options(function: Callable, plain: Call) -> Call:
+    """`plain`, compiled with CPU_OPTIONS unless it is traced as part of another program."""
+    alone = jax.jit(function, donate_argnums=0, compiler_options=CPU_OPTIONS)
+
+    @functools.wraps(plain)
+    def call(*args):
+        within = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return (plain if within else alone)(*args)
+
+    call.lower = alone.lower
+    return call
 
 
 @functools.cache

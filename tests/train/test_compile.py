@@ -54,3 +54,14 @@ def test_convolutions_on_a_cpu_are_xlas_own():
 def test_a_compiler_that_does_not_know_the_options_is_not_asked(asked_anew, monkeypatch):
     monkeypatch.setattr(training, "CPU_OPTIONS", {"xla_cpu_of_another_version": "1"})
     assert " convolution(" in lowered().compile().as_text()
+
+
+def test_a_step_can_be_part_of_another_program():
+    mesh = sharding.make_mesh()
+    call = training.compile_steps(descend, mesh=mesh, steps_per_call=1)
+    state = State(np.int32(0), np.full((3, 3, 32, 32), 0.01, np.float32))
+    inner, _ = jax.jit(call)(state, IMAGES, jax.random.key(0))
+    shapes, _ = jax.eval_shape(call, state, IMAGES, jax.random.key(0))
+    outer, _ = call(sharding.place(state, mesh), sharding.place(IMAGES, mesh), jax.random.key(0))
+    assert shapes.kernel.shape == (3, 3, 32, 32)
+    np.testing.assert_allclose(inner.kernel, outer.kernel, rtol=1e-5, atol=1e-7)
