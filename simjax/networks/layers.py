@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool
 
+from simjax.networks.convolution import convolve
 from simjax.typing import Array, Float, Images, Params, PerExample
 
 Masks = Bool[Array, "b h w c"]
@@ -89,8 +90,16 @@ def conv(
         dtype=dtype,
         promote_dtype=promote_all_but_bias,
         kernel_init=init,
+        conv_general_dilated=_by_stride,
         rngs=rngs,
     )
+
+
+def _by_stride(x: Images, kernel: Array, strides: tuple[int, int], padding, **rest) -> Images:
+    """What nnx.Conv calls; of the rest `conv` sets nothing but, through `dtype`, the precision."""
+    if strides == (1, 1):
+        return convolve(x, kernel, tuple(padding), rest["precision"])
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
 
 
 def linear(
