@@ -96,7 +96,7 @@ def conv(
 
 
 def _by_stride(x: Images, kernel: Array, strides: tuple[int, int], padding, **rest) -> Images:
-    """What nnx.Conv calls; of the rest `conv` sets nothing but, through `dtype`, the precision."""
+    """What nnx.Conv calls. The rest is dilation and groups, which `conv` has not, and precision."""
     if strides == (1, 1):
         return convolve(x, kernel, tuple(padding), rest["precision"])
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)

@@ -1,5 +1,6 @@
 """The only training jit: donated state, whole steps scanned inside one call."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from simjax import sharding
+from simjax.networks.convolution import gradients_in_order
 from simjax.typing import Key, Metrics
 
 Step = Callable[[Any, Any, Key], tuple[Any, Metrics]]
@@ -24,9 +26,11 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
     Step n of a run uses fold_in(run key, n): no random state is carried or saved, and a resumed run
     repeats the interrupted one. The state passed in is donated: use the one returned.
     """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
 
     def one(state, constants, run_key):
-        return step(state, constants, jax.random.fold_in(run_key, state.step))
+        with gradients_in_order() if on_cpu else contextlib.nullcontext():
+            return step(state, constants, jax.random.fold_in(run_key, state.step))
 
     def call(state, constants, run_key):
         if steps_per_call == 1:
@@ -42,7 +46,6 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
         return jax.lax.with_sharding_constraint(state, where), metrics
 
     compiled = jax.jit(split, donate_argnums=0)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
     return _with_cpu_options(split, compiled) if on_cpu and _accepted() else compiled
 
 
