@@ -51,10 +51,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Type", site.content_type)
         self.send_header("ETag", site.etag)
-        self.end_headers()
         cut, site.cut_after = site.cut_after, None
         body = body[:cut]
-        site.requests.append((asked, len(body)))
+        site.requests.append((asked, len(body)))  # before an answer that may end the connection
+        self.end_headers()
         self.wfile.write(body[: len(body) // 2])
         if site.stall:
             self.wfile.flush()
