@@ -31,7 +31,7 @@ def gradients_in_order() -> Iterator[None]:
 
 
 def convolve(x: Images, kernel: Kernel, padding: Padding, precision: Precision = None) -> Images:
-    """jax.lax.conv_general_dilated of NHWC images, stride 1; its gradients see above."""
+    """jax.lax.conv_general_dilated of NHWC images, stride 1; see gradients_in_order."""
     return (_in_order if _IN_ORDER.get() else _convolve)(x, kernel, padding, precision)
 
 
