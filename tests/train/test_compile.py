@@ -30,11 +30,17 @@ def descend(state: State, images, key) -> tuple[State, dict]:
     return State(state.step + 1, state.kernel - grad), {"loss": value}
 
 
-def lowered(steps_per_call: int = 1) -> jax.stages.Lowered:
+def descend_many(state: State, images, key) -> tuple[State, dict]:
+    """Twenty images that nothing orders, each needed once more: all are held, or one at a time."""
+    ways = [convolve(images, state.kernel + n, ((1, 1), (1, 1))) for n in range(20)]
+    return state.replace(step=state.step + 1), {"loss": sum(jnp.sort(y).mean() for y in ways)}
+
+
+def lowered(steps_per_call: int = 1, step=descend) -> jax.stages.Lowered:
     mesh = sharding.make_mesh()
     state = sharding.place(State(np.int32(0), np.full((3, 3, 32, 32), 0.01, np.float32)), mesh)
     images = sharding.place(IMAGES, mesh)
-    call = training.compile_steps(descend, mesh=mesh, steps_per_call=steps_per_call)
+    call = training.compile_steps(step, mesh=mesh, steps_per_call=steps_per_call)
     return call.lower(state, images, jax.random.key(0))
 
 
@@ -60,8 +66,17 @@ def test_convolutions_on_a_cpu_are_in_order(steps_per_call):
 
 
 def test_a_compiler_that_does_not_know_the_options_is_not_asked(asked_anew, monkeypatch):
-    monkeypatch.setattr(training, "CPU_OPTIONS", {"xla_cpu_of_another_version": "1"})
+    monkeypatch.setattr(training, "LARGE_CPU_OPTIONS", {"xla_cpu_of_another_version": "1"})
     assert " convolution(" in lowered().compile().as_text()
+
+
+def test_a_large_program_holds_few_temporaries(monkeypatch):
+    def temporaries():
+        return lowered(step=descend_many).compile().memory_analysis().temp_size_in_bytes
+
+    side_by_side = temporaries()
+    monkeypatch.setattr(training, "LARGE", 9 * 32**2)
+    assert temporaries() < 0.5 * side_by_side
 
 
 def test_a_step_can_be_part_of_another_program():
