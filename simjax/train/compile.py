@@ -19,8 +19,8 @@ Call = Callable[[Any, Any, Key], tuple[Any, Metrics]]
 # default, the gradients of kernels take up to twice as long (README.md, "Speed").
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
-# A large program runs in an order that keeps few temporaries: a quarter less memory, and less time,
-# as fresh pages cost a CPU much. A small one gains more from operations that run side by side.
+# A large program runs in an order that keeps few temporaries: a quarter less memory, fewer fresh
+# pages (README.md, "Speed"). A small one gains more from operations that run side by side.
 LARGE_CPU_OPTIONS = CPU_OPTIONS | {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 LARGE = 10**7  # numbers in a state; our choice: digits' holds 10^6 and loses, cifar10's 3 10^8
 
@@ -55,7 +55,7 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
 
 
 def _with_cpu_options(function: Callable, plain: Call) -> Call:
-    """`plain`, compiled with such options unless it is traced as part of another program."""
+    """`plain`, compiled with the options of its size unless it is part of another program."""
     jit = functools.partial(jax.jit, function, donate_argnums=0)
     small, large = jit(compiler_options=CPU_OPTIONS), jit(compiler_options=LARGE_CPU_OPTIONS)
 
