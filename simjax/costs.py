@@ -11,6 +11,7 @@ import jax
 
 from simjax import config as c
 from simjax import programs, sharding
+from simjax.networks.convolution import for_cpus
 from simjax.programs import Arguments
 
 
@@ -20,14 +21,15 @@ def of_program(config: c.Config, name: str) -> dict[str, float]:
     Calls of GPU libraries would hide products in compiled ones. JAX analyses what is lowered for
     the CPU alone, so the programs are, for one CPU. The whole batch of one step at a time: only
     the sampler's loop, whose body the analysis counts once, is left to multiply. Of transformers
-    every block is written out.
+    every block is written out, and convolutions take the forms for CPUs.
     """
     config = dataclasses.replace(config, accumulate=1, steps_per_call=1, scan_blocks=False)
     denoise, like = programs.network(config)
     device = counting_device()
     made = programs.PROGRAMS[name](config, denoise, like, sharding.make_mesh(devices=[device]))
-    program = _flops(made.function, made.arguments) * made.turns / made.batch
-    forward = _flops(*made.forward(device, made.batch)) / made.batch
+    with for_cpus():
+        program = _flops(made.function, made.arguments) * made.turns / made.batch
+        forward = _flops(*made.forward(device, made.batch)) / made.batch
     return {
         "flops_per_image": program,
         "flops_per_forward": forward,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool
 
-from simjax.networks.convolution import convolve
+from simjax.networks.convolution import convolve, convolve_doubled, doubled
 from simjax.typing import Array, Float, Images, Params, PerExample
 
 Masks = Bool[Array, "b h w c"]
@@ -79,8 +79,13 @@ def conv(
     dtype: jnp.dtype,
     padding: int | None = None,
     stride: int = 1,
+    doubles: bool = False,
 ) -> Conv:
-    """A convolution that keeps height and width (unless padding or stride do not), zero bias."""
+    """A convolution that keeps height and width (unless padding or stride do not), zero bias.
+
+    Args:
+      doubles: 3 x 3, of the image whose pixels have become 2 x 2 blocks.
+    """
     return Conv(
         features_in,
         features,
@@ -90,7 +95,7 @@ def conv(
         dtype=dtype,
         promote_dtype=promote_all_but_bias,
         kernel_init=init,
-        conv_general_dilated=_by_stride,
+        conv_general_dilated=_of_doubled if doubles else _by_stride,
         rngs=rngs,
     )
 
@@ -100,6 +105,11 @@ def _by_stride(x: Images, kernel: Array, strides: tuple[int, int], padding, **re
     if strides == (1, 1):
         return convolve(x, kernel, tuple(padding), rest["precision"])
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
+
+
+def _of_doubled(x: Images, kernel: Array, strides: tuple[int, int], padding, **rest) -> Images:
+    """What nnx.Conv calls where the image is doubled first."""
+    return convolve_doubled(x, kernel, rest["precision"])
 
 
 def linear(
@@ -201,9 +211,14 @@ def dropout(x: Images, rate: float, keep: Masks | None) -> Images:
     return jnp.where(keep, x / kept_share(rate), 0).astype(x.dtype)
 
 
+def is_box(taps: Sequence[float]) -> bool:
+    """Whether a filter takes 2 x 2 blocks, all their pixels alike."""
+    return len(taps) == 2 and taps[0] == taps[1]
+
+
 def downsample(x: Images, taps: Sequence[float]) -> Images:
     """Halves height and width through the separable filter `taps` (normalised here)."""
-    if len(set(taps)) == 1 and len(taps) == 2:  # box filter: a mean of 2 x 2 blocks
+    if is_box(taps):  # a mean of 2 x 2 blocks
         b, h, w, c = x.shape
         return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
     x = jnp.pad(x, [(0, 0), *[((len(taps) - 1) // 2,) * 2] * 2, (0, 0)])
@@ -224,8 +239,8 @@ def decimate(x: Images, taps: Sequence[float]) -> Images:
 
 def upsample(x: Images, taps: Sequence[float]) -> Images:
     """Doubles height and width: zeros in between, then `taps` at twice their normalised weight."""
-    if len(set(taps)) == 1 and len(taps) == 2:  # box filter: each pixel becomes a 2 x 2 block
-        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    if is_box(taps):
+        return doubled(x)
     lead = len(taps) // 2  # output 2 i + phase reads the stretched rows 2 i + phase + k - lead
     for axis in (1, 2):
         phases = [
@@ -236,8 +251,8 @@ def upsample(x: Images, taps: Sequence[float]) -> Images:
             )
             for phase in (0, 1)
         ]
-        doubled = [size * (2 if dim == axis else 1) for dim, size in enumerate(x.shape)]
-        x = jnp.stack(phases, axis=axis + 1).reshape(doubled)
+        shape = [size * (2 if dim == axis else 1) for dim, size in enumerate(x.shape)]
+        x = jnp.stack(phases, axis=axis + 1).reshape(shape)
     return x
 
 

@@ -93,12 +93,15 @@ class UNetBlock(nnx.Module):
         def norm(channels: int) -> layers.GroupNorm:
             return layers.GroupNorm(channels, epsilon=style.epsilon, dtype=dtype)
 
-        def conv(width_in: int, width: int, kernel: int, scale: float = 1.0) -> layers.Conv:
+        def conv(width_in: int, width: int, kernel: int, scale=1.0, **options) -> layers.Conv:
             kernel_init = style.init(scale)
-            return layers.conv(width_in, width, kernel, init=kernel_init, rngs=rngs, dtype=dtype)
+            return layers.conv(
+                width_in, width, kernel, init=kernel_init, rngs=rngs, dtype=dtype, **options
+            )
 
         self.norm0 = norm(features_in)
-        self.conv0 = conv(features_in, features, 3)
+        self.doubles = resample == "up" and layers.is_box(filter_taps)
+        self.conv0 = conv(features_in, features, 3, doubles=self.doubles)
         told = 2 * features if style.scale_and_shift else features
         self.affine = layers.linear(embedding, told, init=style.init(1.0), rngs=rngs, dtype=dtype)
         self.norm1 = norm(features)
@@ -113,7 +116,8 @@ class UNetBlock(nnx.Module):
     def __call__(
         self, x: Images, embedding: Float[Array, "b e"], keep: layers.Masks | None
     ) -> Images:
-        h = self.conv0(self._resampled(jax.nn.silu(self.norm0(x))))
+        h = jax.nn.silu(self.norm0(x))
+        h = self.conv0(h if self.doubles else self._resampled(h))
         h = jax.nn.silu(self._told(h, self.affine(embedding)[:, None, None]))
         h = self.conv1(layers.dropout(h, self.dropout, keep))
         skip = self._resampled(x)

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from simjax import sharding
-from simjax.networks.convolution import gradients_in_order
+from simjax.networks.convolution import for_cpus
 from simjax.typing import Key, Metrics
 
 Step = Callable[[Any, Any, Key], tuple[Any, Metrics]]
@@ -34,7 +34,7 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
     on_cpu = mesh.devices.flat[0].platform == "cpu"
 
     def one(state, constants, run_key):
-        with gradients_in_order() if on_cpu else contextlib.nullcontext():
+        with for_cpus() if on_cpu else contextlib.nullcontext():
             return step(state, constants, jax.random.fold_in(run_key, state.step))
 
     def call(state, constants, run_key):
