@@ -21,13 +21,13 @@ def of_program(config: c.Config, name: str) -> dict[str, float]:
     Calls of GPU libraries would hide products in compiled ones. JAX analyses what is lowered for
     the CPU alone, so the programs are, for one CPU. The whole batch of one step at a time: only
     the sampler's loop, whose body the analysis counts once, is left to multiply. Of transformers
-    every block is written out, and convolutions take the forms for CPUs.
+    every block is written out, and convolutions take the forms of the devices that are here.
     """
     config = dataclasses.replace(config, accumulate=1, steps_per_call=1, scan_blocks=False)
     denoise, like = programs.network(config)
     device = counting_device()
     made = programs.PROGRAMS[name](config, denoise, like, sharding.make_mesh(devices=[device]))
-    with for_cpus():
+    with for_cpus(jax.default_backend() == "cpu"):
         program = _flops(made.function, made.arguments) * made.turns / made.batch
         forward = _flops(*made.forward(device, made.batch)) / made.batch
     return {

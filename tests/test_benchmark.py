@@ -116,6 +116,17 @@ def test_an_image_costs_its_forwards(program, forwards):
     )
 
 
+@pytest.mark.parametrize("program", ["train", "sample"])
+def test_other_devices_are_counted_in_their_own_forms(monkeypatch, program):
+    """Those of CPUs divide convolutions of doubled images (networks/convolution.py)."""
+    here = costs.of_program(LARGER, program)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = costs.of_program(LARGER, program)
+    assert there["flops_per_image"] > 1.02 * here["flops_per_image"]
+    assert there["flops_per_forward"] > 1.02 * here["flops_per_forward"]
+    assert there["over_forwards"] == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize(("program", "forwards"), [("train", 13), ("teacher_sample", 10)])
 def test_guidance_costs_a_second_evaluation(program, forwards):
     guided = dataclasses.replace(LARGER, teacher=dataclasses.replace(LARGER.teacher, guidance=2.0))

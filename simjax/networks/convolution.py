@@ -13,18 +13,22 @@ Kernel = Float[Array, "kh kw features_in features"]
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of height and of width
 Precision = jax.lax.PrecisionLike
 
-_FOR_CPUS: ContextVar[bool] = ContextVar("convolutions take the forms for CPUs", default=False)
+_FOR_CPUS: ContextVar[bool | None] = ContextVar("forms for CPUs", default=None)
 
 
 @contextlib.contextmanager
-def for_cpus() -> Iterator[None]:
+def for_cpus(wanted: bool = True) -> Iterator[None]:
     """What is traced within has convolutions in the forms for CPUs, with gradients in reverse mode.
 
     JAX writes their gradients as convolutions over axes in other orders. XLA sorts axes for CPUs,
     but not inside loops (`accumulate`, `steps_per_call`), where they took a hundred times as long.
     Those of doubled images are made in parts: half the time there, not measured elsewhere.
+
+    Args:
+      wanted: or not; where contexts are nested the outermost decides.
     """
-    token = _FOR_CPUS.set(True)
+    outer = _FOR_CPUS.get()
+    token = _FOR_CPUS.set(wanted if outer is None else outer)
     try:
         yield
     finally:

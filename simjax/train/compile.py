@@ -1,6 +1,5 @@
 """The only training jit: donated state, whole steps scanned inside one call."""
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +33,7 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
     on_cpu = mesh.devices.flat[0].platform == "cpu"
 
     def one(state, constants, run_key):
-        with for_cpus() if on_cpu else contextlib.nullcontext():
+        with for_cpus(on_cpu):
             return step(state, constants, jax.random.fold_in(run_key, state.step))
 
     def call(state, constants, run_key):
