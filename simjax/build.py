@@ -21,6 +21,7 @@ from simjax.diffusion import augment, guidance, noise, precondition, sampler, sc
 from simjax.evaluation import features, judge
 from simjax.losses import distances, sim
 from simjax.networks.adm_unet import AdmUNet
+from simjax.networks.convolution import for_cpus
 from simjax.networks.denoiser import Denoiser, as_denoise
 from simjax.networks.dit import DiT
 from simjax.networks.layers import REMAT
@@ -215,7 +216,7 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
         return sharding.split_batch((data.to_unit(x0), cond), mesh)
 
     fns = teacher_step.TeacherFns(
-        denoise=_gathering(denoise, mesh, config),
+        denoise=_on_devices(denoise, mesh, config),
         weight=_weight(teacher.weight, config),
         draw_data=draw_data,
         draw_sigma=functools.partial(_draw_sigma, law=teacher.sigma, batch=teacher.batch),
@@ -281,7 +282,7 @@ def arguments_like(config: c.Config, training: Training, params: Params) -> tupl
 def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
     """Everything that one distillation step calls."""
     generator, fake_score = config.generator, config.fake_score
-    denoise = _gathering(denoise, mesh, config)
+    denoise = _on_devices(denoise, mesh, config)
     return step.StepFns(
         denoise=denoise,
         denoise_teacher=guidance.guided(denoise, config.teacher.guidance),
@@ -331,7 +332,7 @@ def teacher_sampler(
 
     One key an example draws the churn's noise.
     """
-    denoise = guidance.guided(_gathering(denoise, mesh, config), config.teacher.guidance)
+    denoise = guidance.guided(_on_devices(denoise, mesh, config), config.teacher.guidance)
     options = config.teacher.sampler
     solver = sampler.SOLVERS[options.solver]
     churn = sampler.Churn(
@@ -372,7 +373,7 @@ def one_step_sampler(
     denoise: Denoise, config: c.Config, mesh: Mesh
 ) -> Callable[[Params, Images, Condition, Array], Images]:
     """(params, z, cond, keys) -> samples by one evaluation at sigma_init; keys are not used."""
-    denoise, sigma_init = _gathering(denoise, mesh, config), config.generator.sigma_init
+    denoise, sigma_init = _on_devices(denoise, mesh, config), config.generator.sigma_init
 
     def sample(params, z, cond, keys):
         return denoise(params, sigma_init * z, jnp.full(z.shape[0], sigma_init), cond)
@@ -428,8 +429,11 @@ def open_data(config: c.Config) -> data.Dataset:
     return dataset
 
 
-def _gathering(denoise: Denoise, mesh: Mesh, config: c.Config) -> Denoise:
-    """The denoiser of parameters that are split over the mesh; a stack's, block by block."""
+def _on_devices(denoise: Denoise, mesh: Mesh, config: c.Config) -> Denoise:
+    """The denoiser in the forms of the mesh's devices, of parameters that are split over them.
+
+    A stack's parameters are gathered block by block.
+    """
 
     def whole(params, *args, **options):
         return denoise(sharding.gathered(params, mesh), *args, **options)
@@ -439,7 +443,7 @@ def _gathering(denoise: Denoise, mesh: Mesh, config: c.Config) -> Denoise:
         gather = functools.partial(sharding.gathered_layer, mesh=mesh)
         return denoise(params, *args, gather=gather, **options)
 
-    return by_block if is_stack(config.network) else whole
+    return for_cpus(sharding.on_cpus(mesh))(by_block if is_stack(config.network) else whole)
 
 
 def any_captions(config: c.Config, shape: tuple[int, ...]) -> Caption | None:

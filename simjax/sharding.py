@@ -43,6 +43,11 @@ def local_mesh() -> Mesh:
     return make_mesh(devices=jax.local_devices())
 
 
+def on_cpus(mesh: Mesh) -> bool:
+    """Whether the devices are CPUs; they are all of one kind."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -25,6 +26,7 @@ def known_peaks(monkeypatch):
 def plan() -> config.Config:
     options = small()
     options.batch, options.evaluation.batch, options.evaluation.teacher_steps = 4, 3, (2,)
+    options.steps_per_call = 1
     return teacher.plan(options)
 
 
@@ -125,6 +127,21 @@ def test_other_devices_are_counted_in_their_own_forms(monkeypatch, program):
     assert there["flops_per_image"] > 1.02 * here["flops_per_image"]
     assert there["flops_per_forward"] > 1.02 * here["flops_per_forward"]
     assert there["over_forwards"] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("program", ["fake_score", "train", "sample"])
+def test_what_is_counted_is_what_runs(program):
+    run = made(LARGER, program)
+    flops = run.function.lower(*run.arguments).cost_analysis()["flops"]
+    assert flops / run.batch == pytest.approx(costs.of_program(LARGER, program)["flops_per_image"])
+
+
+@pytest.mark.parametrize("program", ["fake_score", "teacher_sample"])
+def test_loops_on_a_cpu_hold_no_convolution_out_of_order(program):
+    """XLA runs any other order of axes a hundred times slower there, without a word."""
+    run = made(dataclasses.replace(LARGER, steps_per_call=3), program)
+    text = run.function.lower(*run.arguments).compile().as_text()
+    assert set(re.findall(r"dim_labels=([^,\s]+)", text)) == {"b01f_01io->b01f"}
 
 
 @pytest.mark.parametrize(("program", "forwards"), [("train", 13), ("teacher_sample", 10)])

@@ -8,7 +8,6 @@ import jax
 from jax.sharding import Mesh
 
 from simjax import sharding
-from simjax.networks.convolution import for_cpus
 from simjax.typing import Key, Metrics
 
 Step = Callable[[Any, Any, Key], tuple[Any, Metrics]]
@@ -30,11 +29,9 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
     Step n of a run uses fold_in(run key, n): no random state is carried or saved, and a resumed run
     repeats the interrupted one. The state passed in is donated: use the one returned.
     """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
 
     def one(state, constants, run_key):
-        with for_cpus(on_cpu):
-            return step(state, constants, jax.random.fold_in(run_key, state.step))
+        return step(state, constants, jax.random.fold_in(run_key, state.step))
 
     def call(state, constants, run_key):
         if steps_per_call == 1:
@@ -50,7 +47,9 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
         return jax.lax.with_sharding_constraint(state, where), metrics
 
     compiled = jax.jit(split, donate_argnums=0)
-    return _with_cpu_options(split, compiled) if on_cpu and _accepted() else compiled
+    if sharding.on_cpus(mesh) and _accepted():
+        return _with_cpu_options(split, compiled)
+    return compiled
 
 
 def _with_cpu_options(function: Callable, plain: Call) -> Call:
