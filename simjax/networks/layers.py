@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool
 
-from simjax.networks.convolution import convolve, convolve_doubled, doubled
+from simjax.networks.convolution import convolve, convolve_doubled, doubled, halved
 from simjax.typing import Array, Float, Images, Params, PerExample
 
 Masks = Bool[Array, "b h w c"]
@@ -219,8 +219,7 @@ def is_box(taps: Sequence[float]) -> bool:
 def downsample(x: Images, taps: Sequence[float]) -> Images:
     """Halves height and width through the separable filter `taps` (normalised here)."""
     if is_box(taps):  # a mean of 2 x 2 blocks
-        b, h, w, c = x.shape
-        return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+        return halved(x)
     x = jnp.pad(x, [(0, 0), *[((len(taps) - 1) // 2,) * 2] * 2, (0, 0)])
     return decimate(x, taps)
 
