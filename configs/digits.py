@@ -13,6 +13,7 @@ from simjax import config as c
 def get_config() -> c.Config:
     return c.Config(
         steps=1000,
+        steps_per_call=10,  # a quarter faster than one (README.md, "Speed")
         batch=64,
         evaluation=c.Evaluation(
             features=("pixels", "classifier"), samples=1797, teacher_steps=(18, 9), batch=600

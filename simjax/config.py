@@ -345,7 +345,8 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
         if get_field(config, path) % config.steps_per_call:
             raise ConfigError(
                 f"{path} = {get_field(config, path)} is not a multiple of steps_per_call = "
-                f"{config.steps_per_call}; steps are only seen at the ends of compiled calls."
+                f"{config.steps_per_call}: steps are only seen at the ends of compiled calls. "
+                "Change it, or use --config.steps_per_call=1."
             )
 
 

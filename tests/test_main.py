@@ -18,6 +18,7 @@ TINY = [  # seconds, not minutes; nothing is learnt
     "--config.network.channels=4",
     "--config.network.channel_mult=(1,)",
     "--config.steps=24",
+    "--config.steps_per_call=1",
     "--config.batch=8",
     "--config.teacher.steps=6",
     "--config.teacher.batch=8",

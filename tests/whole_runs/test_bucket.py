@@ -22,6 +22,7 @@ FLAGS = [  # nothing is learnt, and little is compiled
     "--config.network.channel_mult=(1,)",
     "--config.network.attention_resolutions=()",
     "--config.steps=8",
+    "--config.steps_per_call=1",
     "--config.batch=8",
     "--config.teacher.steps=2",
     "--config.teacher.batch=8",
