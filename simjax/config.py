@@ -309,11 +309,6 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
         _require_positive(config, path)
     for path in ("checkpoint_every", "keep_checkpoints", "checkpoint_limit", "fsdp"):
         _require_positive(config, path)
-    if config.evaluation.every % config.steps_per_call:
-        raise ConfigError(
-            f"evaluation.every = {config.evaluation.every} is not a multiple of steps_per_call = "
-            f"{config.steps_per_call}."
-        )
     for path in (
         "teacher.batch",
         "generator.optim.lr",
@@ -341,7 +336,8 @@ def validate(config: Config, choices: dict[str, Collection[str]], devices: int) 
                 f"use a multiple of {devices}, e.g. --config.{path}="
                 f"{-(-batch // devices) * devices * (config.accumulate if path == 'batch' else 1)}."
             )
-    for path in ("steps", "teacher.steps", "log_every", "sample_every", "checkpoint_every"):
+    seen = ("log_every", "sample_every", "checkpoint_every", "evaluation.every")
+    for path in ("steps", "teacher.steps", *seen):
         if get_field(config, path) % config.steps_per_call:
             raise ConfigError(
                 f"{path} = {get_field(config, path)} is not a multiple of steps_per_call = "

@@ -136,10 +136,9 @@ def test_what_is_counted_is_what_runs(program):
     assert flops / run.batch == pytest.approx(costs.of_program(LARGER, program)["flops_per_image"])
 
 
-@pytest.mark.parametrize("program", ["fake_score", "teacher_sample"])
-def test_loops_on_a_cpu_hold_no_convolution_out_of_order(program):
+def test_several_steps_on_a_cpu_hold_no_convolution_out_of_order():
     """XLA runs any other order of axes a hundred times slower there, without a word."""
-    run = made(dataclasses.replace(LARGER, steps_per_call=3), program)
+    run = made(dataclasses.replace(LARGER, steps_per_call=3), "fake_score")
     text = run.function.lower(*run.arguments).compile().as_text()
     assert set(re.findall(r"dim_labels=([^,\s]+)", text)) == {"b01f_01io->b01f"}
 

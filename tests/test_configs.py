@@ -200,6 +200,7 @@ def test_augmentation_builds_by_override_alone():
         ("network.encoder", "skip", "network.encoder = 'skip' is not known; known: residual"),
         ("accumulate", 7, "batch = 64 is not divisible by accumulate = 7"),
         ("steps_per_call", 7, "steps = 7"),
+        ("evaluation.every", 7, "evaluation.every = 7 is not a multiple of steps_per_call = 10: "),
         ("compute_dtype", "float16", "compute_dtype = 'float16' is not known; known: bfloat16"),
     ],
 )
@@ -208,7 +209,7 @@ def test_wrong_values_are_refused_with_what_was_expected(field, value, message):
     *parents, name = field.split(".")
     setattr(config.get_field(options, ".".join(parents)) if parents else options, name, value)
     if field == "steps_per_call":
-        options.steps, message = 701, "steps = 701 is not a multiple of steps_per_call = 7"
+        options.steps, message = 701, "steps = 701 is not a multiple of steps_per_call = 7: "
     with pytest.raises(config.ConfigError) as error:
         build.check(options, devices=1)
     assert message in str(error.value)
