@@ -50,12 +50,13 @@ def _run(argv: list[str]) -> None:
         footprint.make_folder(pathlib.Path(OUT.value))  # not after minutes
     import jax  # only now
 
-    from simjax import processes
+    from simjax import allocation, processes
 
     jax.config.update("jax_enable_compilation_cache", False)  # or nothing would be compiled
     processes.join()
     try:
         with processes.failing_at_once():
+            allocation.keep_freed()
             _measure(swept)
     finally:
         processes.leave()

@@ -18,7 +18,7 @@ def main() -> None:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when something is wrong
     # They import JAX: only once the flags are known to be good.
-    from simjax import processes, run
+    from simjax import allocation, processes, run
     from simjax.porting import cache
 
     processes.listen()
@@ -29,6 +29,7 @@ def _run(argv: list[str]) -> None:
     workdir = _WORKDIR.value or os.path.join("runs", command_line.config_name())
     try:
         with processes.failing_at_once():
+            allocation.keep_freed()
             run.MODES[config.mode](config, workdir)
     finally:
         processes.leave()

@@ -13,7 +13,7 @@ LEVELS = [
     ("simjax", "simjax.typing", "simjax.config"),
     ("simjax.diffusion", "simjax.losses", "simjax.sharding", "simjax.porting")
     + ("simjax.chips", "simjax.command_line", "simjax.compiled", "simjax.processes")
-    + ("simjax.storage",),
+    + ("simjax.allocation", "simjax.storage"),
     ("simjax.networks", "simjax.data", "simjax.monitor", "simjax.porting.maps", "simjax.footprint")
     + ("simjax.sweep",)
     + ("simjax.evaluation.frechet", "simjax.evaluation.precision_recall")

@@ -1,0 +1,33 @@
+"""What a call frees serves the next: it takes no fresh pages from the system."""
+
+import platform
+
+import pytest
+
+from tests import subprocesses
+
+PROGRAM = """
+import resource, jax, jax.numpy as jnp
+from simjax import allocation
+allocation.keep_freed()
+
+@jax.jit
+def call(x):
+    return jnp.sin(x @ x.T).sum()  # a temporary of 64 MiB
+
+x = jnp.ones((2**12, 8))
+assert call.lower(x).compile().memory_analysis().temp_size_in_bytes >= 2**26
+for _ in range(2):
+    call(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    call(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another one")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_call_takes_the_pages_that_the_last_one_freed(devices):
+    faults = int(subprocesses.on_devices(devices, PROGRAM))
+    assert faults < 2**26 / 4096 / 10, faults  # afresh, each call has 2^14 of 4 KiB
