@@ -1,6 +1,8 @@
 """What a call frees serves the next: it takes no fresh pages from the system."""
 
 import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -31,3 +33,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_a_call_takes_the_pages_that_the_last_one_freed(devices):
     faults = int(subprocesses.on_devices(devices, PROGRAM))
     assert faults < 2**26 / 4096 / 10, faults  # afresh, each call has 2^14 of 4 KiB
+
+
+@pytest.mark.parametrize("command", ["main", "benchmark"])
+def test_commands_that_train_ask_for_it(command):
+    program = f"""
+import sys
+from simjax import allocation, {command}
+allocation.keep_freed = lambda: print("asked")
+sys.argv = ["{command}", "--config=configs/digits.py", "--config.batch=0"]  # refused, but later
+{command}.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=subprocesses.environment(),
+    )
+    assert done.stdout == "asked\n", done
+    assert "batch" in done.stderr
