@@ -1,4 +1,7 @@
-"""Memory that a call has freed stays with the process for the next one. Called from commands."""
+"""Memory that a call has freed stays with the process for the next one.
+
+Called from main.py and benchmark.py.
+"""
 
 import ctypes
 import platform
