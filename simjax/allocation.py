@@ -15,14 +15,14 @@ NEVER = -1
 
 
 def keep_freed() -> None:
-    """On CPUs, with the GNU C library: does so; before JAX has devices. Nothing happens elsewhere.
+    """Has malloc keep it, on CPUs and with the GNU C library; called before JAX has devices.
 
     XLA asks malloc for a call's temporaries as one block, which malloc maps from the system and
     returns to it when the call is over. Every call then begins with pages that the system has yet
-    to find and clear: 420 000 in a cifar10 step of four images. malloc can be told to keep
-    what the main thread frees, large as it may be, but not what others do: calls are therefore not
-    handed to a thread of JAX's, and return when they are done. The process holds on to the most
-    that it has needed.
+    to find and clear: 420 000 in a cifar10 step of four images. malloc can be told to keep what the
+    main thread frees, large as it may be, but not what others do: calls are therefore not handed to
+    a thread of JAX's, and return when they are done. The process holds on to the most that it has
+    needed. On GPUs and TPUs, and with another C library, malloc stays as it is.
     """
     if platform.libc_ver()[0] != "glibc":
         return
