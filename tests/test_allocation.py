@@ -19,10 +19,8 @@ def call(x):
 
 x = jnp.ones((2**12, 8))
 assert call.lower(x).compile().memory_analysis().temp_size_in_bytes >= 2**26
-for _ in range(2):
-    call(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(60):
     call(x).block_until_ready()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -32,7 +30,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_call_takes_the_pages_that_the_last_one_freed(devices):
     faults = int(subprocesses.on_devices(devices, PROGRAM))
-    assert faults < 2**26 / 4096 / 10, faults  # afresh, each call has 2^14 of 4 KiB
+    # Afresh, each call has 2^14 of 4 KiB. A few have: what lives on may lie in a freed block.
+    assert faults < 60 * 2**14 / 4, faults
 
 
 @pytest.mark.parametrize("command", ["main", "benchmark"])
