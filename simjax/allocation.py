@@ -22,7 +22,8 @@ def keep_freed() -> None:
     to find and clear: 420 000 in a cifar10 step of four images. malloc can be told to keep what the
     main thread frees, large as it may be, but not what others do: calls are therefore not handed to
     a thread of JAX's, and return when they are done. The process holds on to the most that it has
-    needed, and to a few blocks more: one in which something lives on is not whole again. On GPUs and TPUs, and with another C library, malloc stays as it is.
+    needed, and to a few blocks more: one in which something lives on is not whole again. On GPUs
+    and TPUs, and with another C library, malloc stays as it is.
     """
     if platform.libc_ver()[0] != "glibc":
         return
