@@ -17,8 +17,8 @@ Call = Callable[[Any, Any, Key], tuple[Any, Metrics]]
 # default, the gradients of kernels take up to twice as long (README.md, "Speed").
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
-# A large program runs in an order that keeps few temporaries: a quarter less memory, fewer fresh
-# pages (README.md, "Speed"). A small one gains more from operations that run side by side.
+# A large program runs in an order that keeps few temporaries: a quarter less memory, and as fast
+# (README.md, "Speed"). A small one gains more from operations that run side by side.
 LARGE_CPU_OPTIONS = CPU_OPTIONS | {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 LARGE = 10**7  # numbers in a state; our choice: digits' holds 10^6 and loses, cifar10's 3 10^8
 
