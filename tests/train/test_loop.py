@@ -1,7 +1,9 @@
-"""The loop itself, with steps that only count: SIGTERM saves, hidden copies are errors."""
+"""The loop itself, with steps that only count: quick, SIGTERM saves, hidden copies are errors."""
 
 import os
 import signal
+import statistics
+import time
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +60,13 @@ def run(directory, steps=6, constants=None, hooks=()) -> Count:
 def test_a_hidden_copy_to_the_device_is_an_error(tmp_path):
     with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
         run(tmp_path, constants=np.float32(1))
+
+
+def test_it_adds_little_to_a_call(tmp_path):
+    times = []
+    run(tmp_path, steps=100, hooks=[loop.Hook(1, lambda *_: times.append(time.perf_counter()))])
+    between = statistics.median(np.diff(times))
+    assert between < 0.05 * 0.5, between  # ten steps of the digits, in one call, take 0.5 s or more
 
 
 @pytest.fixture
