@@ -51,7 +51,7 @@ def environment(bucket, tmp_path_factory) -> dict[str, str]:
     compiled = str(tmp_path_factory.mktemp("compiled"))
     cache = {
         "JAX_COMPILATION_CACHE_DIR": compiled,
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return os.environ | bucket.environment | cache
 

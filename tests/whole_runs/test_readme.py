@@ -1,6 +1,5 @@
 """README's commands run as they are written there; the long ones are cut short by further flags."""
 
-import os
 import re
 import shlex
 import shutil
@@ -65,19 +64,25 @@ def test_every_command_of_ours_is_known():
     assert all(command.startswith("python -m simjax.") for command in HERE), HERE
 
 
+@pytest.fixture
+def as_a_reader(monkeypatch):
+    """Without the options of conftest.py: what such a command has compiled before serves again."""
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
 def run(command: str, clone: Path) -> subprocess.CompletedProcess:
     words = shlex.split(command)
     flags = [SHORTER.get(word, word) for word in words[1:]] + SHORT.get(words[2], [])
     return subprocess.run(
         [sys.executable, *flags],
         cwd=clone,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
 
 
-def test_they_run_one_after_another_and_so_does_its_python(tmp_path):
+def test_they_run_one_after_another_and_so_does_its_python(tmp_path, as_a_reader):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     for command in HERE:
         done = run(command, tmp_path)
@@ -87,5 +92,4 @@ def test_they_run_one_after_another_and_so_does_its_python(tmp_path):
     assert ours
     for block in ours:
         program = block.replace("train(100)", "train(2)")
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
