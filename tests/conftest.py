@@ -13,7 +13,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import pytest
 
-from tests.parity import collection
+from tests.helpers import collection
 
 # Files written by torch itself; `pip install -e ".[parity]"` brings it, .ci/run runs these.
 HAS_TORCH = importlib.util.find_spec("torch") is not None

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests import subprocesses
+from tests.helpers import subprocesses
 
 PROGRAM = """
 import resource, jax, jax.numpy as jnp

@@ -27,8 +27,8 @@ from simjax import (
     sharding,
     teacher,
 )
-from tests.test_configs import DIRECTORY, load, small
-from tests.test_main import refused as refused_command
+from tests.helpers.command import refused as refused_command
+from tests.helpers.configs import DIRECTORY, load, small
 
 GIB = 2**30
 

@@ -1,6 +1,8 @@
 """What a notebook cell calls, on the command's own runs and on functions of one's own."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from PIL import Image
 import simjax
 from simjax import checkpoint, config, programs, sharding
 from simjax.losses import distances, sim
-from tests import test_main
+from tests.helpers.command import TINY, run
 
 SCALE = 2.0  # of the data of `gaussian`
 SIGMA_INIT = 2.5  # of simjax.config
@@ -34,7 +36,7 @@ def teacher() -> simjax.Model:
 def finished(tmp_path_factory):
     """A whole run of the command, in two steps' time."""
     workdir = tmp_path_factory.mktemp("api") / "run"
-    done = test_main.run(workdir, *test_main.TINY)
+    done = run(workdir, *TINY)
     assert done.returncode == 0, done.stderr
     return workdir
 
@@ -155,13 +157,13 @@ def test_without_prompts_a_text_to_image_model_says_so():
 
 def test_the_command_line_refuses_flags_without_jax():
     program = "import simjax, simjax.command_line, sys; sys.exit('jax' in sys.modules)"
-    assert test_main.subprocess.run([test_main.sys.executable, "-c", program]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 @pytest.mark.whole_runs
 def test_an_export_is_loaded(finished, tmp_path):
     program = ["-m", "simjax.export", f"--source={finished}", f"--out={tmp_path}"]
-    done = test_main.subprocess.run([test_main.sys.executable, *program], capture_output=True)
+    done = subprocess.run([sys.executable, *program], capture_output=True)
     assert done.returncode == 0, done.stderr
     exported, generator = simjax.load(str(tmp_path)), simjax.load(str(finished))
     images = (simjax.draw(model, 3, labels=[1], seed=2) for model in (exported, generator))

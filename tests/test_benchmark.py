@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import Mesh
 
 from simjax import chips, config, costs, footprint, programs, sharding, sweep, teacher, timing
-from tests.test_configs import DIRECTORY, load, small
-from tests.test_main import refused
+from tests.helpers.command import refused
+from tests.helpers.configs import DIRECTORY, load, small
 
 
 @pytest.fixture(autouse=True)

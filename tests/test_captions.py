@@ -10,7 +10,7 @@ from etils import epath
 from simjax import captions, config, teacher
 from simjax.data import conditions
 from simjax.typing import Caption
-from tests.test_configs import load
+from tests.helpers.configs import load
 
 TEXT = config.Text(
     t5=config.T5(

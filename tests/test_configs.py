@@ -1,8 +1,6 @@
 """Every config file is valid, builds its whole training step abstractly, and can be overridden."""
 
 import dataclasses
-import importlib.util
-from pathlib import Path
 
 import jax
 import pytest
@@ -10,19 +8,10 @@ from flax import nnx
 
 from simjax import build, config, programs, sharding, teacher
 from simjax.networks.denoiser import as_denoise
+from tests.helpers.configs import DIRECTORY, PARAMETERS, load, small
 
-DIRECTORY = Path(__file__).parent.parent / "configs"
 WITH_SID = ("cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")
 EXPERIMENTS = ("digits", "captioned_digits", *WITH_SID, "imagenet256_dit", "pixart512")
-PARAMETERS = {  # of the official networks, fixed constants not counted
-    "cifar10": 55_735_299,
-    "cifar10_uncond": 55_733_891,
-    "ffhq64": 61_805_571,
-    "afhqv2_64": 61_805_571,
-    "imagenet64": 295_899_267,
-    "imagenet256_dit": 674_834_720,
-    "pixart512": 610_856_096,
-}
 OTHER_TEACHERS = {
     "edm-cifar10-32x32-uncond-ve": 56_397_827,
     "edm-cifar10-32x32-cond-ve": 56_400_643,
@@ -32,21 +21,6 @@ OTHER_TEACHERS = {
 
 
 QUICK = ("digits", "captioned_digits", "imagenet256_dit", "pixart512")
-
-
-def load(name: str, method: str | None = None) -> config.Config:
-    path = DIRECTORY / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(method) if method else module.get_config()
-
-
-def small() -> config.Config:
-    """The digits, with a network that is traced in a second."""
-    options = load("digits")
-    options.network.channels, options.network.channel_mult = 4, (1,)
-    return options
 
 
 def parameters(options: config.Config) -> int:

@@ -19,7 +19,7 @@ from simjax.config import ConfigError
 from simjax.data import prompts
 from simjax.data.caption_cache import Cache
 from simjax.data.tokenizer import Tokenizer
-from tests import fake_gcs, subprocesses
+from tests.helpers import fake_gcs, subprocesses
 
 SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 LENGTH = 6

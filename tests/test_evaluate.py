@@ -10,8 +10,8 @@ import pytest
 
 from simjax import config, data, report
 from simjax.evaluation import images
-from tests.porting import checkpoints
-from tests.test_main import ROOT, TINY, refused, run
+from tests.helpers import checkpoints
+from tests.helpers.command import ROOT, TINY, refused, run
 from tests.test_sources import NETWORK
 
 

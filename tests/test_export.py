@@ -20,10 +20,9 @@ from simjax.evaluation.judge import Row
 from simjax.porting import rules
 from simjax.porting.maps import pixart
 from simjax.typing import Caption
-from tests import subprocesses
-from tests.porting import checkpoints
+from tests.helpers import checkpoints, subprocesses
+from tests.helpers.configs import load
 from tests.porting.test_transformers import CONFIG, write_folder
-from tests.test_configs import load
 from tests.test_sample import make_run, random_weights
 from tests.test_sources import NCSNPP, NETWORK
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,38 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
-DIGITS = ROOT / "configs" / "digits.py"
-TINY = [  # seconds, not minutes; nothing is learnt
-    "--config.network.channels=4",
-    "--config.network.channel_mult=(1,)",
-    "--config.steps=24",
-    "--config.steps_per_call=1",
-    "--config.batch=8",
-    "--config.teacher.steps=6",
-    "--config.teacher.batch=8",
-    "--config.log_every=2",
-    "--config.sample_every=8",
-    "--config.checkpoint_every=4",
-    "--config.evaluation.samples=200",
-    "--config.evaluation.teacher_steps=(3,)",
-    "--config.evaluation.batch=100",
-]
-
-
-def command(workdir: Path | None, *flags: str, config: Path | str = DIGITS) -> list[str]:
-    where = [] if workdir is None else [f"--workdir={workdir}"]
-    return [sys.executable, "-m", "simjax.main", f"--config={config}", *where, *flags]
-
-
-def run(
-    workdir: Path | None, *flags: str, devices: int = 1, cwd: Path = ROOT, **kwargs
-) -> subprocess.CompletedProcess:
-    hosts = f" --xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"] + hosts}
-    return subprocess.run(
-        command(workdir, *flags, **kwargs), capture_output=True, text=True, env=environment, cwd=cwd
-    )
+from tests.helpers.command import TINY, command, refused, run
 
 
 def checksums(workdir: Path) -> dict[str, int]:
@@ -161,13 +129,6 @@ def has_reached(workdir: Path, step: int) -> bool:
         return False
     lines = [json.loads(line) for line in text.splitlines()[:-1]]
     return any(line["stage"] == "sim" and line["step"] >= step for line in lines)
-
-
-def refused(result: subprocess.CompletedProcess) -> str:
-    """The one message of a run that was refused."""
-    assert result.returncode != 0
-    assert "Traceback" not in result.stderr
-    return result.stderr
 
 
 @pytest.mark.parametrize(

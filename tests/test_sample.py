@@ -21,10 +21,9 @@ from simjax.porting import port, rules
 from simjax.porting.maps import pixart
 from simjax.porting.maps.edm import Description
 from simjax.train.state import TrainState
-from tests import subprocesses
-from tests.porting import checkpoints
+from tests.helpers import checkpoints, subprocesses
+from tests.helpers.configs import load
 from tests.porting.test_transformers import CONFIG, write_folder
-from tests.test_configs import load
 from tests.test_encode_prompts import write_encoder
 from tests.test_sources import NETWORK
 

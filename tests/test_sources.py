@@ -10,11 +10,10 @@ from PIL import Image
 
 from simjax import config, run, teacher
 from simjax.monitor import Monitor
-from tests.parity import official
-from tests.porting import checkpoints
-from tests.test_configs import DIRECTORY, load
-from tests.test_main import refused
-from tests.test_main import run as command
+from tests.helpers import checkpoints, official
+from tests.helpers.command import refused
+from tests.helpers.command import run as command
+from tests.helpers.configs import DIRECTORY, load
 
 NETWORK = config.SongUNet(
     resolution=8,

@@ -16,7 +16,7 @@ from simjax import sharding
 from simjax.config import ConfigError
 from simjax.data import caption_cache, prompts
 from simjax.data.caption_cache import Cache, Embedded
-from tests import subprocesses
+from tests.helpers import subprocesses
 
 LENGTH, CHANNELS, SHARD = 5, 3, 4
 

@@ -5,7 +5,7 @@ import pytest
 
 from simjax.config import ConfigError
 from simjax.evaluation import aesthetic
-from tests.porting import files
+from tests.helpers import files
 
 WIDTHS = {"0": (768, 1024), "2": (1024, 128), "4": (128, 64), "6": (64, 16), "7": (16, 1)}
 

@@ -14,8 +14,8 @@ from simjax.evaluation.clip_tokens import END, START, Tokenizer
 from simjax.networks.clip import Clip
 from simjax.porting import rules
 from simjax.porting.maps import clip
+from tests.helpers import files
 from tests.networks.test_clip import PROJECTION, TEXT, VISION, foreign
-from tests.porting import files
 
 MERGES = [("l", "o"), ("lo", "w</w>"), ("e", "r</w>"), ("'", "s</w>")]
 VOCABULARY = 26

@@ -9,7 +9,7 @@ from simjax import sharding
 from simjax.config import ConfigError
 from simjax.evaluation.drawing import Drawing
 from simjax.monitor import to_uint8
-from tests import subprocesses
+from tests.helpers import subprocesses
 
 
 def draw(

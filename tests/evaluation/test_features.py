@@ -14,7 +14,7 @@ from simjax.evaluation import features
 from simjax.evaluation import images as image_files
 from simjax.evaluation.features import Extracted
 from simjax.porting.maps.inception import Weights
-from tests import subprocesses
+from tests.helpers import subprocesses
 
 
 @pytest.fixture(autouse=True)

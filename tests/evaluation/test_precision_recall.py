@@ -8,7 +8,7 @@ from simjax import sharding
 from simjax.config import ConfigError
 from simjax.evaluation import precision_recall as module
 from simjax.evaluation.precision_recall import precision_recall
-from tests import subprocesses
+from tests.helpers import subprocesses
 
 
 def by_definition(real: np.ndarray, generated: np.ndarray, k: int) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from simjax.config import ConfigError
 from simjax.data.dataset import in_memory
 from simjax.evaluation import features, images, reference, statistics
 from simjax.evaluation.features import Extracted, Extractor
-from tests.porting.file_server import Site, serve
+from tests.helpers.file_server import Site, serve
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 from simjax import sharding
 from simjax.config import ConfigError
 from simjax.evaluation import frechet, statistics
-from tests import subprocesses
+from tests.helpers import subprocesses
 
 TOLERANCE = 1e-6  # relative to the largest entry
 

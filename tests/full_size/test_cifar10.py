@@ -9,9 +9,9 @@ import resource
 import pytest
 
 from simjax import config
-from tests.porting import checkpoints
-from tests.test_configs import DIRECTORY, PARAMETERS
-from tests.test_main import run
+from tests.helpers import checkpoints
+from tests.helpers.command import run
+from tests.helpers.configs import DIRECTORY, PARAMETERS
 
 pytestmark = pytest.mark.full_size
 

@@ -7,8 +7,7 @@ from jaxtyping import TypeCheckError
 
 from simjax.diffusion import noise
 from simjax.losses import denoising
-
-from . import analytic
+from tests.helpers import analytic
 
 
 def test_loss_is_the_weighted_squared_error_summed_over_each_example():

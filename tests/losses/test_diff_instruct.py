@@ -7,8 +7,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from simjax.losses import diff_instruct
-
-from . import analytic
+from tests.helpers import analytic
 
 
 def test_gradient_is_the_weighted_gap_in_x0_and_nothing_in_the_networks():

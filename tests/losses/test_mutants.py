@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from simjax.losses import diff_instruct, distances, sim
-
-from . import analytic, theorem
-from .theorem import Case
+from tests.helpers import analytic, theorem
+from tests.helpers.theorem import Case
 
 CASE = Case(distances.bind("pseudo_huber", c=0.3))
 freeze = jax.lax.stop_gradient

@@ -7,9 +7,8 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from simjax.losses import distances, sid, sim
-
-from . import analytic
-from .analytic import Mixture, World
+from tests.helpers import analytic
+from tests.helpers.analytic import Mixture, World
 
 
 def failure_case(theta: float, sigma: float) -> World:

@@ -9,9 +9,8 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from simjax.losses import distances, sim
-
-from . import analytic, theorem
-from .theorem import Case
+from tests.helpers import analytic, theorem
+from tests.helpers.theorem import Case
 
 # Options of each distance, and what theorem.Case has to know of it: the |y| where it is not smooth,
 # and the jump of d' at 0. The `cases` below are those of DISTANCES: an entry without a line here

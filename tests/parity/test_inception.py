@@ -18,9 +18,7 @@ from simjax.networks import inception
 from simjax.porting import zoo
 from simjax.porting.maps import inception as port
 from simjax.typing import Params
-from tests.porting import files
-
-from . import official
+from tests.helpers import files, official
 
 TOLERANCE = 1e-4  # tests/golden/README.md
 WRITERS = {"zip": files.write_torch_zip, "stream": files.write_torch_stream}

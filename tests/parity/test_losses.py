@@ -15,8 +15,7 @@ import numpy as np
 from simjax.diffusion import noise, schedule
 from simjax.losses import denoising, diff_instruct, sid
 from simjax.train import step
-
-from . import official
+from tests.helpers import official
 
 LOSS, SCALAR, SIGMA, MID, GRAD_IMAGES, GRAD = 3e-5, 1e-4, 1e-5, 1e-5, 5e-5, 1e-4
 EDM_TOLERANCES = {  # loss and scalar, gradients

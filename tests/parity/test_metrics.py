@@ -9,8 +9,7 @@ from simjax.evaluation import frechet, statistics
 from simjax.evaluation.inception_score import inception_score
 from simjax.evaluation.kernel_distance import kernel_distance, mmd_squared
 from simjax.evaluation.precision_recall import precision_recall
-
-from . import official
+from tests.helpers import official
 
 FRECHET_TOLERANCE = 1e-6  # relative, float64
 FLOAT32_TOLERANCE = 1e-5  # relative: the references' Inception Score and KID are float32

@@ -9,8 +9,7 @@ import numpy as np
 
 from simjax.diffusion import precondition
 from simjax.networks.denoiser import Denoiser, as_denoise
-
-from . import official
+from tests.helpers import official
 
 
 class Tolerance(NamedTuple):

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simjax.diffusion import sampler, schedule
-
-from . import collection, official
+from tests.helpers import collection, official
 
 # Of samples: absolute where the network is EDM's, else of their largest, as a random network of the
 # other wrappers does not denoise. Of noise levels: relative; iDDPM has a table from a recursion in

@@ -17,8 +17,7 @@ import optax
 
 from simjax.losses import diff_instruct, sid
 from simjax.train import optim, state, step
-
-from . import official
+from tests.helpers import official
 
 SERIES, PARAM_L2, EMA_BETA = 1e-3, 1e-5, 1e-5  # relative, relative, absolute
 FINAL, FINAL_SHARE = 5e-5, 0.999  # absolute, for this share of the entries

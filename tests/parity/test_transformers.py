@@ -12,8 +12,7 @@ from simjax.networks.denoiser import Denoiser, as_denoise
 from simjax.porting import rules
 from simjax.porting.maps import dit, pixart, transformer
 from simjax.typing import Caption
-
-from . import official
+from tests.helpers import official
 
 # The table in tests/golden/README.md.
 DIT_TOLERANCE, PIXART_TOLERANCE = 5e-5, 2e-5

@@ -7,7 +7,7 @@ import pytest
 from simjax import build, config
 from simjax.porting import rules
 from simjax.porting.maps import edm
-from tests.parity import official
+from tests.helpers import official
 from tests.test_sources import NCSNPP, NETWORK
 
 ARGUMENTS = {"img_resolution": 32, "img_channels": 3}

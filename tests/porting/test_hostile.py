@@ -9,9 +9,9 @@ import pytest
 
 from simjax.config import ConfigError
 from simjax.porting import foreign_file, read_pickle, read_safetensors, read_torch
-from tests.porting import files
-from tests.porting.hostile import READERS, cases
-from tests.porting.hostile_pickles import CODE, COMMAND, ONE
+from tests.helpers import files
+from tests.helpers.hostile import READERS, cases
+from tests.helpers.hostile_pickles import CODE, COMMAND, ONE
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.id)

@@ -6,8 +6,7 @@ import pytest
 
 from simjax import build, config
 from simjax.porting import port
-from tests.parity import official
-from tests.porting import checkpoints, file_server, files
+from tests.helpers import checkpoints, file_server, files, official
 
 SMALL = {
     "resolution": 8,

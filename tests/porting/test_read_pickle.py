@@ -6,7 +6,7 @@ import pytest
 
 from simjax.config import ConfigError
 from simjax.porting import read_pickle
-from tests.porting import files
+from tests.helpers import files
 
 ARGUMENTS = {
     "img_resolution": 32,

@@ -10,7 +10,7 @@ from safetensors import numpy as library
 
 from simjax.config import ConfigError
 from simjax.porting import read_safetensors
-from tests.porting import files
+from tests.helpers import files
 
 TENSORS = {
     "z.weight": np.arange(6, dtype=np.float32).reshape(2, 3),

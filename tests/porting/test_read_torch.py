@@ -9,7 +9,7 @@ import pytest
 
 from simjax.config import ConfigError
 from simjax.porting import foreign_file, inert, read_torch
-from tests.porting import files
+from tests.helpers import files
 
 WRITERS = [files.write_torch_zip, files.write_torch_stream]
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.int32, np.int16]

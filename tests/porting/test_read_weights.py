@@ -14,8 +14,7 @@ from safetensors import numpy as library
 from simjax.config import ConfigError
 from simjax.porting import foreign_file, read_weights
 from simjax.porting.read_weights import read, unwrapped
-from tests import subprocesses
-from tests.porting import files
+from tests.helpers import files, subprocesses
 
 A = {"a.w": np.arange(6, dtype=np.float32).reshape(2, 3), "a.b": np.ones(3, np.float16)}
 B = {"b.w": np.array([1.5, -2], ml_dtypes.bfloat16), "b.n": np.array(7, np.int64)}

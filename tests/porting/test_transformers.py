@@ -10,8 +10,7 @@ from safetensors.numpy import save_file
 from simjax import build, config, teacher
 from simjax.porting import port, rules
 from simjax.porting.maps import dit, pixart, transformer
-from tests.parity import official
-from tests.porting import files
+from tests.helpers import files, official
 
 SIZES = {"resolution": 8, "width": 48, "depth": 2, "heads": 3}
 DIT = config.DiT(**SIZES, label_dim=5)

@@ -8,7 +8,7 @@ import pytest
 from simjax.config import ConfigError
 from simjax.porting import inert, unpickle
 from simjax.porting.foreign_file import Budget
-from tests.porting import files
+from tests.helpers import files
 
 PLAIN = {
     "numbers": [0, 1, 255, 256, 65535, 65536, -1, -(2**31), 2**31, -(2**63), 2**200, 1.5, -0.0],

@@ -18,7 +18,7 @@ import pytest
 from simjax import config
 from simjax.config import ConfigError
 from simjax.porting import cache, download, zoo
-from tests.porting.file_server import Site, serve
+from tests.helpers.file_server import Site, serve
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -9,7 +9,7 @@ import pytest
 
 from simjax import build, programs, sharding
 from simjax.train import step
-from tests.test_configs import load
+from tests.helpers.configs import load
 
 
 def losses_and_gradients(options, dtype):

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from simjax import build, config, sharding
 from simjax.networks.denoiser import as_denoise
-from tests import subprocesses
+from tests.helpers import subprocesses
 
 TOLERANCE = 1e-5  # of the largest number of an array
 STEPS = 5

@@ -17,7 +17,7 @@ from simjax.networks.denoiser import as_denoise
 from simjax.train import step
 from simjax.train.state import TrainState
 from simjax.typing import Caption
-from tests.test_configs import small
+from tests.helpers.configs import small
 
 AUGMENT_LABELS = jnp.full((2, 9), 0.5)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import fake_gcs
-from tests.test_main import command, refused
+from tests.helpers import fake_gcs
+from tests.helpers.command import command, refused
 
 pytestmark = pytest.mark.whole_runs
 

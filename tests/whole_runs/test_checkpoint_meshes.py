@@ -9,7 +9,7 @@ from etils import epath
 
 from simjax import checkpoint, sharding
 from simjax.train import state
-from tests import subprocesses
+from tests.helpers import subprocesses
 
 pytestmark = pytest.mark.whole_runs
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import subprocesses
-from tests.test_main import DIGITS, TINY
+from tests.helpers import subprocesses
+from tests.helpers.command import DIGITS, TINY
 
 pytestmark = pytest.mark.whole_runs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_main import ROOT
+from tests.helpers.command import ROOT
 
 pytestmark = pytest.mark.whole_runs
 

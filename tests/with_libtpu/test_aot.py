@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from simjax import chips, compiled, sharding
-from tests.test_main import refused
+from tests.helpers.command import refused
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = [

@@ -16,7 +16,7 @@ from PIL import Image
 from simjax import build, config
 from simjax.porting import rules
 from simjax.porting.maps import pixart
-from tests import subprocesses
+from tests.helpers import subprocesses
 
 PROMPTS = ["a red cube", "the blue ball on a table", "a cube", "on the table a red ball"]
 LENGTH = 6

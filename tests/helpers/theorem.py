@@ -23,9 +23,8 @@ import numpy as np
 
 from simjax.losses import sim
 from simjax.losses.distances import Distance
-
-from . import analytic
-from .analytic import World
+from tests.helpers import analytic
+from tests.helpers.analytic import World
 
 WEIGHT = 1.7  # w(sigma), any positive number but 1
 UNITS: dict[str, Callable[[float], float]] = {

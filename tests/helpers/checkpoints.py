@@ -9,7 +9,7 @@ import numpy as np
 
 from simjax import build, config
 from simjax.porting.maps import edm
-from tests.porting import files
+from tests.helpers import files
 
 FILTER = np.full((1, 1, 2, 2), 0.25, np.float32)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DEVICES = "--xla_force_host_platform_device_count={}"
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SEVERAL = """
 import contextlib, importlib, io, json, sys
 from absl.testing import flagsaver

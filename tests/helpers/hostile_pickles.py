@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.porting import files
+from tests.helpers import files
 
 MARKER = "code_was_run"
 COMMAND = f"touch {MARKER}"

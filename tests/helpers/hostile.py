@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from simjax.porting import read_pickle, read_safetensors, read_torch
-from tests.porting import files
-from tests.porting.hostile_pickles import (
+from tests.helpers import files
+from tests.helpers.hostile_pickles import (
     HEAD,
     NETWORKS,
     ONE,

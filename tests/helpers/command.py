@@ -1,0 +1,46 @@
+"""Runs `python -m simjax.main` as a user does, on a digits config that is made small by flags."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+DIGITS = ROOT / "configs" / "digits.py"
+TINY = [  # seconds, not minutes; nothing is learnt
+    "--config.network.channels=4",
+    "--config.network.channel_mult=(1,)",
+    "--config.steps=24",
+    "--config.steps_per_call=1",
+    "--config.batch=8",
+    "--config.teacher.steps=6",
+    "--config.teacher.batch=8",
+    "--config.log_every=2",
+    "--config.sample_every=8",
+    "--config.checkpoint_every=4",
+    "--config.evaluation.samples=200",
+    "--config.evaluation.teacher_steps=(3,)",
+    "--config.evaluation.batch=100",
+]
+
+
+def command(workdir: Path | None, *flags: str, config: Path | str = DIGITS) -> list[str]:
+    where = [] if workdir is None else [f"--workdir={workdir}"]
+    return [sys.executable, "-m", "simjax.main", f"--config={config}", *where, *flags]
+
+
+def run(
+    workdir: Path | None, *flags: str, devices: int = 1, cwd: Path = ROOT, **kwargs
+) -> subprocess.CompletedProcess:
+    hosts = f" --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"] + hosts}
+    return subprocess.run(
+        command(workdir, *flags, **kwargs), capture_output=True, text=True, env=environment, cwd=cwd
+    )
+
+
+def refused(result: subprocess.CompletedProcess) -> str:
+    """The one message of a run that was refused."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    return result.stderr

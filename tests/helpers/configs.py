@@ -1,0 +1,32 @@
+"""The config files of the repository, loaded as the command line loads them."""
+
+import importlib.util
+from pathlib import Path
+
+from simjax import config
+
+DIRECTORY = Path(__file__).parent.parent.parent / "configs"
+PARAMETERS = {  # of the official networks, fixed constants not counted
+    "cifar10": 55_735_299,
+    "cifar10_uncond": 55_733_891,
+    "ffhq64": 61_805_571,
+    "afhqv2_64": 61_805_571,
+    "imagenet64": 295_899_267,
+    "imagenet256_dit": 674_834_720,
+    "pixart512": 610_856_096,
+}
+
+
+def load(name: str, method: str | None = None) -> config.Config:
+    path = DIRECTORY / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(method) if method else module.get_config()
+
+
+def small() -> config.Config:
+    """The digits, with a network that is traced in a second."""
+    options = load("digits")
+    options.network.channels, options.network.channel_mult = 4, (1,)
+    return options
