@@ -83,7 +83,7 @@ class Checkpoints:
     def save(self, state: State) -> None:
         """Starts writing `state`; returns once its arrays are safe from donation."""
         trees = _trees(state)
-        checksums = {name: int(value) for name, value in _checksums(trees).items()}
+        checksums = _checksums(trees)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         note = ocp.args.JsonSave({"step": int(state.step), "checksums": checksums})
         self.wait()  # for the one before
@@ -168,7 +168,7 @@ class Checkpoints:
         if not processes.all_true(trees is not None):
             return None, reason
         for name, value in _checksums(trees).items():
-            if int(value) != expected[name]:
+            if value != expected[name]:
                 return None, f"the checksum of {name} does not match"
         return trees, ""
 
@@ -215,7 +215,7 @@ def save_teacher(directory: epath.Path, weights: Params, provenance: dict[str, A
     Args:
       weights: numpy arrays; one process writes them all.
     """
-    checksum = int(_checksums({"params": weights})["params"])
+    checksum = _checksums({"params": weights})["params"]
     note = provenance | {"sha256": params_sha256(weights), "checksum": checksum}
     with _alone() as checkpointer:
         checkpointer.save(
@@ -250,7 +250,7 @@ def load_teacher(directory: epath.Path, like: Params) -> Params:
         params = _restore_arrays(directory, {"params": like})
     except Exception as error:
         raise _unusable(directory, str(error).splitlines()[0]) from error
-    found = int(_checksums(params)["params"])
+    found = _checksums(params)["params"]
     if found != expected:
         raise _unusable(directory, f"its checksum is {found}, expected {expected}")
     return params["params"]
@@ -304,19 +304,38 @@ def _trees(state: Any) -> dict[str, Any]:
     return {name: getattr(state, name) for name in fields if name != "step"}
 
 
-@jax.jit
-def _checksums(trees: dict[str, Any]) -> dict[str, Array]:
+def _checksums(trees: dict[str, Any]) -> dict[str, int]:
     """A 32-bit number for each tree from the bits of its leaves; the same on any mesh."""
+    return {name: _combined(_leaf_checksums(jax.tree.leaves(tree))) for name, tree in trees.items()}
 
-    def bits(leaf: Array) -> Array:
-        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-        return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
-    def checksum(tree: Any) -> Array:
-        total = jnp.uint32(0)
-        for leaf in jax.tree.leaves(tree):
-            position = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
-            total = 31 * total + jnp.sum(bits(leaf) * (2 * position + 1), dtype=jnp.uint32)
-        return total
+def _leaf_checksums(leaves: list[Any]) -> list[Any]:
+    """By NumPy where it sees the bits, which compiles nothing; else each device its own part."""
+    if all(map(_in_host_memory, leaves)):
+        return [_weighted_bits(np.asarray(leaf), np) for leaf in leaves]
+    return jax.device_get(_on_devices(leaves))
 
-    return {name: checksum(tree) for name, tree in trees.items()}
+
+@jax.jit
+def _on_devices(leaves: list[Array]) -> list[Array]:
+    return [_weighted_bits(leaf, jnp) for leaf in leaves]
+
+
+def _weighted_bits(leaf: Any, xp: Any) -> Any:
+    """Sum of bits (2 position + 1) modulo 2^32; `xp` is numpy or jax.numpy."""
+    unsigned = {1: xp.uint8, 2: xp.uint16, 4: xp.uint32}[leaf.dtype.itemsize]
+    position = xp.arange(leaf.size, dtype=xp.uint32).reshape(leaf.shape)
+    return xp.sum(leaf.view(unsigned).astype(xp.uint32) * (2 * position + 1), dtype=xp.uint32)
+
+
+def _combined(sums: list[Any]) -> int:
+    total = 0
+    for number in sums:
+        total = (31 * total + int(number)) % 2**32
+    return total
+
+
+def _in_host_memory(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array):
+        return True
+    return leaf.is_fully_addressable and all(d.platform == "cpu" for d in leaf.devices())

@@ -166,3 +166,17 @@ def test_the_hash_of_parameters_sees_names_shapes_and_bits():
     ]
     hashes = {checkpoint.params_sha256(variant) for variant in [params, *variants]}
     assert len(hashes) == 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+def test_checksums_of_host_and_devices_agree(dtype):
+    leaves = [jnp.arange(7).reshape(7, 1).astype(dtype) * 3 - 5, jnp.ones((), dtype)]
+    on_devices = list(map(int, checkpoint._on_devices(leaves)))
+    assert checkpoint._leaf_checksums(leaves) == on_devices
+    swapped = [leaves[0][::-1], leaves[1]]
+    assert checkpoint._leaf_checksums(swapped) != on_devices
+
+
+def test_a_stored_checksum_is_that_of_earlier_versions():
+    leaves = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.float32([1, -1])}
+    assert checkpoint._checksums({"params": leaves}) == {"params": 228589568}  # by commit 365bb59

@@ -48,7 +48,7 @@ class AdmUNet(UNet):
         self.map_layer0 = layers.linear(channels, wide, init=layers.lecun(), **embed)
         self.map_layer1 = layers.linear(wide, wide, init=layers.lecun(), **embed)
         if label_dim:
-            one_hot = nnx.initializers.normal(1.0)
+            one_hot = layers.normal(1.0)
             self.map_label = layers.linear(label_dim, wide, init=one_hot, use_bias=False, **embed)
         super().__init__(
             style=ADM,

@@ -20,7 +20,7 @@ from simjax.networks.transformer import Tokens
 from simjax.typing import Array, Float, Images, Int
 
 EPSILON = 1e-5  # of every norm, in all published configs
-NORMAL = nnx.initializers.normal(0.02)  # of tables and projections (CLIP's code, of its tokens)
+NORMAL = layers.normal(0.02)  # of tables and projections (CLIP's code, of its tokens)
 LOGIT_SCALE = math.log(1 / 0.07)  # at the start of training, arXiv:2103.00020, section 2.5
 CHANNELS = 3
 

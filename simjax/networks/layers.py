@@ -11,11 +11,13 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.special
 from flax import nnx
 from jaxtyping import Bool
 
 from simjax.networks.convolution import convolve, convolve_doubled, doubled, halved
-from simjax.typing import Array, Float, Images, Params, PerExample
+from simjax.typing import Array, Float, Images, Key, Params, PerExample
 
 Masks = Bool[Array, "b h w c"]
 MASK_LEVELS = 2**16  # of a dropout rate; our choice
@@ -39,18 +41,58 @@ class Buffer(nnx.Variable):
 
 def glorot(scale: float = 1.0) -> nnx.Initializer:
     """Glorot uniform with its standard deviation times `scale` (DDPM++, NCSN++)."""
-    return _uniform(scale**2, "fan_avg")
+    return uniform(scale**2, fan_average)
 
 
 def lecun(scale: float = 1.0) -> nnx.Initializer:
     """Uniform within `scale` / sqrt(fan in) (ADM)."""
-    return _uniform(scale**2 / 3, "fan_in")
+    return uniform(scale**2 / 3, fan_in)
 
 
-def _uniform(variance: float, fan: str) -> nnx.Initializer:
+def fan_in(shape: Sequence[int]) -> float:
+    """Inputs of an output, of a kernel (..., features in, features out)."""
+    return math.prod(shape[:-1])
+
+
+def fan_average(shape: Sequence[int]) -> float:
+    """Mean of a kernel's fan in and fan out."""
+    return math.prod(shape[:-2]) * (shape[-2] + shape[-1]) / 2
+
+
+def uniform(variance: float, fan: Callable[[Sequence[int]], float]) -> nnx.Initializer:
+    """U(-a, a) with a^2 = 3 `variance` / fan."""
     if variance == 0:
         return nnx.initializers.zeros
-    return nnx.initializers.variance_scaling(variance, fan, "uniform")
+    return drawn(lambda u, shape: math.sqrt(3 * variance / fan(shape)) * (2 * u - 1))
+
+
+def normal(std: float) -> nnx.Initializer:
+    """N(0, std^2)."""
+    return drawn(lambda u, shape: std * scipy.special.ndtri(u))
+
+
+def drawn(law: Callable[[np.ndarray, Sequence[int]], np.ndarray]) -> nnx.Initializer:
+    """Draws parameters with NumPy, so that a fresh network compiles no program for each shape.
+
+    The numbers are a function of key and shape alone, traced or not.
+
+    Args:
+      law: (uniform numbers in (0, 1), shape) -> parameters of that shape.
+    """
+
+    def init(key: Key, shape: Sequence[int], dtype: jnp.dtype = jnp.float32, **_) -> Array:
+        def draw(words: np.ndarray) -> np.ndarray:
+            raw = np.random.Philox(np.random.SeedSequence(np.asarray(words).tolist()))
+            bits = raw.random_raw(math.prod(shape)) >> np.uint64(11)  # a double's precision
+            return law((bits + 0.5) * 2.0**-53, shape).reshape(shape).astype(dtype)
+
+        words = jax.random.key_data(key)
+        if isinstance(words, jax.core.Tracer):
+            like = jax.ShapeDtypeStruct(tuple(shape), dtype)
+            return jax.pure_callback(draw, like, words, vmap_method="sequential")
+        return jnp.asarray(draw(words))
+
+    return init
 
 
 class Conv(nnx.Conv):
@@ -145,7 +187,7 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Images) -> Images:
         x = x.astype(jnp.float32)
-        member = jnp.repeat(jnp.eye(self.groups), x.shape[-1] // self.groups, axis=0)  # (c, groups)
+        member = np.eye(self.groups, dtype=np.float32).repeat(x.shape[-1] // self.groups, axis=0)
 
         def group_mean(per_channel: Float[Array, "b c"]) -> Float[Array, "b c"]:
             highest = jax.lax.Precision.HIGHEST

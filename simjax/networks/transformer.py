@@ -19,8 +19,8 @@ Told = Float[Array, "b k c"]  # k vectors of each example, float32
 
 FREQUENCIES = 256  # of the embedding of time, sines and cosines (DiT)
 EPSILON = 1e-6  # of every norm (DiT, PixArt-alpha)
-XAVIER = nnx.initializers.xavier_uniform()
-NORMAL = nnx.initializers.normal(0.02)  # of embeddings and what blocks are told (DiT)
+XAVIER = layers.glorot()
+NORMAL = layers.normal(0.02)  # of embeddings and what blocks are told (DiT)
 ZEROS = nnx.initializers.zeros
 
 

@@ -97,3 +97,26 @@ def test_positional_embedding_is_sines_then_cosines():
     np.testing.assert_allclose(
         found, np.r_[np.sin(0.7 * frequencies), np.cos(0.7 * frequencies)], rtol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("init", "deviation"),
+    [
+        (layers.glorot(), (2 / (9 * (30 + 50))) ** 0.5),
+        (layers.glorot(1e-2), 1e-2 * (2 / (9 * (30 + 50))) ** 0.5),
+        (layers.lecun(), (1 / (3 * 9 * 30)) ** 0.5),
+        (layers.normal(0.02), 0.02),
+    ],
+)
+def test_initial_parameters_have_their_law_and_compile_nothing(init, deviation, monkeypatch):
+    shape, key = (3, 3, 30, 50), jax.random.key(1)
+    monkeypatch.setattr(jax.random, "uniform", None)
+    drawn = np.asarray(init(key, shape))
+    assert drawn.dtype == np.float32
+    error = 6 * deviation / drawn.size**0.5  # six standard errors of a normal law's deviation
+    assert abs(drawn.mean()) < error and abs(drawn.std() - deviation) < error
+    assert not np.array_equal(drawn, init(jax.random.key(2), shape))
+    np.testing.assert_array_equal(drawn, jax.jit(init, static_argnums=1)(key, shape))
+    keys = jax.random.split(key, 2)
+    both = jax.vmap(lambda key: init(key, shape))(keys)
+    np.testing.assert_array_equal(both[1], init(keys[1], shape))
