@@ -24,7 +24,8 @@ from simjax.porting.inert import described
 # Under these keys training checkpoints hold state dicts. The first row, averages over training, is
 # preferred. DiT writes ema and model, PixArt-alpha the other two, SIM's released student ema.
 KEYS = (("ema", "state_dict_ema"), ("model", "state_dict"))
-WRAPPER = "module."  # before every name: torch's DistributedDataParallel
+# Before every name: torch's DistributedDataParallel, torch.compile, or one around the other.
+WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)*")
 LARGEST_JSON = 2**21  # bytes; our choice: T5-XXL's index, among the longest, has some 20 KB
 MOST_SHOWN = 8  # entries of a foreign dict or folder in a message; our choice
 SHARD = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # a plain file name; may be a link, as in caches
@@ -39,7 +40,7 @@ class Weights(NamedTuple):
     """What was read.
 
     Attributes:
-      tensors: by name; views of the mapped files, read-only.
+      tensors: by name, without WRAPPERS; views of the mapped files, read-only.
       config: the folder's config.json; None without one, and where no folder was given.
       files: all that was read, for provenance.
       key: which of KEYS the tensors lay under, "" for none.
@@ -62,14 +63,14 @@ def read(path: str | os.PathLike) -> Weights:
     path = Path(path)
     if path.is_dir():
         return _folder(path)
-    return _index(path) if path.suffix == ".json" else _file(path)
+    weights = _index(path) if path.suffix == ".json" else _file(path)
+    return weights._replace(tensors=_without_wrappers(weights.tensors, path))
 
 
 def unwrapped(value: Any, path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
     """The state dict in what read_torch.read gave, and which of KEYS it lay under ("" for none).
 
-    Beside such a key lie optimizers, epochs and arguments, which are left alone. "module." before
-    every name is removed.
+    Beside such a key lie optimizers, epochs and arguments, which are left alone.
 
     Raises:
       ConfigError: "PATH: what it holds, ...", for anything else.
@@ -81,9 +82,27 @@ def unwrapped(value: Any, path: str | os.PathLike) -> tuple[dict[str, np.ndarray
             f"{path}: its {key} holds {_held(tensors)}; expected tensors by name and nothing else. "
             "Save the state dict alone"
         )
-    if all(name.startswith(WRAPPER) for name in tensors):
-        tensors = {name.removeprefix(WRAPPER): tensor for name, tensor in tensors.items()}
     return tensors, key
+
+
+def _without_wrappers(
+    tensors: dict[str, np.ndarray], path: str | os.PathLike
+) -> dict[str, np.ndarray]:
+    """The tensors under the names of the network inside its wrappers.
+
+    Raises:
+      ConfigError: the wrappers before its names are not all the same.
+    """
+    prefixes = {name: WRAPPERS.match(name)[0] for name in tensors}
+    examples = {prefix: name for name, prefix in reversed(prefixes.items())}
+    if len(examples) > 1:
+        firsts = " but ".join(map(shown, [*examples.values()][:2]))
+        raise ConfigError(
+            f"{path}: names with different prefixes ({firsts}); expected those of "
+            "DistributedDataParallel (module.) and torch.compile (_orig_mod.) before every tensor "
+            "or before none. Save the state dict of the network inside the wrapper"
+        )
+    return {name.removeprefix(prefix): tensors[name] for name, prefix in prefixes.items()}
 
 
 def _key(value: Any, path: str | os.PathLike) -> str:
