@@ -35,6 +35,7 @@ def load(
     source: str,
     *,
     network: str = "generator",
+    family: str = "",
     config: c.Config | None = None,
     encoder: str = "",
     autoencoder: str = "",
@@ -44,6 +45,7 @@ def load(
     Args:
       source: as --source of simjax.sample, or a folder of simjax.export --format=safetensors.
       network: of a run directory, "generator" (its EMA) or "teacher".
+      family: "dit", for a .pt file that may be DiT's or SiT's and does not tell which.
       config: of published weights, the settings that they are distilled and sampled with; a run
         and an export have their own.
       encoder: folder of the T5 encoder that reads prompts, with its tokenizer; a run that wrote
@@ -57,8 +59,12 @@ def load(
     directory = storage.absolute(source)
     found = teacher.config_of_run(directory)
     if found is None:
-        model = _without_a_run(source, directory, config or c.Config(), autoencoder)
+        config = config or c.Config()
+        known = dataclasses.replace(config.teacher, family=family or config.teacher.family)
+        config = dataclasses.replace(config, teacher=known)
+        model = _without_a_run(source, directory, config, autoencoder)
         return teacher.reading(model, teacher.reader_from(model, encoder)) if encoder else model
+    teacher.refuse_family(family, "a run")
     found = dataclasses.replace(found, autoencoder=autoencoder or found.autoencoder)
     model = teacher.load(found, directory / "teacher")
     model = teacher.furnished(model, captions.prepare(model.config, directory))
@@ -238,6 +244,7 @@ class Distillation:
 def _without_a_run(source: str, directory: epath.Path, config: c.Config, autoencoder: str) -> Model:
     """Of an export or of published weights; without an autoencoder samples may be latents."""
     if formats.is_export(directory):
+        teacher.refuse_family(config.teacher.family, "an export")
         model = teacher.model_of(*formats.read(directory), {"source": source})
     else:
         model = teacher.ported(config, source, say=print)

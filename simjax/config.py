@@ -190,6 +190,7 @@ class Teacher:
     """The pretrained model: one that `source` names, or one trained first, on config.data."""
 
     source: str = ""  # a known name (porting/zoo.py), a URL, a file; it brings its network
+    family: str = ""  # dit, where a file of the source is of DiT or SiT and does not tell which
     sha256: str = ""  # that the file must have; empty accepts, and records, what comes
     sampler: Sampler = field(default_factory=Sampler)
     dtype: str = "float32"  # of its parameters while it is distilled; or "bfloat16"
@@ -212,6 +213,7 @@ class Generator:
     """G(z) = D(sigma_init z; sigma_init), updated by the method's loss."""
 
     source: str = ""  # weights to start from, as teacher.source; empty: the teacher's
+    family: str = ""  # as teacher.family
     sigma_init: float = 2.5
     sigma: Sigma = field(default_factory=lambda: Sigma(mean=-3.5, std=2.5))
     weight: str = "uniform"
@@ -353,6 +355,12 @@ def require_teacher(config: Config) -> None:
       ConfigError: with the fields that would do.
     """
     source, steps, network = config.teacher.source, config.teacher.steps, config.network
+    for name, part in (("teacher", config.teacher), ("generator", config.generator)):
+        if part.family and not part.source:
+            raise ConfigError(
+                f"{name}.family = {part.family!r} is of a file that {name}.source names; set "
+                f"--config.{name}.source=FILE, or leave it out."
+            )
     if source and (steps or network is not None):
         raise ConfigError(
             f"teacher.source = {source!r} brings its network and needs no training; leave out "

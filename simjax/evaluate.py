@@ -23,6 +23,7 @@ from simjax.evaluation.judge import Judge, Row
 from simjax.porting import cache
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, images.")
+_FAMILY = flags.DEFINE_string("family", "", "Of a .pt that may be DiT's or SiT's: dit.")
 _REFERENCE = flags.DEFINE_string("reference", None, "Data, statistics (.npz), URL to compare with.")
 _DATA = flags.DEFINE_string("data", None, "Real images, for labels and the classifier.")
 _SPLIT = flags.DEFINE_string("split", "train", "Of --source, where that is real images.")
@@ -67,6 +68,7 @@ def _run(argv: list[str]) -> None:
 
 def _of_run(directory: epath.Path) -> dict[str, Any]:
     """The report of a run, finished or not, from its newest checkpoint."""
+    teacher.refuse_family(_FAMILY.value, "a run")
     saved = teacher.config_of_run(directory)
     if saved is None:
         raise c.ConfigError(f"{directory / 'config.json'} is not of a run of simjax.")
@@ -80,7 +82,7 @@ def _of_run(directory: epath.Path) -> dict[str, Any]:
 def _of_network(source: str) -> dict[str, Any]:
     """A published network: a teacher with --steps, or else a one-step generator."""
     config = _with_flags(c.Config())
-    config.generator.sigma_init = _SIGMA_INIT.value
+    config.generator.sigma_init, config.teacher.family = _SIGMA_INIT.value, _FAMILY.value
     if _CHURN.value:
         config.teacher.sampler = _churning(_CHURN.value)
     model = teacher.ported(config, source, say=print)
@@ -103,6 +105,7 @@ def _churning(numbers: list[str]) -> c.Sampler:
 
 def _of_images(dataset: data.Dataset) -> dict[str, Any]:
     """A folder or .npz of images, or a split of real ones."""
+    teacher.refuse_family(_FAMILY.value, "a set of images")
     config = _with_flags(c.Config())
     judging = report.judge(config)
     if judging is None:

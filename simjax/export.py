@@ -37,6 +37,7 @@ from simjax.typing import Params
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
 _OUT = flags.DEFINE_string("out", None, "Folder.")
 _FORMAT = flags.DEFINE_list("format", ["safetensors"], f"Of {', '.join(formats.FORMATS)}.")
+_FAMILY = flags.DEFINE_string("family", "", "Of a .pt that may be DiT's or SiT's: dit.")
 _NETWORK = flags.DEFINE_enum("network", "generator", ["generator", "teacher"], "Of a run.")
 _SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of the one call; default the run's, or 2.5.")
 
@@ -133,6 +134,7 @@ def _destination(given: str | None) -> Path:
 
 def _of_run(directory: epath.Path, config: c.Config) -> Origin:
     """The generator's EMA in a run's newest checkpoint, or the run's teacher."""
+    teacher.refuse_family(_FAMILY.value, "a run")
     model = teacher.load(_with_flags(config), directory / "teacher")
     known = {k: v for k, v in model.provenance.items() if k not in UNTOLD}
     report = directory / "report.json"
@@ -171,7 +173,8 @@ def _of_network(source: str) -> Origin:
 
 
 def _with_flags(config: c.Config) -> c.Config:
-    """The config with the noise level that was asked for."""
+    """The config with the noise level and the family that were asked for."""
+    config.teacher.family = _FAMILY.value or config.teacher.family
     if _SIGMA_INIT.value is not None:
         config.generator.sigma_init = _SIGMA_INIT.value
     return config

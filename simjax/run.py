@@ -53,7 +53,8 @@ def port_only(config: c.Config, workdir: str) -> None:
     if not processes.is_first():
         return
     c.require_source(config, "teacher.source")
-    ported = port.port(config.teacher.source, sha256=config.teacher.sha256)
+    known = {"family": config.teacher.family, "sha256": config.teacher.sha256}
+    ported = port.port(config.teacher.source, **known)
     print(port.report(ported))
 
 

@@ -40,6 +40,7 @@ from simjax.teacher import Model
 from simjax.typing import Int, Params
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
+_FAMILY = flags.DEFINE_string("family", "", "Of a .pt that may be DiT's or SiT's: dit.")
 _NETWORK = flags.DEFINE_enum("network", "generator", ["generator", "teacher"], "Of a run.")
 _STEPS = flags.DEFINE_integer(
     "steps", None, "Of a teacher's sampler; 0: one call. Default: those of a run's report.", 0
@@ -147,6 +148,7 @@ def _with_flags(config: c.Config) -> c.Config:
         (config.evaluation, "batch", _BATCH.value),
         (config.generator, "sigma_init", _SIGMA_INIT.value),
         (config.teacher, "guidance", _GUIDANCE.value),
+        (config.teacher, "family", _FAMILY.value or None),
         (config, "autoencoder", _AUTOENCODER.value),
     )
     for part, field, value in given:
@@ -157,6 +159,7 @@ def _with_flags(config: c.Config) -> c.Config:
 
 def _of_run(directory: epath.Path, config: c.Config, prompts: Sequence[str]) -> Origin:
     """The generator's EMA in a run's newest checkpoint, or the run's teacher."""
+    teacher.refuse_family(_FAMILY.value, "a run")
     is_teacher, steps = _NETWORK.value == "teacher", _STEPS.value
     if steps and not is_teacher:
         raise c.ConfigError(f"--steps={steps} are of a teacher's sampler: add --network=teacher.")

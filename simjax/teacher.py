@@ -86,7 +86,8 @@ def obtain(config: c.Config, workdir: epath.Path, monitor: Monitor) -> Model:
     stored, prompts = workdir / "teacher", captions.prepare(config, workdir)
     if config.teacher.source:
         source = config.teacher.source
-        model = from_source(config, source, stored, monitor, config.teacher.sha256)
+        known = {"family": config.teacher.family, "sha256": config.teacher.sha256}
+        model = from_source(config, source, stored, monitor, **known)
         return furnished(model, prompts)
     require_fit(config.network, prompts)
     if not _is_stored(stored):
@@ -168,6 +169,18 @@ def require_fit(network: c.Network, prompts: Captions | None) -> None:
             )
 
 
+def refuse_family(family: str, what: str) -> None:
+    """Refuses a family where nothing is ported.
+
+    Raises:
+      ConfigError: naming what knows its network already.
+    """
+    if family:
+        raise c.ConfigError(
+            f"family = {family!r} is of published weights; {what} does not need it: leave it out."
+        )
+
+
 def plan(config: c.Config) -> c.Config:
     """The config as its teacher will complete it, as far as that is known without reading a file.
 
@@ -184,17 +197,23 @@ def plan(config: c.Config) -> c.Config:
 
 
 def from_source(
-    config: c.Config, source: str, stored: epath.Path, monitor: Monitor, sha256: str = ""
+    config: c.Config,
+    source: str,
+    stored: epath.Path,
+    monitor: Monitor,
+    *,
+    family: str = "",
+    sha256: str = "",
 ) -> Model:
     """The network of a known name, URL or file; ported once, then read from `stored`."""
     if not _is_stored(stored):
-        _port(source, stored, monitor, sha256)
+        _port(source, stored, monitor, family, sha256)
     return load(config, stored)
 
 
 def ported(config: c.Config, source: str, say: Callable[[str], None]) -> Model:
-    """The network of a known name, URL or file, without a run directory."""
-    found = port.port(source, say=say)
+    """The network of a known name, URL or file (of config.teacher.family), without a run."""
+    found = port.port(source, family=config.teacher.family, say=say)
     config = c.complete(config, *found.description)
     return model_of(config, found.weights, found.provenance)
 
@@ -210,7 +229,8 @@ def starting_generator(
     source = config.generator.source
     if not source:
         return teacher.params
-    start = from_source(config, source, workdir / "generator_start", monitor)
+    stored, family = workdir / "generator_start", config.generator.family
+    start = from_source(config, source, stored, monitor, family=family)
     differing = c.differences(c.describe(teacher.config.network), c.describe(start.config.network))
     if not differing and not _same_constants(teacher, start):
         differing = ["the fixed frequencies of the noise embedding"]
@@ -284,9 +304,9 @@ def _is_stored(directory: epath.Path) -> bool:
     return bool(processes.from_first(np.int32(checkpoint.is_stored(directory))))
 
 
-def _port(source: str, stored: epath.Path, monitor: Monitor, sha256: str) -> None:
+def _port(source: str, stored: epath.Path, monitor: Monitor, family: str, sha256: str) -> None:
     def port_and_store() -> None:
-        ported = port.port(source, sha256=sha256, say=monitor.say)
+        ported = port.port(source, family=family, sha256=sha256, say=monitor.say)
         monitor.say(port.report(ported))
         store(stored, ported.weights, ported.description, ported.provenance)
 

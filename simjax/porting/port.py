@@ -7,9 +7,9 @@ in it is executed (porting/unpickle.py).
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -22,6 +22,12 @@ from simjax.porting.maps import edm
 from simjax.typing import Params
 
 WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")  # of transformers; or a folder
+NOTED = {  # in a report: what a provenance may have besides
+    "files": "read",
+    "weights under": "key",
+    "assumed, not in the file": "assumed",
+}
+MOST_NAMED = 3  # files; our choice
 LATENT_DEVIATION = 1.0  # what the autoencoder's scale gives latents (arXiv:2112.10752)
 
 
@@ -34,7 +40,13 @@ class Ported:
     provenance: dict[str, Any]
 
 
-def port(source: str, *, sha256: str = "", say: Callable[[str], None] = print) -> Ported:
+def port(
+    source: str,
+    *,
+    family: str = "",
+    sha256: str = "",
+    say: Callable[[str], None] = print,
+) -> Ported:
     """Ports a known name, a URL, a file or a folder.
 
     Files of the EDM release's format (SiD's too); DiT's, PixArt-alpha's and SIM's state
@@ -42,19 +54,30 @@ def port(source: str, *, sha256: str = "", say: Callable[[str], None] = print) -
 
     Args:
       source: see porting/zoo.py.
+      family: of transformers.FAMILIES, for a file that does not tell; "" for all others.
       sha256: what the file must have; empty accepts, and records, what comes.
       say: where progress goes.
 
     Raises:
       ConfigError: it cannot be fetched, is not such a file, is damaged or does not fit.
     """
+    if family:
+        c.require_known("family", family, transformers.FAMILIES)
     begun = time.monotonic()
     folder = Path(source).expanduser()
     is_folder = source not in zoo.ZOO and folder.is_dir()
     file = _folder(folder) if is_folder else zoo.fetch(source, sha256=sha256, say=say)
     is_transformer = file.path.is_dir() or file.path.suffix in WEIGHTS
-    read = _read_transformer if is_transformer else _read_unet
-    description, mapping, tensors, digest = read(file)
+    if is_transformer:
+        found = _read_transformer(file, family or _published_family(source))
+    else:
+        found = _read_unet(file)
+    description, mapping, tensors, digest, note = found
+    if family and not isinstance(description.network, transformers.FAMILIES[family]):
+        raise c.ConfigError(
+            f"{source}: family = {family!r}, but the file itself says that it is "
+            f"{type(description.network).__name__}; leave family out."
+        )
     if sha256 not in ("", digest):
         raise c.ConfigError(f"{source} has sha256 {digest}, expected {sha256}.")
     refuse_nonfinite(tensors, file.path)
@@ -66,13 +89,28 @@ def port(source: str, *, sha256: str = "", say: Callable[[str], None] = print) -
     provenance = {
         "source": source,
         "file_sha256": digest,
+        **note,
         "parameters": build.count(build.denoiser(completed, weights)[1]),
         "seconds": time.monotonic() - begun,
     }
     return Ported(description, weights, provenance)
 
 
-Read = tuple[edm.Description, list[rules.Rule], dict[str, Any], str]  # and the sha256
+class Read(NamedTuple):
+    """What a file says: its network, how its tensors get there, and a note for the provenance."""
+
+    description: edm.Description
+    rules: Sequence[rules.Rule]
+    tensors: Mapping[str, Any]
+    sha256: str
+    note: dict[str, str]
+
+
+def _published_family(source: str) -> str:
+    """The family of a known name, or of the URL that it stands for."""
+    entries = (entry for name, entry in zoo.ZOO.items() if source in (name, entry.url))
+    kinds = {kind: family for family, kind in transformers.FAMILIES.items()}
+    return kinds.get(type(getattr(next(entries, None), "network", None)), "")
 
 
 def _read_unet(file: LocalFile) -> Read:
@@ -84,18 +122,24 @@ def _read_unet(file: LocalFile) -> Read:
         description = edm.describe(found.class_name, found.arguments)
     except c.ConfigError as error:
         raise c.ConfigError(f"{file.path}: {error}") from error
-    return description, edm.rules(description.network), found.tensors, file.sha256
+    return Read(description, edm.rules(description.network), found.tensors, file.sha256, {})
 
 
-def _read_transformer(file: LocalFile) -> Read:
+def _read_transformer(file: LocalFile, family: str) -> Read:
     """A state dictionary, or a folder of diffusers'."""
     weights = read_weights.read(file.path)
     try:
-        network, mapping, tensors = transformers.identify(weights)
+        network, mapping, tensors, assumed = transformers.identify(weights, family)
     except c.ConfigError as error:
         raise c.ConfigError(f"{file.path}: {error}") from error
+    if not (file.path.is_dir() and transformers.require_schedule(Path(file.path))):
+        assumed = (*assumed, f"it predicts the noise of {type(network).__name__}'s schedule")
+    names = [path.name for path in weights.files]
+    note = {"read": ", ".join(names[:MOST_NAMED]) + ", ..." * (len(names) > MOST_NAMED)}
+    note |= {"key": weights.key} if weights.key else {}
+    note |= {"assumed": "; ".join(assumed)} if assumed else {}
     description = edm.Description(network, "ddpm_linear", LATENT_DEVIATION)
-    return description, mapping, tensors, file.sha256 or _digest(weights.files)
+    return Read(description, mapping, tensors, file.sha256 or _digest(weights.files), note)
 
 
 def _folder(path: Path) -> LocalFile:
@@ -117,6 +161,7 @@ def report(ported: Ported) -> str:
     lines = {
         "source": ported.provenance["source"],
         "file sha256": ported.provenance["file_sha256"],
+        **{name: ported.provenance[key] for name, key in NOTED.items() if key in ported.provenance},
         "network": type(network).__name__,
         **{f"  {name}": value for name, value in dataclasses.asdict(network).items()},
         "preconditioning": f"{precondition}, sigma_data {sigma_data}",

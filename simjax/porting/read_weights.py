@@ -167,7 +167,7 @@ def _folder(folder: Path) -> Weights:
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror}; give a folder to read") from error
     with _noting(problems):
-        config = _json(folder / "config.json") if "config.json" in names else None
+        config = read_json(folder / "config.json") if "config.json" in names else None
     with _noting(problems):
         weights = read(folder / _chosen(folder, names))
     if problems:
@@ -216,7 +216,7 @@ def _index(path: Path) -> Weights:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Each tensor's shard."""
-    homes = _json(path).get("weight_map")
+    homes = read_json(path).get("weight_map")
     if not isinstance(homes, dict) or not homes:
         raise ConfigError(f"{path}: its weight_map is {described(homes)}, expected tensor: file")
     for name, home in homes.items():
@@ -259,7 +259,12 @@ def _misfits(homes: Mapping[str, str], shards: Mapping[str, Mapping[str, Any]]) 
     return problems
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object from a foreign folder.
+
+    Raises:
+      ConfigError: "PATH: what is wrong", also for a file that is too long.
+    """
     with reading(path) as (data, budget):
         if len(data) > LARGEST_JSON:
             raise ConfigError(

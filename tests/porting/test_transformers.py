@@ -5,10 +5,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import save_file
 
+import simjax
 from simjax import build, config, teacher
-from simjax.porting import port, rules
+from simjax.monitor import Monitor
+from simjax.porting import port, rules, transformers
 from simjax.porting.maps import dit, pixart, transformer
 from tests.helpers import files, official
 
@@ -73,7 +76,95 @@ def write_folder(folder, tensors, values=CONFIG):
 def test_dits_file(wrap, tmp_path):
     weights = weights_of(DIT)
     files.write_torch_zip(tmp_path / "dit.pt", wrap(original(DIT, weights)))
-    assert_same(port.port(str(tmp_path / "dit.pt"), say=quiet), DIT, weights)
+    ported = port.port(str(tmp_path / "dit.pt"), family="dit", say=quiet)
+    assert_same(ported, DIT, weights)
+    for told in ("DiT, not SiT", "3 attention heads", "class 5 is no class", "DiT's schedule"):
+        assert told in ported.provenance["assumed"] and told in port.report(ported)
+    assert ported.provenance.get("key", "") == ("" if wrap is dict else "ema")
+
+
+def test_what_may_be_dit_or_sit_is_refused_unless_told(tmp_path):
+    files.write_torch_zip(tmp_path / "dit.pt", original(DIT, weights_of(DIT)))
+    message = refused(tmp_path / "dit.pt")
+    for part in (
+        "of DiT or of SiT",
+        "--family=dit",
+        "teacher.family",
+        "simjax.load(",
+        "SiT is not",
+    ):
+        assert part in message
+    with pytest.raises(config.ConfigError, match="family = 'sit' is not known; known: dit"):
+        port.port(str(tmp_path / "dit.pt"), family="sit", say=quiet)
+
+
+def test_a_known_name_or_its_url_tells_the_family():
+    url = port.zoo.ZOO["DiT-XL-2-256x256"].url
+    families = map(port._published_family, ("DiT-XL-2-256x256", url, "PixArt-XL-2-512x512", "x.pt"))
+    assert list(families) == ["dit", "dit", "", ""]
+
+
+def test_a_family_that_a_file_contradicts_is_refused(tmp_path):
+    files.write_torch_zip(tmp_path / "pixart.pth", original(PIXART, weights_of(PIXART)))
+    with pytest.raises(config.ConfigError, match="says that it is PixArt; leave family out"):
+        port.port(str(tmp_path / "pixart.pth"), family="dit", say=quiet)
+
+
+@pytest.mark.parametrize("path", ["teacher", "generator"])
+def test_a_family_needs_a_file(path):
+    options = config.Config()
+    getattr(options, path).family = "dit"
+    with pytest.raises(config.ConfigError, match=f"set --config.{path}.source=FILE"):
+        config.require_teacher(options)
+
+
+def test_a_run_and_load_pass_the_family_on(tmp_path, monkeypatch):
+    files.write_torch_zip(tmp_path / "dit.pt", original(DIT, weights_of(DIT)))
+    source = str(tmp_path / "dit.pt")
+    with pytest.raises(config.ConfigError, match="--family=dit"):
+        simjax.load(source)
+    assert simjax.load(source, family="dit").config.network == DIT
+    options = config.Config(generator=config.Generator(source=source, family="dit"))
+    start = teacher.starting_generator(
+        options, simjax.load(source, family="dit"), epath.Path(tmp_path), Monitor(tmp_path)
+    )
+    assert build.count(start) > 0
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler is"),
+        (
+            {"prediction_type": "v_prediction"},
+            "prediction_type = 'v_prediction' (known: 'epsilon')",
+        ),
+        ({"beta_schedule": "scaled_linear"}, "beta_schedule = 'scaled_linear' (known: 'linear')"),
+        ({}, ""),
+    ],
+)
+def test_a_pipelines_schedule_is_read(scheduler, message, tmp_path):
+    network = config.PixArt(**vars(PIXART) | {"caption_length": 0})
+    tensors = rules.export(pixart.DIFFUSERS, weights_of(network), network.depth)
+    inner = write_folder(tmp_path / "transformer", tensors)
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "scheduler").mkdir()
+    flow = scheduler.get("_class_name", "").startswith("Flow")
+    values = scheduler if flow else dict(transformers.SCHEDULE) | scheduler
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(values))
+    for source in (str(tmp_path), inner):
+        if message:
+            assert message in refused(tmp_path / "scheduler" / "scheduler_config.json", source)
+        else:
+            assert "assumed" not in port.port(source, say=quiet).provenance
+
+
+@pytest.mark.parametrize("name", [None, "SiTTransformer2DModel", ["Transformer2DModel"]])
+def test_a_folder_of_another_class_is_refused(name, tmp_path):
+    network = config.PixArt(**vars(PIXART) | {"caption_length": 0})
+    tensors = rules.export(pixart.DIFFUSERS, weights_of(network), network.depth)
+    values = CONFIG | {"_class_name": name, "norm_type": "ada_norm_zero"}
+    assert "known: DiTTransformer2DModel" in refused(write_folder(tmp_path, tensors, values))
 
 
 @pytest.mark.parametrize("sized", [False, True])
@@ -117,10 +208,10 @@ def test_a_folder_without_null_caption_is_not_guided():
         config.complete(options, network, "ddpm_linear", 1.0)
 
 
-def refused(source) -> str:
+def refused(file, source=None) -> str:
     with pytest.raises(config.ConfigError) as error:
-        port.port(str(source), say=quiet)
-    assert str(source) in str(error.value)
+        port.port(str(source or file), say=quiet)
+    assert str(file) in str(error.value)
     return str(error.value)
 
 
