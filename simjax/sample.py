@@ -31,7 +31,7 @@ from simjax import (
 )
 from simjax import config as c
 from simjax.data import prompts as files_of_prompts
-from simjax.data.png import CHANNELS
+from simjax.data.image_file import CHANNELS
 from simjax.evaluation import images
 from simjax.evaluation.drawing import Drawing
 from simjax.monitor import grid, write_png

@@ -1,4 +1,4 @@
-"""EDM's data set zips: PNG files in folders, and dataset.json with their classes.
+"""EDM's data set zips: image files in folders, and dataset.json with their classes.
 
 dataset.json is {"labels": [["00000/img00000000.png", 3], ...]}, or {"labels": null} (NVlabs/edm,
 dataset_tool.py). Images are decoded when they are read. The zip may come from anybody: sizes are
@@ -8,6 +8,8 @@ checked before memory is taken, and nothing is unpacked to disk.
 import json
 import pathlib
 import zipfile
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 from etils import epath
@@ -15,17 +17,33 @@ from jaxtyping import UInt8
 
 from simjax.config import ConfigError
 from simjax.data.dataset import MOST_CLASSES, Classes, Dataset, Pixels, require_train
-from simjax.data.png import LARGEST_PNG, UNREADABLE, decoded
+from simjax.data.image_file import (
+    FORMATS,
+    KNOWN,
+    LARGEST_FILE,
+    UNREADABLE,
+    decoded,
+    is_hidden,
+    kind_of,
+    listed,
+    suffix,
+    summary,
+)
 
 LABELS = "dataset.json"
 LARGEST_LABELS = 256 << 20  # bytes; ImageNet's have 50 MB; our choice
 
 
-def open_zip(where: str, split: str) -> Dataset:
+def open_zip(where: str, split: str, *, say: Callable[[str], None] = print) -> Dataset:
     """The images of an EDM zip, in the order of their names.
 
+    All of it may lie below one folder more, as some programs pack it.
+
+    Args:
+      say: receives a line if anything was left out, or images are not all PNG.
+
     Raises:
-      ConfigError: missing, not a zip of equal PNG files, or labels that do not fit.
+      ConfigError: missing, not a zip of images of one size, or labels that do not fit.
     """
     name = f"zip:{where}"
     require_train(name, split)
@@ -36,11 +54,14 @@ def open_zip(where: str, split: str) -> Dataset:
         archive = zipfile.ZipFile(path.open("rb"))
     except UNREADABLE as error:
         raise ConfigError(f"{name} cannot be opened: {error}.") from error
-    files = _image_files(name, archive)
+    files, left_out = _image_files(name, archive)
     if not files:
-        raise ConfigError(f"{name} has no PNG files.")
+        held = f", but {listed(left_out)}" if left_out else ""
+        raise ConfigError(f"{name} has no images{held}; expected {KNOWN} files.")
     labels = _labels(name, archive, files)
     shape = _image(name, archive, files[0]).shape
+    if line := summary(name, files, left_out):
+        say(line)
 
     def read(indices: Classes) -> Pixels:
         images = np.empty((len(indices), *shape), np.uint8)
@@ -52,42 +73,69 @@ def open_zip(where: str, split: str) -> Dataset:
     return Dataset(name, len(files), shape, labels, label_dim, read)
 
 
-def _image_files(name: str, archive: zipfile.ZipFile) -> list[str]:
-    """Names of the PNG files, sorted, after a look at every entry of the directory."""
+def _image_files(name: str, archive: zipfile.ZipFile) -> tuple[list[str], Counter[str]]:
+    """Names of the image files, sorted, and how many others there are, by kind.
+
+    Raises:
+      ConfigError: an entry leads elsewhere, is too large, or is there twice.
+    """
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    for entry in entries:
-        _require_harmless(name, entry)
-    files = sorted(entry.filename for entry in entries if entry.filename != LABELS)
     if len({entry.filename for entry in entries}) != len(entries):
         raise ConfigError(f"{name} has two files of one name; make it anew.")
-    return files
+    files: list[str] = []
+    left_out: Counter[str] = Counter()
+    for entry in entries:
+        path = _harmless(name, entry)
+        if any(map(is_hidden, path.parts)):
+            left_out["hidden file(s)"] += 1
+        elif suffix(path.name) in FORMATS:
+            files.append(entry.filename)
+        elif path.name != LABELS:
+            left_out[kind_of(path.name)] += 1
+    return sorted(files), left_out
 
 
-def _require_harmless(name: str, entry: zipfile.ZipInfo) -> None:
+def _harmless(name: str, entry: zipfile.ZipInfo) -> pathlib.PurePosixPath:
+    """The path of an entry, after a look at what it says."""
     path = pathlib.PurePosixPath(entry.filename)
-    is_labels = entry.filename == LABELS
-    largest = LARGEST_LABELS if is_labels else LARGEST_PNG
+    largest = LARGEST_LABELS if path.name == LABELS else LARGEST_FILE
+    is_read = path.name == LABELS or suffix(path.name) in FORMATS
     if path.is_absolute() or ".." in path.parts or "\\" in entry.filename:
         problem = "leaves its folder"
-    elif not is_labels and path.suffix.lower() != ".png":
-        problem = f"is neither a PNG file nor {LABELS}"
-    elif entry.file_size > largest:
+    elif is_read and entry.file_size > largest:
         problem = f"has {entry.file_size} bytes, more than the {largest} allowed"
     else:
-        return
+        return path
     raise ConfigError(f"{name}: {entry.filename!r} {problem}; expected a zip made by EDM's tool.")
+
+
+def _label_file(name: str, archive: zipfile.ZipFile, files: list[str]) -> str | None:
+    """dataset.json, at the top or in the one folder that holds everything; None without one."""
+    parts = (file.split("/") for file in archive.namelist())
+    found = ["/".join(p) for p in parts if p[-1] == LABELS and not any(map(is_hidden, p))]
+    if not found:
+        return None
+    root = found[0].removesuffix(LABELS)
+    if len(found) > 1 or not all(file.startswith(root) for file in files):
+        raise ConfigError(
+            f"{name}: {', '.join(map(repr, found[:2]))} beside images of other folders; expected "
+            f"one {LABELS}, above all images. Pack each data set into a zip of its own."
+        )
+    return found[0]
 
 
 def _labels(name: str, archive: zipfile.ZipFile, files: list[str]) -> Classes | None:
     """Class numbers in the order of `files`, None if the zip has none."""
-    if LABELS not in archive.namelist():
+    found = _label_file(name, archive, files)
+    if found is None:
         return None
+    inside = [file.removeprefix(found.removesuffix(LABELS)) for file in files]
     try:
-        pairs = json.loads(archive.read(LABELS))["labels"]
+        pairs = json.loads(archive.read(found))["labels"]
         if pairs is None:
             return None
         by_file = dict(pairs)
-        labels = np.array([by_file.pop(file) for file in files])
+        labels = np.array([by_file.pop(file) for file in inside])
     except KeyError as error:
         raise ConfigError(f"{name}: {LABELS} has no entry {error}.") from error
     except (*UNREADABLE, TypeError) as error:

@@ -1,7 +1,8 @@
 """Data sets in MNIST's idx format: (Fashion-)MNIST, KMNIST, EMNIST under MNIST's file names.
 
 Format (http://yann.lecun.com/exdb/mnist/): two zero bytes, element type, number of dimensions, the
-dimensions as big-endian uint32, then the elements. Files may be gzipped.
+dimensions as big-endian uint32, then the elements. Files may be gzipped, named
+train-images.idx3-ubyte, or lie in a folder of their own name, as Kaggle packs them.
 """
 
 import contextlib
@@ -31,8 +32,8 @@ def open_idx(where: str, split: str) -> Dataset:
     if split not in PREFIXES:
         raise ConfigError(f"idx:{where} has no split {split!r}; known: {', '.join(PREFIXES)}.")
     prefix, folder = PREFIXES[split], epath.Path(where).expanduser()
-    images = read_idx(_file(folder, f"{prefix}-images-idx3-ubyte"), dimensions=3)
-    labels = read_idx(_file(folder, f"{prefix}-labels-idx1-ubyte"), dimensions=1)
+    images = _found(folder, f"{prefix}-images-idx3-ubyte", dimensions=3)
+    labels = _found(folder, f"{prefix}-labels-idx1-ubyte", dimensions=1)
     label_dim = int(labels.max(initial=0)) + 1
     return in_memory(f"idx:{where}", images[..., None], labels.astype(np.int32), label_dim)
 
@@ -74,11 +75,25 @@ def _exactly(content: BinaryIO, shape: tuple[int, ...], path: epath.Path) -> byt
     return data
 
 
-def _file(folder: epath.Path, name: str) -> epath.Path:
-    for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.exists():
-            return candidate
-    raise ConfigError(
-        f"{folder} has neither {name} nor {name}.gz; put the four files of MNIST's kind there "
-        "(Debian's dataset-fashion-mnist has such in /usr/share/datasets/fashion-mnist)."
-    )
+def _found(folder: epath.Path, name: str, *, dimensions: int) -> np.ndarray:
+    """The array under a name, in one of its spellings.
+
+    Raises:
+      ConfigError: it is nowhere, or several files have it and differ.
+    """
+    dotted = name.replace("-idx", ".idx")
+    spellings = [f"{inside}{end}" for inside in (name, dotted) for end in ("", ".gz")]
+    places = [*spellings, *(f"{inside}/{one}" for inside in (name, dotted) for one in spellings)]
+    paths = [folder / place for place in places]
+    paths = [path for path in paths if path.exists() and not path.is_dir()]
+    if not paths:
+        raise ConfigError(
+            f"{folder} has none of {', '.join(spellings)}, nor a folder {name} with one; put the "
+            "four files of MNIST's kind there (Debian's dataset-fashion-mnist has such in "
+            "/usr/share/datasets/fashion-mnist)."
+        )
+    first = read_idx(paths[0], dimensions=dimensions)
+    for other in paths[1:]:
+        if not np.array_equal(read_idx(other, dimensions=dimensions), first):
+            raise ConfigError(f"{paths[0]} and {other} differ; keep the right one alone.")
+    return first

@@ -1,4 +1,4 @@
-"""Sets of images in files: a folder of PNGs as EDM's generate.py writes it, or ADM's .npz.
+"""Sets of images in files: a folder, as EDM's generate.py writes it, a zip, or ADM's .npz.
 
 Bytes are those of the official evaluations: clamp(127.5 x + 128, 0, 255), truncated. Files to read
 may come from anybody: sizes are checked before memory is taken, and nothing in them is executed.
@@ -7,7 +7,7 @@ Called by evaluation/features.py, evaluation/reference.py and the program that e
 
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 import numpy as np
@@ -15,8 +15,18 @@ from etils import epath
 from jaxtyping import Int, UInt8
 
 from simjax.config import ConfigError
+from simjax.data import edm_zip, image_folder
 from simjax.data.dataset import MOST_CLASSES, Classes, Dataset, Pixels
-from simjax.data.png import CHANNELS, LARGEST_PNG, LARGEST_SIDE, UNREADABLE, decoded
+from simjax.data.image_file import (
+    CHANNELS,
+    KNOWN,
+    LARGEST_FILE,
+    LARGEST_SIDE,
+    UNREADABLE,
+    decoded,
+    listed,
+    summary,
+)
 from simjax.evaluation.statistics import require_finite
 from simjax.monitor import to_uint8, write_png
 
@@ -24,7 +34,11 @@ Bytes = UInt8[np.ndarray, "n h w c"]
 
 IN_A_FOLDER = 1000  # EDM's generate.py --subdirs
 MOST_IMAGES = 10**7  # that a file may promise; our choice
-EXPECTED = "expected a folder of PNG files, or an .npz whose arr_0 is uint8 (n, h, w, 1 or 3)"
+EXPECTED = (
+    f"expected a folder or a .zip of {KNOWN} files, or an .npz whose arr_0 is uint8 (n, h, w, 1 or "
+    "3)"
+)
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")  # beside arr_0 in ADM's reference batches
 HEADERS = {  # of .npy files, by version
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -93,28 +107,35 @@ def write_arrays(path: Any, **arrays: np.ndarray) -> None:
     partial.replace(path)
 
 
-def read(path: Any) -> Dataset:
-    """All PNG files below a folder, by name; or arr_0 of an .npz, and labels if it has arr_1.
+def read(path: Any, *, say: Callable[[str], None] = print) -> Dataset:
+    """All images below a folder or in a zip, by name; or arr_0 of an .npz, and labels, its arr_1.
 
     Images are read when they are asked for; an .npz is quick in the order of the file only.
 
+    Args:
+      say: receives a line if anything was left out, or images are not all PNG.
+
     Raises:
-      ConfigError: missing, neither of the two, or images of several sizes or another type.
+      ConfigError: missing, none of these, or images of several sizes or another type.
     """
     source = epath.Path(path).expanduser()
     if source.is_dir():
-        return _folder(source)
-    if source.exists():
-        return _npz(source)
-    raise ConfigError(f"{path} does not exist; {EXPECTED}.")
+        return _folder(source, say)
+    if not source.exists():
+        raise ConfigError(f"{path} does not exist; {EXPECTED}.")
+    if source.suffix.lower() == ".zip":
+        return edm_zip.open_zip(str(path), "train", say=say)
+    return _npz(source, say)
 
 
-def _folder(root: epath.Path) -> Dataset:
-    found = (folder / name for folder, _, names in root.walk() for name in names)
-    files = sorted((path for path in found if path.suffix.lower() == ".png"), key=str)
+def _folder(root: epath.Path, say: Callable[[str], None]) -> Dataset:
+    files, left_out = image_folder.find(root)
     if not files:
-        raise ConfigError(f"{root} has no PNG files; {EXPECTED}.")
+        held = f" (but {listed(left_out)})" if left_out else ""
+        raise ConfigError(f"{root} has no images{held}; {EXPECTED}.")
     shape = _decoded(files[0]).shape
+    if line := summary(str(root), map(str, files), left_out):
+        say(line)
 
     def read_files(indices: Classes) -> Bytes:
         images = np.empty((len(indices), *shape), np.uint8)
@@ -128,13 +149,17 @@ def _folder(root: epath.Path) -> Dataset:
 def _decoded(
     path: epath.Path, shape: tuple[int, int, int] | None = None
 ) -> UInt8[np.ndarray, "h w c"]:
-    """One PNG file, which must have the shape of the others (None: it is the first)."""
-    if path.stat().length > LARGEST_PNG:
-        raise ConfigError(f"{path} has more than the {LARGEST_PNG} bytes allowed.")
-    return decoded(str(path), path.read_bytes(), shape)
+    """One image file, which must have the shape of the others (None: it is the first)."""
+    try:
+        if path.stat().length > LARGEST_FILE:
+            raise ConfigError(f"{path} has more than the {LARGEST_FILE} bytes allowed.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return decoded(str(path), content, shape)
 
 
-def _npz(path: epath.Path) -> Dataset:
+def _npz(path: epath.Path, say: Callable[[str], None]) -> Dataset:
     try:
         archive = zipfile.ZipFile(path.open("rb"))
         member = archive.open("arr_0.npy")
@@ -143,6 +168,11 @@ def _npz(path: epath.Path) -> Dataset:
     except (*UNREADABLE, KeyError) as error:
         raise ConfigError(f"{path} is no .npz of images ({error}); {EXPECTED}.") from error
     start = member.tell()
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    others = [name for name in names if name not in ("arr_0", "arr_1", *STATISTICS)]
+    if others:
+        text = ", ".join(others)[:200].encode("unicode_escape").decode()
+        say(f"{path}: {count} images (arr_0); left out: {text}")
 
     def read_members(indices: Classes) -> Bytes:
         images = np.empty((len(indices), *shape), np.uint8)

@@ -1,44 +1,20 @@
 """EDM's data set zips: read as they were written, and refused when they are not what they say."""
 
-import io
 import json
-import struct
 import tracemalloc
 import zipfile
-import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from simjax import data
 from simjax.config import ConfigError
+from tests.helpers.image_files import bomb_png, png
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), np.uint8)
 CLASSES = [3, 0, 1, 3, 0]
 NAMES = [f"0000{i % 2}/img{i:08d}.png" for i in range(5)]
 ORDER = [0, 2, 4, 1, 3]  # by name: folder 00000 first
-
-
-def png(image: np.ndarray, mode: str | None = None, kind: str = "png") -> bytes:
-    file = io.BytesIO()
-    picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
-    picture.convert(mode or picture.mode).save(file, format=kind)
-    return file.getvalue()
-
-
-def bomb_png(width: int, height: int) -> bytes:
-    """A well-formed header that promises width x height RGB, and hardly anything behind it."""
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(bytes(1000))),
-        (b"IEND", b""),
-    ]
-    body = b""
-    for kind, content in chunks:
-        checksum = struct.pack(">I", zlib.crc32(kind + content))
-        body += struct.pack(">I", len(content)) + kind + content + checksum
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 GOOD = {name: png(image) for name, image in zip(NAMES, IMAGES, strict=True)}
@@ -104,11 +80,12 @@ def test_missing_files_and_other_splits_are_refused(path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "has no PNG files"),
         ({"../a.png": GOOD[NAMES[0]]}, "'../a.png' leaves its folder"),
         ({"/a.png": GOOD[NAMES[0]]}, "'/a.png' leaves its folder"),
         ({"b\\..\\a.png": GOOD[NAMES[0]]}, "leaves its folder"),
-        ({"a.jpg": b""}, "'a.jpg' is neither a PNG file nor dataset.json"),
+        ({}, "has no images; expected PNG, JPEG or WebP files"),
+        ({"a.npy": b"", "__MACOSX/a.png": b""}, "has no images, but 1 .npy, 1 hidden file"),
+        ({"a.jpg": b""}, "a.jpg cannot be decoded"),
         (
             {"a.png": png(IMAGES[0], kind="jpeg")},
             "a.png cannot be decoded: cannot identify image file",
@@ -133,6 +110,33 @@ def test_a_promise_of_many_pixels_takes_no_memory(path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 << 20
+
+
+@pytest.mark.parametrize("labels", [PAIRS, None])
+def test_a_zip_may_be_packed_one_folder_too_high(path, labels, capsys):
+    beside = {"__MACOSX/set/._dataset.json": b"", "set/.DS_Store": b"", "set/notes.txt": b""}
+    wrapped = {f"set/{name}": content for name, content in GOOD.items()} | beside
+    source = write(path, wrapped | {"set/dataset.json": json.dumps({"labels": labels}).encode()})
+    found = data.open(source)
+    np.testing.assert_array_equal(found.load(), IMAGES[ORDER])
+    if labels:
+        np.testing.assert_array_equal(found.labels, np.array(CLASSES)[ORDER])
+    said = capsys.readouterr().out
+    assert said == f"{source}: 5 images (5 PNG); left out: 2 hidden file(s), 1 .txt\n"
+
+
+@pytest.mark.parametrize("labels", ["dataset.json", "b/dataset.json"])
+def test_two_data_sets_in_one_zip_are_refused(path, labels):
+    files = {"a/a.png": GOOD[NAMES[0]], "b/b.png": GOOD[NAMES[1]]}
+    files |= {"a/dataset.json": b'{"labels": null}', labels: b'{"labels": null}'}
+    refused(write(path, files), "expected one dataset.json, above all images. Pack each")
+
+
+def test_jpegs_are_read_and_said(path, capsys):
+    jpegs = {f"{n}.jpg": png(image, kind="jpeg") for n, image in enumerate(IMAGES)}
+    source = write(path, jpegs)
+    assert data.open(source).load().shape == IMAGES.shape
+    assert capsys.readouterr().out == f"{source}: 5 images (5 JPEG)\n"
 
 
 def test_two_files_of_one_name_are_refused(path):

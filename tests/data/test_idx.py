@@ -51,7 +51,37 @@ def test_the_test_split_has_its_own_files(folder):
 
 
 def test_missing_files_are_named_with_a_place_to_get_them(tmp_path):
-    refused(tmp_path, "neither t10k-images-idx3-ubyte nor .*gz; put the four files .* there")
+    refused(tmp_path, "none of t10k-images-idx3-ubyte, .*gz.*; put the four files .* there")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "{name}/{name}",  # Kaggle
+        "{dotted}",  # Kaggle
+        "{dotted}/{dotted}",
+        "{name}/{dotted}",
+        "{dotted}.gz",
+    ],
+)
+def test_other_spellings_are_read(tmp_path, place):
+    for name, array in (("t10k-images-idx3-ubyte", IMAGES), ("t10k-labels-idx1-ubyte", LABELS)):
+        path = tmp_path / place.format(name=name, dotted=name.replace("-idx", ".idx"))
+        path.parent.mkdir(exist_ok=True)
+        content = encoded(array)
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    found = data.open(f"idx:{tmp_path}", split="test")
+    np.testing.assert_array_equal(found.load(), IMAGES[..., None])
+    np.testing.assert_array_equal(found.labels, LABELS)
+
+
+def test_two_files_of_one_name_must_be_equal(folder):
+    name = "train-images-idx3-ubyte"
+    (folder / name).mkdir()
+    (folder / name / name).write_bytes(encoded(IMAGES))  # beside NAME.gz
+    assert data.open(f"idx:{folder}").size == 6
+    (folder / name / name).write_bytes(encoded(IMAGES[::-1]))
+    refused(folder, f"{name}.gz and .*{name}/{name} differ; keep the right one", "train")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 from simjax import data
 from simjax.config import ConfigError
 from simjax.evaluation import images
-from tests.data.test_edm_zip import bomb_png, png
+from tests.helpers.image_files import bomb_png, png
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +60,53 @@ def test_a_folder_has_edms_layout_and_gives_back_the_images(tmp_path, channels):
     assert images.read(str(root)).size == 6
 
 
-def test_other_files_in_a_folder_are_left_alone(tmp_path):
-    (tmp_path / "metrics.json").write_text("{}")
+def test_other_files_in_a_folder_are_left_out_and_counted(tmp_path, capsys):
+    for name in ("metrics.json", ".a.json", "._c.png", "Thumbs.db", "more.npz", "a", "d.png/e.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a.png").write_bytes(GOOD)
     (tmp_path / "b.PNG").write_bytes(png(some()[1]))
     (tmp_path / "a.png").write_bytes(png(some()[0]))
     np.testing.assert_array_equal(images.read(tmp_path).load(), some()[[0, 1]])
+    said = capsys.readouterr().out
+    assert said == (
+        f"{tmp_path}: 2 images (2 PNG); left out: 2 .npz, 2 hidden file(s), 1 .db, "
+        "1 .json, 1 hidden folder(s), 1 without a suffix\n"
+    )
+
+
+def test_a_folder_of_pngs_alone_is_read_silently(tmp_path, capsys):
+    images.write_folder(tmp_path, [some()])
+    images.read(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_mix_of_formats_is_read_and_said(tmp_path):
+    kinds, said = {"a.png": "png", "b.jpg": "jpeg", "c.JPEG": "jpeg", "d.webp": "webp"}, []
+    for name, kind in kinds.items():
+        options = {"lossless": True} if kind == "webp" else {}
+        (tmp_path / name).write_bytes(png(some()[0], kind=kind, **options))
+    found = images.read(tmp_path, say=said.append).load()
+    assert said == [f"{tmp_path}: 4 images (2 JPEG, 1 PNG, 1 WEBP)"]
+    np.testing.assert_array_equal(found[[0, 3]], some()[[0, 0]])
+    np.testing.assert_array_equal(found[1], found[2])
+
+
+def test_a_zip_needs_no_prefix(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", GOOD)
+    np.testing.assert_array_equal(images.read(tmp_path / "a.zip").load(), some()[:1])
+
+
+def test_arrays_beside_the_images_of_an_npz_are_named(tmp_path, capsys):
+    known = dict.fromkeys(("mu", "sigma", "arr_1"), np.zeros(5, int))
+    np.savez(tmp_path / "a.npz", arr_0=some(), **known)
+    images.read(tmp_path / "a.npz")
+    assert capsys.readouterr().out == ""
+    np.savez(tmp_path / "a.npz", arr_0=some(), more=some(), arr_2=some())
+    images.read(tmp_path / "a.npz")
+    assert "a.npz: 5 images (arr_0); left out: more, arr_2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -133,7 +175,7 @@ def refused(path, message: str) -> None:
 
 
 def test_what_does_not_exist_is_refused(tmp_path):
-    refused(tmp_path / "none", "does not exist; expected a folder of PNG files, or an .npz")
+    refused(tmp_path / "none", "does not exist; expected a folder or a .zip of PNG, .*, or an .npz")
 
 
 GOOD = png(some()[0])
@@ -142,8 +184,9 @@ GOOD = png(some()[0])
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "has no PNG files; expected a folder"),
-        ({"a.jpg": b""}, "has no PNG files"),
+        ({}, "has no images; expected a folder"),
+        ({"a.gif": b"", ".a.png": b""}, "has no images .but 1 .gif, 1 hidden file.s..; expec"),
+        ({"a.jpg": b""}, "a.jpg cannot be decoded"),
         ({"a.png": GOOD, "b.png": png(some()[0, :5])}, r"b.png is \(5, 4, 3\), expected \(6, 4, 3"),
         ({"a.png": GOOD, "b.png": png(some(1, 1)[0])}, r"b.png is \(6, 4, 1\), expected"),
         ({"a.png": GOOD[:60]}, "a.png cannot be decoded"),
@@ -187,7 +230,10 @@ def flipped(content: bytes, position: int) -> bytes:
 
 
 BAD = {
-    "text": (b"arr_0", "is no .npz of images .*; expected a folder of PNG files, or an .npz"),
+    "text": (
+        b"arr_0",
+        "is no .npz of images .*; expected a folder or a .zip of PNG, .* .npz",
+    ),
     "a pickle": (pickle.dumps(Bomb()), "is no .npz of images"),
     "objects": (archive(arr_0=np.array([Bomb()], object)), "arr_0: object of shape"),
     "no arr_0": (archive(mu=np.zeros(2)), "There is no item named 'arr_0.npy'"),
