@@ -18,7 +18,9 @@ from etils import epath
 from simjax import command_line
 from simjax import config as c
 
-_PROMPTS = flags.DEFINE_string("prompts", None, "Text file, a prompt a line, or .tsv.")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "Text file, a prompt a line; .tsv, .csv, .json, .jsonl."
+)
 _ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "File or folder; default --encoder.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the cache.")

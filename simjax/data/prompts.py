@@ -6,7 +6,6 @@ Called from encode_prompts.py, which makes the cache (caption_cache.py), and fro
 import concurrent.futures
 import functools
 import hashlib
-import itertools
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,12 +18,9 @@ from jax.sharding import Mesh
 
 from simjax import sharding
 from simjax.config import ConfigError
+from simjax.data import prompt_file
 from simjax.data.caption_cache import Cache, Indices
 from simjax.typing import Caption, Int
-
-COLUMNS = ("caption", "prompt", "text")  # of a .tsv, the first of these that is there
-BLOCK = 2**20  # bytes read at a time; our choice
-LONGEST = 2**16  # bytes of a line; our choice: no encoder keeps as much
 
 
 class Survey(NamedTuple):
@@ -36,15 +32,16 @@ class Survey(NamedTuple):
 
 
 def read_prompts(path: epath.PathLike) -> Iterator[str]:
-    """The prompts of a text file, one a line, or of a .tsv; without the spaces around them.
+    """The prompts of a file (prompt_file.KINDS), without the spaces around them.
 
-    Columns are what tabs separate, without quotes. The first line of a .tsv names its columns if
-    one of them is one of COLUMNS; else there are no names, and the last column counts.
+    A text file has one a line; a .json is a list of strings or of objects, a .jsonl has one of
+    these a line; a .csv names its columns in its first line, a .tsv may. Prompts are in the first
+    of prompt_file.COLUMNS that is there, or else in the last column of a .tsv.
 
     Raises:
       ConfigError: naming the line that is not utf-8, too long, or has other columns.
     """
-    return (prompt for prompt in _all_lines(epath.Path(path)) if prompt)
+    return (prompt for prompt in prompt_file.read(path) if prompt)
 
 
 def survey(path: epath.PathLike) -> Survey:
@@ -54,69 +51,15 @@ def survey(path: epath.PathLike) -> Survey:
       ConfigError: see read_prompts; or there are no prompts.
     """
     count, skipped, digest = 0, 0, hashlib.sha256()
-    for prompt in _all_lines(epath.Path(path)):
+    for prompt in prompt_file.read(path):
         if prompt:
             count += 1
-            digest.update(prompt.encode() + b"\n")
+            digest.update(prompt.replace("\n", "\n\0").encode() + b"\n")  # none has \0
         else:
             skipped += 1
     if not count:
-        raise ConfigError(f"{path} has no prompts; expected one a line.")
+        raise ConfigError(f"{path} has no prompts; expected one a line, or a list of them.")
     return Survey(count, skipped, digest.hexdigest())
-
-
-def _all_lines(path: epath.Path) -> Iterator[str]:
-    """Each line's prompt, which may be empty."""
-    lines = _decoded(path)
-    if path.suffix.lower() != ".tsv":
-        yield from (line.strip() for _, line in lines)
-        return
-    _, first = next(lines, (1, ""))
-    names = first.split("\t")
-    known = [name.strip().lower() for name in names]
-    column = next((known.index(name) for name in COLUMNS if name in known), None)
-    if column is None:
-        lines = itertools.chain([(1, first)], lines)
-    for number, line in lines:
-        fields = line.split("\t")
-        if line.strip() and len(fields) != len(names):
-            raise ConfigError(
-                f"{path}, line {number}: {len(fields)} columns, expected {len(names)} as in line "
-                "1; separate columns by one tab, and keep tabs and line ends out of prompts."
-            )
-        yield fields[-1 if column is None else column].strip() if line.strip() else ""
-
-
-def _decoded(path: epath.Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line."""
-    for number, line in enumerate(_raw_lines(path), 1):
-        if len(line) > LONGEST:
-            raise ConfigError(
-                f"{path}, line {number}: more than {LONGEST} bytes; expected one prompt a line."
-            )
-        try:
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{path}, line {number}: not utf-8 ({error.reason}, byte {error.start + 1} of the "
-                "line); save it as utf-8."
-            ) from error
-
-
-def _raw_lines(path: epath.Path) -> Iterator[bytes]:
-    """Lines without their ends; of one too long, so much that this can be seen."""
-    rest = b""
-    try:
-        with path.expanduser().open("rb") as file:
-            while block := file.read(BLOCK):
-                *lines, rest = (rest + block).split(b"\n")
-                yield from lines
-                if len(rest) > LONGEST:
-                    break
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error}; give a file of prompts.") from error
-    if rest:
-        yield rest
 
 
 def order(seed: int, count: int, step: int, update: int, batch: int) -> Indices:

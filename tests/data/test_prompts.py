@@ -14,7 +14,7 @@ from etils import epath
 
 from simjax import sharding
 from simjax.config import ConfigError
-from simjax.data import caption_cache, prompts
+from simjax.data import caption_cache, prompt_file, prompts
 from simjax.data.caption_cache import Cache, Embedded
 from tests.helpers import subprocesses
 
@@ -95,7 +95,7 @@ def test_a_tsv_has_them_in_a_column(tmp_path, content, expected):
     [
         ("p.txt", b"a\nb\nd\xe9j\xe0 vu\n", "p.txt, line 3: not utf-8 .*byte 2 of the line"),
         ("p.txt", "a\nb".encode("utf-16"), "p.txt, line 1: not utf-8"),
-        ("p.txt", b"a\n" + b"b" * 65537, "p.txt, line 2: more than 65536 bytes"),
+        ("p.txt", b"a\n" + b"b" * 65537, "p.txt, line 2: more than 65536 characters"),
         ("p.txt", b"\n \n", "p.txt has no prompts"),
         ("p.txt", b"", "p.txt has no prompts"),
         ("p.tsv", b"caption\turl\na\tb\nc\n", "p.tsv, line 3: 1 columns, expected 2"),
@@ -111,7 +111,7 @@ def test_bad_files_are_refused_by_line(tmp_path, name, content, message):
 
 
 def test_lines_that_cross_blocks_are_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(prompts, "BLOCK", 7)
+    monkeypatch.setattr(prompt_file, "BLOCK", 7)
     path = tmp_path / "p.txt"
     path.write_text("\n".join(TEXTS))
     assert read(path) == TEXTS
