@@ -23,8 +23,8 @@ from simjax.typing import Params
 
 WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")  # of transformers; or a folder
 NOTED = {  # in a report: what a provenance may have besides
-    "files": "read",
-    "weights under": "key",
+    "files": "files",
+    "state dict": "state_dict",
     "assumed, not in the file": "assumed",
 }
 MOST_NAMED = 3  # files; our choice
@@ -135,8 +135,8 @@ def _read_transformer(file: LocalFile, family: str) -> Read:
     if not (file.path.is_dir() and transformers.require_schedule(Path(file.path))):
         assumed = (*assumed, f"it predicts the noise of {type(network).__name__}'s schedule")
     names = [path.name for path in weights.files]
-    note = {"read": ", ".join(names[:MOST_NAMED]) + ", ..." * (len(names) > MOST_NAMED)}
-    note |= {"key": weights.key} if weights.key else {}
+    note = {"files": ", ".join(names[:MOST_NAMED]) + ", ..." * (len(names) > MOST_NAMED)}
+    note |= {"state_dict": weights.key} if weights.key else {}
     note |= {"assumed": "; ".join(assumed)} if assumed else {}
     description = edm.Description(network, "ddpm_linear", LATENT_DEVIATION)
     return Read(description, mapping, tensors, file.sha256 or _digest(weights.files), note)

@@ -61,7 +61,7 @@ def identify(weights: Weights, family: str = "") -> Identified:
                 "a checkpoint of DiT or of SiT: both have these tensors, and the file does not "
                 "tell which it is. If it is DiT's: --family=dit, in a run --config.teacher.family="
                 'dit (or generator.family), in Python simjax.load(..., family="dit"). SiT is not '
-                "supported yet"
+                "supported yet."
             )
         network = dit.describe(tensors)
         null = f"class {network.label_dim} is no class: it is trained for guidance"

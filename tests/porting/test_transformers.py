@@ -80,7 +80,7 @@ def test_dits_file(wrap, tmp_path):
     assert_same(ported, DIT, weights)
     for told in ("DiT, not SiT", "3 attention heads", "class 5 is no class", "DiT's schedule"):
         assert told in ported.provenance["assumed"] and told in port.report(ported)
-    assert ported.provenance.get("key", "") == ("" if wrap is dict else "ema")
+    assert ported.provenance.get("state_dict", "") == ("" if wrap is dict else "ema")
 
 
 def test_what_may_be_dit_or_sit_is_refused_unless_told(tmp_path):
