@@ -3,12 +3,14 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
 
 from simjax import build, config, programs, sharding, teacher
 from simjax.networks.denoiser import as_denoise
-from tests.helpers.configs import DIRECTORY, PARAMETERS, load, small
+from tests.helpers.configs import DIRECTORY, PARAMETERS, load, shrunk, small
 
 WITH_SID = ("cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")
 EXPERIMENTS = ("digits", "captioned_digits", *WITH_SID, "imagenet256_dit", "pixart512")
@@ -18,9 +20,6 @@ OTHER_TEACHERS = {
     "edm-ffhq-64x64-uncond-ve": 62_761_091,
     "edm-afhqv2-64x64-uncond-ve": 62_761_091,
 }
-
-
-QUICK = ("digits", "captioned_digits", "imagenet256_dit", "pixart512")
 
 
 def parameters(options: config.Config) -> int:
@@ -47,13 +46,58 @@ def test_every_config_file_is_tested():
     assert {path.stem for path in DIRECTORY.glob("*.py")} == {*EXPERIMENTS, "port"}
 
 
+@pytest.fixture
+def two_devices(monkeypatch):
+    """A mesh that splits states over two devices, which tracing does not need to have."""
+    monkeypatch.setattr(sharding, "on_cpus", lambda mesh: True)
+    return AbstractMesh((1, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def stand_in(options: config.Config):
+    """A denoiser of one parameter that reads its condition, traced in no time."""
+
+    def denoise(params, xt, sigma, cond, **options):
+        return xt * params["kernel"].sum() + sum(leaf.sum() for leaf in jax.tree.leaves(cond))
+
+    return denoise, {"kernel": jax.ShapeDtypeStruct((2,), np.float32)}
+
+
 @pytest.mark.parametrize(
-    "name",
-    [  # tracing a step of the large networks takes long: all of them by `pytest -m full_size`
-        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.full_size])
-        for name in EXPERIMENTS
-    ],
+    ("name", "method", "network"),
+    [(name, None, programs.network) for name in EXPERIMENTS]
+    # It differs in loss and noise levels alone, see below: no network is traced again.
+    + [(name, "sid", stand_in) for name in WITH_SID],
 )
+def test_accumulates_in_calls_of_two_steps_on_two_devices(name, method, network, two_devices):
+    options = load(name, method)
+    options.accumulate = options.steps_per_call = 2
+    options.steps -= options.steps % 2
+    build.check(options, devices=2)
+    options = teacher.plan(options)
+    options.network = shrunk(options.network)
+    denoise, like = network(options)
+    training = build.distillation(options, denoise, two_devices)
+    arguments = build.arguments_like(options, training, like)
+    assert arguments[0].generator  # not an empty tree, whose shapes would be kept by anything
+    assert_kept(arguments[0], jax.eval_shape(training.call, *arguments))
+    if options.teacher.steps:
+        training = build.pretraining(options, denoise, two_devices)
+        state = jax.eval_shape(training.init, like)
+        images = np.zeros((3, *build.image_shape(options)), np.uint8)
+        constants = (images, np.zeros(3, int), build.any_captions(options, (10, 4)))
+        assert_kept(state, jax.eval_shape(training.call, state, constants, jax.random.key(0)))
+
+
+def assert_kept(before, results):
+    """A call's state has the shapes and types that it had, and the call its losses."""
+    after, metrics = results
+    kept = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)
+    assert all(jax.tree.leaves(kept))
+    assert any(key.endswith("/loss") for key in metrics)
+
+
+@pytest.mark.full_size  # the small ones above trace the same lines
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_builds_abstractly_and_keeps_the_shapes_of_its_state(name):
     options = load(name)
     build.check(options, devices=1)

@@ -35,7 +35,7 @@ def dropped(key: Key, cond: Condition, probability: float) -> Condition:
     drop = jax.random.bernoulli(key, probability, (len(jax.tree.leaves(cond)[0]),))
 
     def choose(some: Array, nothing: Array) -> Array:
-        return jnp.where(drop.reshape(-1, *[1] * (some.ndim - 1)), nothing, some)
+        return jnp.where(drop.reshape(len(drop), *[1] * (some.ndim - 1)), nothing, some)
 
     return jax.tree.map(choose, cond, none)
 

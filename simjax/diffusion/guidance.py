@@ -20,7 +20,7 @@ def guided(denoise: Denoise, scale: float) -> Denoise:
 
     def denoise_guided(params: Params, xt: Images, sigma: PerExample, cond: Condition) -> Images:
         pairs = jax.tree.map(_paired, (xt, sigma, cond), (xt, sigma, without(cond)))
-        both = denoise(params, *pairs).reshape(-1, 2, *xt.shape[1:])
+        both = denoise(params, *pairs).reshape(len(xt), 2, *xt.shape[1:])
         return both[:, 1] + scale * (both[:, 0] - both[:, 1])
 
     return denoise_guided
@@ -34,5 +34,5 @@ def without(cond: Condition) -> Condition:
 
 
 def _paired(first: Array, second: Array) -> Array:
-    """Rows in turn, so that each device keeps its own."""
-    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+    """Rows in turn, so that each device keeps its own; they may be empty."""
+    return jnp.stack([first, second], axis=1).reshape(2 * len(first), *first.shape[1:])

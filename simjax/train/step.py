@@ -284,7 +284,11 @@ def accumulated_grad(
     if slices == 1:
         (loss, metrics), grads = grad_fn(params, draws)
         return loss, metrics, grads
-    parts = jax.tree.map(lambda a: a.reshape(-1, slices, *a.shape[1:]).swapaxes(0, 1), draws)
+
+    def cut(a: Array) -> Array:  # labels of an unconditional network are (batch, 0)
+        return a.reshape(len(a) // slices, slices, *a.shape[1:]).swapaxes(0, 1)
+
+    parts = jax.tree.map(cut, draws)
     first = jax.tree.map(lambda a: a[0], parts)
     (loss, metrics), grads = jax.eval_shape(grad_fn, params, first)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (loss, metrics, grads))

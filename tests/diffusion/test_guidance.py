@@ -30,6 +30,15 @@ def test_scale_1_costs_nothing():
     assert guidance.guided(denoise, 1.0) is denoise
 
 
+def test_without_classes_both_halves_are_the_same():
+    def unconditional(params, xt, sigma, cond):
+        assert cond.shape == (6, 0)
+        return xt / (1 + sigma[:, None, None, None] ** 2)
+
+    found = guidance.guided(unconditional, 4.5)(None, XT, SIGMA, jnp.zeros((3, 0)))
+    np.testing.assert_allclose(found, unconditional(None, XT, SIGMA, jnp.zeros((6, 0))), rtol=1e-5)
+
+
 def test_captions_are_dropped_and_keep_their_mask():
     caption = Caption(
         jnp.ones((2, 3, 4)), jnp.array([[1, 1, 0], [1, 0, 0]], bool), jnp.zeros(2, bool)

@@ -131,6 +131,23 @@ def test_samples_are_not_shared_between_slices_of_a_batch():
         build.check(options, 1)
 
 
+@pytest.mark.parametrize("classes", [0, 3])
+def test_slices_of_a_batch_have_the_mean_of_its_gradients(classes):
+    many = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf + 1]), draws())
+    many = many.replace(cond=jnp.eye(4, classes))
+
+    def loss(params, draws):
+        assert draws.cond.shape[1:] == (classes,)
+        value = params * draws.sigma + draws.cond.sum(1)
+        return jnp.mean(value**2), {"rows": jnp.float32(len(value))}
+
+    whole = step.accumulated_grad(loss, jnp.float32(3), many, 1)
+    sliced = step.accumulated_grad(loss, jnp.float32(3), many, 2)
+    assert (whole[1]["rows"], sliced[1]["rows"]) == (4, 2)
+    np.testing.assert_allclose(sliced[0], whole[0], rtol=1e-6)
+    np.testing.assert_allclose(sliced[2], whole[2], rtol=1e-6)
+
+
 def test_each_update_of_a_step_takes_its_own_captions():
     numbers = jnp.arange(3 * 2 * 4.0).reshape(3, 2, 4, 1, 1)
     captions = Caption(numbers, numbers[..., 0] >= 0, numbers[..., 0, 0] < 0)
