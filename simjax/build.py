@@ -116,28 +116,44 @@ def is_stack(options: c.Network) -> bool:
     return isinstance(options, c.DiT | c.PixArt)
 
 
-def module(config: c.Config) -> Denoiser:
-    """D with parameters drawn from config.seed; cheap inside nnx.eval_shape."""
+class OneKey:
+    """A stand-in for nnx.Rngs where only shapes matter.
+
+    Traced, the count of nnx.Rngs takes time quadratic in the layers: most of a network's shapes.
+    """
+
+    def params(self) -> Key:
+        """The same key for every layer."""
+        return jax.random.key(0)
+
+
+def module(config: c.Config, rngs: nnx.Rngs | OneKey | None = None) -> Denoiser:
+    """D with parameters drawn from config.seed, unless `rngs` is given."""
     teacher = config.teacher
     family = precondition.PRECONDITIONS[teacher.precondition]
     if family is precondition.edm:
         family = functools.partial(family, sigma_data=teacher.sigma_data)
     dtype = DTYPES[config.compute_dtype]
-    rngs = nnx.Rngs(config.seed)
+    rngs = rngs or nnx.Rngs(config.seed)
     inside = network(
         config.network, teacher.precondition, dtype, rngs, config.remat, not config.scan_blocks
     )
     return Denoiser(inside, family)
 
 
+def _shell(config: c.Config) -> Denoiser:
+    """D with shapes in place of values."""
+    return nnx.eval_shape(lambda: module(config, OneKey()))
+
+
 def weights_like(config: c.Config) -> Params:
     """Shapes of everything in D that has a value: its parameters and its fixed constants."""
-    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: module(config))))
+    return nnx.to_pure_dict(nnx.state(_shell(config)))
 
 
 def denoiser(config: c.Config, weights: Params) -> tuple[Denoise, Params]:
     """D(params, xt, sigma, cond) and its parameters; `weights` is a tree like weights_like's."""
-    shell = nnx.eval_shape(lambda: module(config))
+    shell = _shell(config)
     nnx.update(shell, weights)
     return as_denoise(shell)
 

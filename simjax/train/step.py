@@ -284,6 +284,7 @@ def accumulated_grad(
     if slices == 1:
         (loss, metrics), grads = grad_fn(params, draws)
         return loss, metrics, grads
+    grad_fn = jax.jit(grad_fn)  # traced once, for its shapes and for the loop
 
     def cut(a: Array) -> Array:  # labels of an unconditional network are (batch, 0)
         return a.reshape(len(a) // slices, slices, *a.shape[1:]).swapaxes(0, 1)
