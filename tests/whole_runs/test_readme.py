@@ -1,5 +1,10 @@
-"""README's commands run as they are written there; the long ones are cut short by further flags."""
+"""README's commands run as they are written there; the long ones are cut short by further flags.
 
+README_RUN=FOLDER, what the first of them has made before: then it prints its report, and those that
+read it read that one.
+"""
+
+import os
 import re
 import shlex
 import shutil
@@ -14,6 +19,8 @@ from tests.helpers.command import ROOT
 pytestmark = pytest.mark.whole_runs
 
 README = (ROOT / "README.md").read_text()
+MAIN = "runs/digits"  # what the first command makes
+FINISHED = os.environ.get("README_RUN")
 
 # What a command needs that is not here: why it is left out.
 ELSEWHERE = {
@@ -64,32 +71,34 @@ def test_every_command_of_ours_is_known():
     assert all(command.startswith("python -m simjax.") for command in HERE), HERE
 
 
-@pytest.fixture
-def as_a_reader(monkeypatch):
-    """Without the options of conftest.py: what such a command has compiled before serves again."""
-    monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-
-def run(command: str, clone: Path) -> subprocess.CompletedProcess:
+def run(command: str, clone: Path, *, as_written: bool) -> subprocess.CompletedProcess:
+    """As written means without the options of conftest.py too: they compile anew."""
     words = shlex.split(command)
-    flags = [SHORTER.get(word, word) for word in words[1:]] + SHORT.get(words[2], [])
+    flags = [SHORTER.get(word, word) for word in words[1:]]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if as_written:
+        environment.pop("XLA_FLAGS")
+    else:
+        flags += SHORT.get(words[2], [])
     return subprocess.run(
-        [sys.executable, *flags],
-        cwd=clone,
-        capture_output=True,
-        text=True,
+        [sys.executable, *flags], cwd=clone, capture_output=True, text=True, env=environment
     )
 
 
-def test_they_run_one_after_another_and_so_does_its_python(tmp_path, as_a_reader):
+def test_they_run_one_after_another_and_so_does_its_python(tmp_path):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    if FINISHED:
+        shutil.copytree(FINISHED, tmp_path / MAIN)
     for command in HERE:
-        done = run(command, tmp_path)
+        of_main = command == HERE[0] or f"--source={MAIN}" in command
+        done = run(command, tmp_path, as_written=bool(FINISHED) and of_main)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if FINISHED and command == HERE[0]:
+            assert f"{MAIN} is finished" in done.stdout
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     ours = [block for block in blocks if "simjax.load(" in block]
     assert ours
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for block in ours:
         program = block.replace("train(100)", "train(2)")
-        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, env=environment)
