@@ -145,7 +145,7 @@ def run(folder: Path, size: Size) -> None:
             study["curves"].append(
                 {"method": method, "factor": factor, "seed": seed, "metrics": found}
             )
-            report.write_json(stored, study)
+            storage.write_json(stored, study)
     print(f"written to {stored}")
 
 

@@ -9,13 +9,13 @@ would not fit ends with one message, what to change, and exit status 1.
 """
 
 import pathlib
-import sys
 
 from absl import flags, logging
 
-from simjax import chips, command_line, footprint
+from simjax import chips, command_line, footprint, storage
 from simjax import config as c
 
+flags.declare_key_flag("config")  # shown by --help
 TOPOLOGY = flags.DEFINE_string("topology", None, f"TPU slice: {chips.examples()}, ...")
 PROGRAM = flags.DEFINE_enum(
     "program",
@@ -37,36 +37,31 @@ def main() -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     if not any(argument.startswith("--table") for argument in argv):
         return command_line.parse_flags(argv)
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        raise c.ConfigError(f"{error}") from error
+    return command_line.parse(argv)
 
 
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if TABLE.value:
-        print(footprint.table(footprint.read(pathlib.Path(TABLE.value))))
+        print(footprint.table(footprint.read(pathlib.Path(TABLE.value).expanduser())))
         return
     if not TOPOLOGY.value:
         raise c.ConfigError(f"--topology is missing; examples: {chips.examples()}.")
-    if OUT.value:
-        footprint.make_folder(pathlib.Path(OUT.value))  # not after minutes
+    out = None if OUT.value is None else storage.new_file(OUT.value, "--out")
     chips.prepare(TOPOLOGY.value)
     from simjax import dry_run  # imports JAX: only now
 
-    given = [argument for argument in sys.argv[1:] if not argument.startswith("--out")]
     result = {
-        "command": " ".join(["python -m simjax.aot", *given]),
+        "command": command_line.spelled("simjax.aot", without=("out",)),
         "config": command_line.config_name(),
     }
     result |= dry_run.compile_for(
         command_line.CONFIG.value, TOPOLOGY.value, PROGRAM.value, effort=EFFORT.value
     )
     print(footprint.describe(result))
-    if OUT.value:
-        footprint.write(pathlib.Path(OUT.value), result)
-        print(f"written to {OUT.value}")
+    if out:
+        storage.write_json(out, result, indent=1)
+        print(f"written to {out}")
 
 
 if __name__ == "__main__":

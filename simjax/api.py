@@ -11,40 +11,47 @@ Everything stays in memory; `simjax.distill` is the command's run, which resumes
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
+from jaxtyping import UInt8
 from PIL import Image
 from tqdm.auto import tqdm
 
-from simjax import build, captions, formats, report, run, sharding, storage, teacher
+from simjax import build, captions, checks, formats, report, run, sharding, stored, teacher
 from simjax import config as c
+from simjax.data.png import CHANNELS
 from simjax.losses.distances import Distance
 from simjax.monitor import grid, to_uint8
 from simjax.teacher import Model, require_fit
 from simjax.train import health, step
 from simjax.typing import Condition, Denoise, Float, Int, Params, Scalar
 
+NETWORKS = (*stored.GENERATORS, "teacher")  # of a run
+LOAD = "simjax.load(SOURCE) makes one, or simjax.from_function"
 FETCH = 20  # steps between looks at the metrics; our choice
 
 
 def load(
-    source: str,
+    source: str | os.PathLike[str],
     *,
-    network: str = "generator",
+    network: str | None = None,
     family: str = "",
     config: c.Config | None = None,
-    encoder: str = "",
-    autoencoder: str = "",
+    encoder: str | os.PathLike[str] = "",
+    autoencoder: str | os.PathLike[str] = "",
 ) -> Model:
     """A run's generator or teacher; an export; published weights: a known name, a URL, a file.
 
     Args:
       source: as --source of simjax.sample, or a folder of simjax.export --format=safetensors.
-      network: of a run directory, "generator" (its EMA) or "teacher".
+      network: of a run directory, "generator" (the newest, its EMA; the default), "best" (the one
+        that evaluation.best has kept) or "teacher".
       family: "dit", for a .pt file that may be DiT's or SiT's and does not tell which.
       config: of published weights, the settings that they are distilled and sampled with; a run
         and an export have their own.
@@ -53,18 +60,25 @@ def load(
       autoencoder: folder of diffusers' AutoencoderKL; without one, latents are drawn as they are.
 
     Raises:
-      ConfigError: it cannot be had.
+      ConfigError: it cannot be had, or an argument has no effect on this source.
     """
-    c.require_known("network", network, ("generator", "teacher"))
-    directory = storage.absolute(source)
-    found = teacher.config_of_run(directory)
-    if found is None:
-        config = config or c.Config()
-        known = dataclasses.replace(config.teacher, family=family or config.teacher.family)
-        config = dataclasses.replace(config, teacher=known)
-        model = _without_a_run(source, directory, config, autoencoder)
+    source, encoder, autoencoder = (
+        checks.path(name, value)
+        for name, value in (("source", source), ("encoder", encoder), ("autoencoder", autoencoder))
+    )
+    if config is not None:
+        checks.instance("config", config, c.Config, "simjax.Config(...) makes one")
+    if network is not None:
+        c.require_known("network", network, NETWORKS)
+    run_of = stored.find_run(source)
+    if run_of is None:
+        model = _without_a_run(source, network, family, config, autoencoder)
         return teacher.reading(model, teacher.reader_from(model, encoder)) if encoder else model
     teacher.refuse_family(family, "a run")
+    directory, found = run_of
+    if config is not None or (encoder and found.text.templates):
+        given = "encoder" if config is None else "config"
+        raise c.ConfigError(f"{source} is a run with its own {given}; leave {given} out.")
     found = dataclasses.replace(found, autoencoder=autoencoder or found.autoencoder)
     model = teacher.load(found, directory / "teacher")
     model = teacher.furnished(model, captions.prepare(model.config, directory))
@@ -74,7 +88,7 @@ def load(
         model = teacher.reading(model, teacher.reader_from(model, encoder))
     if network == "teacher":
         return model
-    generator, _ = teacher.newest_generator(model, directory)
+    generator, _ = stored.generator_of_run(model, directory, network or "generator")
     return dataclasses.replace(model, params=generator)
 
 
@@ -99,6 +113,14 @@ def from_function(
     Raises:
       ConfigError: what it returns has another shape than what it is given.
     """
+    if not callable(denoise):
+        raise c.ConfigError(f"denoise is {checks.shown(denoise)}, expected a function.")
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise c.ConfigError(f"shape = {shape!r}: expected (height, width, channels).")
+    shape = tuple(checks.whole_number("each number of shape", side, 1) for side in shape)
+    classes = checks.whole_number("classes", classes, 0)
+    if config is not None:
+        checks.instance("config", config, c.Config, "simjax.Config(...) makes one")
     height, width, channels = shape
     if height != width:
         raise c.ConfigError(f"shape = {shape}: samples are squares, of equal height and width.")
@@ -134,13 +156,17 @@ def draw(
 
     Args:
       labels: classes, in turn; by default all of them.
-      prompts: in turn, of a text-to-image model.
+      prompts: in turn, of a text-to-image model; or one prompt.
       steps: of the teacher's sampler, with the guidance of model.config.teacher; 0: one call at
         model.config.generator.sigma_init.
 
     Raises:
-      ConfigError: the model has no such condition, or the samples are not finite.
+      ConfigError: a number is out of range, the model has no such condition, or the samples are
+        not finite.
     """
+    checks.instance("model", model, Model, LOAD)
+    count, steps = checks.whole_number("count", count, 1), checks.whole_number("steps", steps, 0)
+    seed = checks.seed(seed)
     cond = _condition(model, labels, prompts)
     if steps:
         contestant = report.many_steps(model, steps)
@@ -150,9 +176,39 @@ def draw(
     return np.concatenate(list(drawing.images(contestant.sampler, contestant.params)))
 
 
-def show(images: Float[np.ndarray, "n h w c"], *, columns: int = 0) -> Image.Image:
-    """A grid of images in [-1, 1], which a notebook draws; `columns`: by default about square."""
-    picture = grid(to_uint8(np.asarray(images)), columns or -int(-(len(images) ** 0.5) // 1))
+def show(
+    images: Float[np.ndarray, "n h w c"] | UInt8[np.ndarray, "n h w c"], *, columns: int = 0
+) -> Image.Image:
+    """A grid of images, which a notebook draws.
+
+    Args:
+      images: floats in [-1, 1] or uint8 in 0..255, of 1 or 3 channels; or one image, (h, w, c) or
+        (h, w).
+      columns: 0: about square.
+
+    Raises:
+      ConfigError: none, of other shapes or types, or not finite.
+    """
+    found = np.asarray(images)
+    if found.ndim == 2:
+        found = found[..., None]
+    found = found[None] if found.ndim == 3 else found
+    if found.ndim != 4 or found.shape[-1] not in CHANNELS.values() or not found.size:
+        raise c.ConfigError(
+            f"images have shape {np.shape(images)}, expected (n, h, w, 1 or 3) or one image, (h, w)"
+            " or (h, w, 1 or 3). Latents become images by load(..., autoencoder=FOLDER)."
+        )
+    if found.dtype != np.uint8:
+        if not jax.numpy.issubdtype(found.dtype, np.floating):
+            raise c.ConfigError(f"images are {found.dtype}, expected floats in [-1, 1], or uint8.")
+        found = found.astype(np.float32)
+        if not np.isfinite(found).all():
+            raise c.ConfigError(
+                "images have pixels that are NaN or infinite; did training diverge?"
+            )
+        found = to_uint8(found)
+    columns = checks.whole_number("columns", columns, 0) or math.ceil(math.sqrt(len(found)))
+    picture = grid(found, columns)
     return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
 
 
@@ -179,7 +235,14 @@ class Distillation:
         distance: Distance | None = None,
         loss: step.GeneratorLoss | None = None,
     ):
-        given = config or teacher.config
+        checks.instance("teacher", teacher, Model, LOAD)
+        given = teacher.config if config is None else config
+        checks.instance("config", given, c.Config, "simjax.Config(...) makes one")
+        for name, function in (("distance", distance), ("loss", loss)):
+            if function is not None and not callable(function):
+                raise c.ConfigError(
+                    f"{name} = {checks.shown(function)}: expected a function; names go into config."
+                )
         made = teacher.config.teacher
         completed = c.complete(given, teacher.config.network, made.precondition, made.sigma_data)
         self._model = dataclasses.replace(
@@ -202,6 +265,7 @@ class Distillation:
 
     def train(self, steps: int) -> None:
         """Goes on for so many steps; the bar shows both losses."""
+        steps = checks.whole_number("steps", steps, 0)
         begun, late = int(self.state.step), []
         with tqdm(range(begun, begun + steps), unit="step") as bar:
             for number in bar:
@@ -224,6 +288,7 @@ class Distillation:
 
     def loss_and_grad(self, seed: int = 0) -> tuple[Scalar, Params]:
         """The generator's loss on one batch and its gradient, without a step."""
+        seed = checks.seed(seed)
 
         def loss(generator: Params, key: Any) -> tuple[Scalar, Any]:
             constants = self._constants_at(int(self.state.step))
@@ -241,14 +306,30 @@ class Distillation:
         return dataclasses.replace(self._model, params=jax.tree.map(jax.numpy.copy, params))
 
 
-def _without_a_run(source: str, directory: epath.Path, config: c.Config, autoencoder: str) -> Model:
+def _without_a_run(
+    source: str,
+    network: str | None,
+    family: str,
+    config: c.Config | None,
+    autoencoder: str,
+) -> Model:
     """Of an export or of published weights; without an autoencoder samples may be latents."""
-    if formats.is_export(directory):
-        teacher.refuse_family(config.teacher.family, "an export")
-        model = teacher.model_of(*formats.read(directory), {"source": source})
+    if network is not None:
+        raise c.ConfigError(
+            f"{source} is no run directory, and has one network; leave network out."
+        )
+    folder = Path(source).expanduser()
+    if formats.is_export(folder):
+        if config is not None:
+            raise c.ConfigError(f"{source} is an export with its own config; leave config out.")
+        teacher.refuse_family(family, "an export")
+        model = teacher.model_of(*formats.read(folder), {"source": source})
     else:
+        config = config or c.Config()
+        known = dataclasses.replace(config.teacher, family=family or config.teacher.family)
+        config = dataclasses.replace(config, teacher=known)
         model = teacher.ported(config, source, say=print)
-        prompts = captions.prepare(config, directory) if config.text.cache else None
+        prompts = captions.prepare(config, folder) if config.text.cache else None
         model = dataclasses.replace(model, captions=prompts)
     if not autoencoder:
         return model
@@ -259,22 +340,38 @@ def _without_a_run(source: str, directory: epath.Path, config: c.Config, autoenc
 def _condition(
     model: Model, labels: Sequence[int] | np.ndarray | None, prompts: Sequence[str] | None
 ) -> Condition:
-    """What samples are asked for, in turn."""
+    """What samples are conditioned on, in turn."""
     if prompts is not None:
-        if model.read is None:
-            raise c.ConfigError(
-                "prompts are of a text-to-image model with its encoder: load(..., encoder=FOLDER)."
-            )
-        return model.read(prompts)
+        return _read(model, prompts, labels)
     if model.captions is None and isinstance(model.config.network, c.PixArt):
         raise c.ConfigError(
             "this model draws prompts: prompts=[...], and load(..., encoder=FOLDER)."
         )
-    classes = np.arange(max(model.classes, 1)) if labels is None else np.atleast_1d(labels)
-    if labels is not None and not (
-        len(classes) and np.isin(classes, np.arange(model.classes)).all()
-    ):
+    if labels is None:
+        return model.asked(np.arange(max(model.classes, 1), dtype=np.int32))
+    try:
+        classes = np.atleast_1d(np.asarray(labels))
+    except ValueError:  # lists of several lengths
+        classes = np.zeros(0)
+    is_right = classes.ndim == 1 and classes.size and classes.dtype.kind in "iu"
+    if not (is_right and np.isin(classes, np.arange(model.classes)).all()):
         raise c.ConfigError(
-            f"labels = {labels}: this model has {model.classes} classes, numbered from 0."
+            f"labels = {labels!r}: this model has {model.classes} classes, numbered from 0; "
+            "expected a list of whole numbers, as labels=[0]."
         )
     return model.asked(classes.astype(np.int32))
+
+
+def _read(model: Model, prompts: Sequence[str], labels: Any) -> Condition:
+    """The features of prompts, or of one prompt."""
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    is_right = isinstance(prompts, Collection) and all(isinstance(text, str) for text in prompts)
+    if not (is_right and len(prompts)):
+        raise c.ConfigError(f"prompts = {prompts!r}: expected texts, as prompts=['a red cat'].")
+    if labels is not None:
+        raise c.ConfigError("labels and prompts were given; leave one of them out.")
+    if model.read is None:
+        raise c.ConfigError(
+            "prompts are of a text-to-image model with its encoder: load(..., encoder=FOLDER)."
+        )
+    return model.read(list(prompts))

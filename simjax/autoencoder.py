@@ -11,7 +11,7 @@ from flax import nnx
 from simjax import config as c
 from simjax import sharding
 from simjax.networks.vae import Autoencoder
-from simjax.porting import read_weights, rules
+from simjax.porting import read_weights, rules, zoo
 from simjax.porting.foreign_file import refuse_nonfinite
 from simjax.porting.maps import vae
 from simjax.typing import Images
@@ -27,7 +27,7 @@ def load_decoder(folder: str | os.PathLike, network: c.Network) -> Decode:
     Raises:
       ConfigError: it is something else, not whole, or of other latents than the network's.
     """
-    weights = read_weights.read(folder)
+    weights = read_weights.read(zoo.local(folder))
     refuse_nonfinite(weights.tensors, folder)
     try:
         if weights.config is None:

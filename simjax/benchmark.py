@@ -10,14 +10,14 @@ that runs out of memory says so. Nothing is downloaded: parameters are random.
 """
 
 import pathlib
-import sys
 from typing import Any
 
 from absl import flags, logging
 
-from simjax import command_line, footprint, sweep
+from simjax import command_line, footprint, storage, sweep
 from simjax import config as c
 
+flags.declare_key_flag("config")  # shown by --help
 PROGRAMS = flags.DEFINE_list(
     "programs",
     [*footprint.TRAINING, *footprint.SAMPLING],
@@ -46,8 +46,9 @@ def _run(argv: list[str]) -> None:
         for field, flag in SWEPT.items()
         if flag.value is not None
     }
-    if OUT.value:
-        footprint.make_folder(pathlib.Path(OUT.value))  # not after minutes
+    # Not after minutes.
+    out = None if OUT.value is None else storage.new_file(OUT.value, "--out")
+    profile = None if PROFILE.value is None else storage.new_folder(PROFILE.value, "--profile")
     import jax  # only now
 
     from simjax import allocation, processes
@@ -57,19 +58,20 @@ def _run(argv: list[str]) -> None:
     try:
         with processes.failing_at_once():
             allocation.keep_freed()
-            _measure(swept)
+            _measure(swept, out, profile)
     finally:
         processes.leave()
 
 
-def _measure(swept: dict[str, list[Any]]) -> None:
+def _measure(
+    swept: dict[str, list[Any]], out: pathlib.Path | None, profile: pathlib.Path | None
+) -> None:
     """Prints the table's rows, and writes those that there are after each."""
     from simjax import processes, timing
 
     configs = timing.prepare(command_line.CONFIG.value, swept)
-    given = [each for each in sys.argv[1:] if not each.startswith(("--out", "--profile"))]
     result = {
-        "command": " ".join(["python -m simjax.benchmark", *given]),
+        "command": command_line.spelled("simjax.benchmark", without=("out", "profile")),
         "config": command_line.config_name(),
         "repeats": REPEATS.value,
         **timing.surroundings(configs),
@@ -77,16 +79,15 @@ def _measure(swept: dict[str, list[Any]]) -> None:
     }
     say = print if processes.is_first() else lambda *_, **__: None
     say(sweep.header(result["config"], result, REPEATS.value), flush=True)
-    profile = pathlib.Path(PROFILE.value) if PROFILE.value else None
     for row in timing.measure_all(
         configs, PROGRAMS.value, result["peaks"], repeats=REPEATS.value, profile=profile
     ):
         result["rows"].append(row)
         say(sweep.line(row), flush=True)
-        if OUT.value and processes.is_first():
-            footprint.write(pathlib.Path(OUT.value), result)
-    if OUT.value:
-        say(f"\nwritten to {OUT.value}")
+        if out and processes.is_first():
+            storage.write_json(out, result, indent=1)
+    if out:
+        say(f"\nwritten to {out}")
     if profile:
         say(f"\ntraces in {profile}; pip install xprof, then: tensorboard --logdir {profile}")
 

@@ -1,20 +1,27 @@
 """The flags that simjax's programs share: --config=FILE, --config.FIELD=VALUE, and their messages.
 
-Called from main.py, aot.py and benchmark.py. Imports no JAX: flags are refused within a moment.
+Called from every command. Imports no JAX: flags are refused within a moment.
 """
 
 import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 from absl import app, flags
 from ml_collections import config_flags
 
+from simjax import checks
 from simjax import config as c
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; set its fields after it.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Python file whose get_config() returns a simjax.config.Config, or FILE:METHOD; any field is "
+    "set by --config.FIELD=VALUE, as in --config=configs/digits.py --config.optim.lr=1e-4.",
+)
+HELP = {"help": True, "h": True, "?": True, "helpshort": True, "helpfull": False}  # is it short
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -23,12 +30,16 @@ def parse_flags(argv: list[str]) -> list[str]:
     Raises:
       ConfigError: an unknown flag or field, a value of the wrong type, an unreadable config file.
     """
+    _help_if_asked(argv)
     known = c.known_fields()
     given = re.findall(r"^--?config\.([\w.]+)", "\n".join(argv[1:]), flags=re.MULTILINE)
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
             raise c.ConfigError(f"config has no field {name}; did you mean: {', '.join(near)}?")
+    file, colon, method = (_given(argv, "config") or "").partition(":")
+    if file and not os.path.isfile(file):
+        raise c.ConfigError(f"--config: there is no file {file}.")
     try:
         rest = flags.FLAGS(argv)
         if isinstance(CONFIG.value, c.Config) and not rest[1:]:
@@ -40,15 +51,13 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise c.ConfigError(
                 "config.network has no fields to set: the network comes with teacher.source."
             ) from error
+        if colon and "get_config() takes 0" in f"{error}":
+            raise c.ConfigError(f"--config: {file} has no methods; leave out :{method}.") from error
         raise c.ConfigError(f"{error}") from error
     if rest[1:]:
         raise c.ConfigError(f"unexpected arguments: {' '.join(rest[1:])}.")
-    file = next((a.partition("=")[2] for a in argv if re.match("--?config=", a)), None)
-    if file is None:
+    if not file:
         raise c.ConfigError("--config is missing, e.g. --config=configs/digits.py.")
-    file = file.partition(":")[0]
-    if not os.path.isfile(file):
-        raise c.ConfigError(f"--config: there is no file {file}.")
     raise c.ConfigError(f"--config: get_config() in {file} must return a simjax.config.Config.")
 
 
@@ -62,19 +71,77 @@ def start(
         sys.exit(f"simjax: {error}")
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags of a command without --config; what is left of them.
+
+    Raises:
+      ConfigError: a flag is wrong.
+    """
+    _help_if_asked(argv)
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise c.ConfigError(f"{error}") from error
+
+
 def parse_source(argv: list[str]) -> list[str]:
     """Parses the flags of a command that has --source and no --config.
 
     Raises:
       ConfigError: a flag is wrong, --source is missing, or there are other arguments.
     """
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        raise c.ConfigError(f"{error}") from error
+    rest = parse(argv)
     if rest[1:] or not flags.FLAGS["source"].value:
         raise c.ConfigError(f"expected --source=..., got {' '.join(rest[1:]) or 'nothing'}.")
     return rest
+
+
+def require_used(kind: str, uses: Mapping[str, Collection[str]], hint: str = "") -> None:
+    """Refuses the flags that were given and have no effect on this kind of source.
+
+    Args:
+      uses: the kinds that each flag of the command has an effect on.
+      hint: what to do instead.
+
+    Raises:
+      ConfigError: naming them, the kinds that they are for, and the flags that apply.
+    """
+    idle = {name: kinds for name, kinds in uses.items() if kind not in kinds and was_given(name)}
+    if idle:
+        named = "; ".join(f"--{name} is for {' or '.join(kinds)}" for name, kinds in idle.items())
+        useful = ", ".join(f"--{name}" for name, kinds in uses.items() if kind in kinds)
+        raise c.ConfigError(
+            f"the source is {kind}: {named}. It takes {useful}.{hint and ' '}{hint}"
+        )
+
+
+def was_given(name: str) -> bool:
+    """Whether a flag stands on the command line."""
+    return bool(flags.FLAGS[name].present)
+
+
+def require_positive(*names: str) -> None:
+    """Has values of these flags refused that are not positive and finite."""
+    for name in names:
+        flags.register_validator(name, checks.is_positive, "expected a positive number.")
+
+
+def require_some(*names: str) -> None:
+    """Has empty lists of these flags refused."""
+    for name in names:
+        flags.register_validator(name, lambda value: value != [], "expected at least one name.")
+
+
+def spelled(module: str, without: Collection[str]) -> str:
+    """The command as it was given, without some of its flags, such as where results go."""
+    kept, skip = [], False
+    for argument in sys.argv[1:]:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        is_dropped = argument.startswith("-") and name in without
+        if not is_dropped and not skip:
+            kept.append(argument)
+        skip = is_dropped and not equals  # --out FILE
+    return " ".join([f"python -m {module}", *kept])
 
 
 def config_name() -> str:
@@ -82,6 +149,24 @@ def config_name() -> str:
     filename, _, method = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = os.path.splitext(os.path.basename(filename))[0]
     return f"{name}_{method}" if method else name
+
+
+def _given(argv: list[str], name: str) -> str | None:
+    """The value of a flag, spelled --NAME=VALUE or --NAME VALUE."""
+    for argument, following in zip(argv[1:], [*argv[2:], None], strict=True):
+        found = re.fullmatch(f"--?{name}(=(?P<value>.*))?", argument, re.DOTALL)
+        if found:
+            return following if found["value"] is None else found["value"]
+    return None
+
+
+def _help_if_asked(argv: list[str]) -> None:
+    """Ends the program with its help, and exit status 0 (absl's is 1)."""
+    for argument in argv[1:]:
+        is_short = HELP.get(argument.lstrip("-")) if argument.startswith("-") else None
+        if is_short is not None:
+            app.usage(shorthelp=is_short, writeto_stdout=True)
+            sys.exit(0)
 
 
 def _refusal_inside(error: BaseException | None) -> c.ConfigError | None:

@@ -15,7 +15,7 @@ import sys
 from absl import flags, logging
 from etils import epath
 
-from simjax import command_line
+from simjax import command_line, storage
 from simjax import config as c
 
 _PROMPTS = flags.DEFINE_string(
@@ -39,10 +39,7 @@ def main() -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        raise c.ConfigError(f"{error}") from error
+    rest = command_line.parse(argv)
     required = {"prompts": _PROMPTS.value, "encoder": _ENCODER.value, "out": _OUT.value}
     lacking = [f"--{name}=..." for name, value in required.items() if not value]
     if rest[1:] or lacking:
@@ -77,9 +74,10 @@ def _encode(folder: epath.Path) -> None:
     """What is wrong is said from the quickest to find to the slowest; then the work."""
     from simjax import encoding, processes, text
     from simjax.data import caption_cache, prompts, tokenizer
+    from simjax.porting import zoo
 
     survey = prompts.survey(_PROMPTS.value)
-    cutter = tokenizer.Tokenizer(_TOKENIZER.value or _ENCODER.value)
+    cutter = tokenizer.Tokenizer(zoo.local(_TOKENIZER.value or _ENCODER.value))
     sizes = {"length": _LENGTH.value, "shard": _SHARD.value}
     caption_cache.require_same(folder, encoding.identity(survey, cutter, **sizes))
     _require_shared(folder)
@@ -108,13 +106,8 @@ def _require_shared(folder: epath.Path) -> None:
     probe = folder / "probe.tmp"
 
     def write() -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.write_text("")
-        except Exception as error:  # a bucket's errors have no common type
-            raise c.ConfigError(
-                f"--out={folder} cannot be written: {' '.join(str(error).split())}."
-            ) from error
+        storage.new_folder(f"{folder}", "--out")
+        probe.write_text("")
 
     processes.by_first(write, "probe is written")
     if not probe.exists():

@@ -3,7 +3,7 @@
 python -m simjax.evaluate --source=runs/digits
 python -m simjax.evaluate --source=edm-cifar10-32x32-cond-vp --steps=18 --reference=tfds:cifar10
 python -m simjax.evaluate --source=sid.pkl --reference=https://.../fid-refs/cifar10-32x32.npz
-python -m simjax.evaluate --source=FOLDER_OR_NPZ_OF_IMAGES --reference=zip:ffhq-64x64.zip
+python -m simjax.evaluate --source=FOLDER_NPZ_OR_ZIP_OF_IMAGES --reference=FOLDER_OF_IMAGES
 python -m simjax.evaluate --source=idx:DIR --split=test --data=idx:DIR --features=pixels,classifier
 
 A run directory is measured as its own report was, unless flags say otherwise; a network by one call
@@ -16,29 +16,64 @@ from typing import Any
 from absl import flags, logging
 from etils import epath
 
-from simjax import captions, command_line, data, processes, report, storage, teacher
+from simjax import captions, checks, command_line, data, processes, report, storage, stored, teacher
 from simjax import config as c
 from simjax.evaluation import images
 from simjax.evaluation.judge import Judge, Row
-from simjax.porting import cache
+from simjax.porting import cache, zoo
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, images.")
-_FAMILY = flags.DEFINE_string("family", "", "Of a .pt that may be DiT's or SiT's: dit.")
-_REFERENCE = flags.DEFINE_string("reference", None, "Data, statistics (.npz), URL to compare with.")
+_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
+_NETWORK = flags.DEFINE_enum(
+    "network", "generator", ["generator", "best"], "Which generator of a run: newest, or best."
+)
+_REFERENCE = flags.DEFINE_string(
+    "reference", None, "What to compare with: data, folder or zip of images, .npz, URL of such."
+)
 _DATA = flags.DEFINE_string("data", None, "Real images, for labels and the classifier.")
-_SPLIT = flags.DEFINE_string("split", "train", "Of --source, where that is real images.")
-_LIMIT = flags.DEFINE_integer("limit", None, "Of real images compared with, the first.")
+_SPLIT = flags.DEFINE_string("split", "train", "Split of --source, where that is a data set.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Use the first images of the reference; 0: all.", 0)
 _FEATURES = flags.DEFINE_list("features", None, "Spaces: inception, pixels, classifier.")
 _METRICS = flags.DEFINE_list("metrics", None, "frechet, kernel, precision_recall, ...")
-_SAMPLES = flags.DEFINE_integer("samples", None, "Images; a network's default is 50,000.")
-_BATCH = flags.DEFINE_integer("batch", None, "Images at a time.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
-_REPEATS = flags.DEFINE_integer("repeats", 1, "Seeds to measure, from --seed on; EDM's are 3.")
-_STEPS = flags.DEFINE_integer("steps", 0, "Of the teacher's sampler; 0: one call at --sigma_init.")
+_SAMPLES = flags.DEFINE_integer("samples", None, "Images; a network's default is 50,000.", 1)
+_BATCH = flags.DEFINE_integer("batch", None, "Images at a time.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, checks.LARGEST_SEED)
+_REPEATS = flags.DEFINE_integer("repeats", 1, "Seeds to measure, from --seed on; EDM's are 3.", 1)
+_STEPS = flags.DEFINE_integer("steps", 0, "Of EDM's sampler; 0: one call at --sigma_init.", 0)
 _CHURN = flags.DEFINE_list("churn", None, "S_churn,S_min,S_max,S_noise; EDM: 40,0.05,50,1.003.")
 _SIGMA_INIT = flags.DEFINE_float("sigma_init", 2.5, "Noise level of a one-step generator.")
 _SAVE = flags.DEFINE_string("save", None, "Folder, or .npz, for the first row's images.")
 _OUT = flags.DEFINE_string("out", None, "Default metrics.json, beside a run's report or here.")
+
+# What a source can be, and which flags have an effect on it.
+RUN, DATA, IMAGES = "a run", "a data set", "images in files"
+ONE_CALL, SAMPLED = "a network called once", "a network with --steps"
+NETWORKS, EVERY = (ONE_CALL, SAMPLED), (RUN, DATA, IMAGES, ONE_CALL, SAMPLED)
+USES = {
+    "source": EVERY,
+    "network": (RUN,),
+    "family": NETWORKS,
+    "reference": EVERY,
+    "data": EVERY,
+    "split": (DATA,),
+    "limit": EVERY,
+    "features": EVERY,
+    "metrics": EVERY,
+    "samples": (RUN, *NETWORKS),
+    "batch": EVERY,
+    "seed": EVERY,
+    "repeats": (RUN, *NETWORKS),
+    "steps": NETWORKS,
+    "churn": (SAMPLED,),
+    "sigma_init": (ONE_CALL,),
+    "save": (RUN, *NETWORKS),
+    "out": EVERY,
+}
+OF_A_RUN = "A run is measured as in its report; simjax.sample draws in other ways."
+WEIGHTS = ("config.json", "model_index.json", "*.safetensors", "*.bin")  # of folders with networks
+
+command_line.require_positive("sigma_init")
+command_line.require_some("features", "metrics")
 
 
 def main() -> None:
@@ -49,37 +84,76 @@ def main() -> None:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
     processes.reuse_compiled(cache.directory() / "compiled")
-    source = epath.Path(_SOURCE.value).expanduser()
-    is_run = (source / "config.json").exists()
-    if is_run:
-        result = _of_run(storage.absolute(source))
-    elif _SOURCE.value.partition(":")[0] in data.SOURCES:
+    found = stored.find_run(_SOURCE.value)
+    kind = RUN if found else _kind(_SOURCE.value)
+    command_line.require_used(kind, USES, OF_A_RUN if kind == RUN else "")
+    checks.seed(_SEED.value + _REPEATS.value - 1, "the last seed of --repeats")
+    out, save = _destinations("metrics.json" if found is None else f"{found[0]}/metrics.json")
+    if found:
+        result = _of_run(*found, save)
+    elif kind == DATA:
         result = _of_images(data.open(_SOURCE.value, split=_SPLIT.value))
-    elif source.suffix == ".npz" or source.is_dir():
-        result = _of_images(images.read(source))
+    elif kind == IMAGES:
+        result = _of_images(_in_files(_SOURCE.value))
     else:
-        result = _of_network(_SOURCE.value)
+        result = _of_network(_SOURCE.value, save)
     result = {"source": _SOURCE.value} | result
-    out = epath.Path(_OUT.value or (source / "metrics.json" if is_run else "metrics.json"))
-    report.write_json(out, result)
+    storage.write_json(out, result)
     report.show(result)
     print(f"written to {out}")
 
 
-def _of_run(directory: epath.Path) -> dict[str, Any]:
-    """The report of a run, finished or not, from its newest checkpoint."""
-    teacher.refuse_family(_FAMILY.value, "a run")
-    saved = teacher.config_of_run(directory)
-    if saved is None:
-        raise c.ConfigError(f"{directory / 'config.json'} is not of a run of simjax.")
-    model = teacher.load(_with_flags(saved), directory / "teacher")
+def _kind(source: str) -> str:
+    """One of EVERY, but a run."""
+    network = SAMPLED if _STEPS.value else ONE_CALL
+    if source.partition(":")[0] in data.SOURCES:
+        return DATA
+    if source in zoo.ZOO:
+        return network
+    folder = _folder(source)
+    if folder is not None:
+        return network if any(any(folder.glob(name)) for name in WEIGHTS) else IMAGES
+    return IMAGES if source.lower().endswith((".npz", ".zip")) else network
+
+
+def _folder(source: str) -> epath.Path | None:
+    path = None if zoo.is_url(source) else epath.Path(source).expanduser()
+    return path if path is not None and path.is_dir() else None
+
+
+def _in_files(source: str) -> data.Dataset:
+    """The images of a folder, or of an .npz or a zip, which may have a URL."""
+    if folder := _folder(source):
+        return images.read(folder)
+    file = zoo.fetch(source).path
+    is_zip = source.lower().endswith(".zip")
+    dataset = data.open(f"zip:{file}") if is_zip else images.read(file)
+    return dataclasses.replace(dataset, name=source)
+
+
+def _destinations(default: str) -> tuple[epath.Path, epath.Path | None]:
+    """Where the numbers go, and the images if they are kept; both can be written.
+
+    Raises:
+      ConfigError: they cannot.
+    """
+    out = storage.new_file(default if _OUT.value is None else _OUT.value, "--out")
+    if _SAVE.value is None:
+        return out, None
+    return out, storage.new_file_or_folder(_SAVE.value, "--save", [".npz"])
+
+
+def _of_run(directory: epath.Path, config: c.Config, save: epath.Path | None) -> dict[str, Any]:
+    """The report of a run, finished or not, of its newest checkpoint or its best generator."""
+    model = teacher.load(_with_flags(config), directory / "teacher")
     model = teacher.furnished(model, captions.prepare(model.config, directory))
-    generator, step = teacher.newest_generator(model, directory)
-    result = _repeated(model, report.contestants(model, generator))
-    return result | {"step": step, "weights": "EMA"}
+    generator, found = stored.generator_of_run(model, directory, _NETWORK.value)
+    name = "best generator" if _NETWORK.value == "best" else "generator"
+    result = _repeated(model, report.contestants(model, generator, name), save)
+    return result | {"weights": "EMA"} | found
 
 
-def _of_network(source: str) -> dict[str, Any]:
+def _of_network(source: str, save: epath.Path | None) -> dict[str, Any]:
     """A published network: a teacher with --steps, or else a one-step generator."""
     config = _with_flags(c.Config())
     config.generator.sigma_init, config.teacher.family = _SIGMA_INIT.value, _FAMILY.value
@@ -90,7 +164,7 @@ def _of_network(source: str) -> dict[str, Any]:
         contestants = [report.many_steps(model, _STEPS.value)]
     else:
         contestants = report.one_step(model, {f"{source}, one call": model.params})
-    return _repeated(model, contestants) | {"network": model.provenance}
+    return _repeated(model, contestants, save) | {"network": model.provenance}
 
 
 def _churning(numbers: list[str]) -> c.Sampler:
@@ -105,7 +179,6 @@ def _churning(numbers: list[str]) -> c.Sampler:
 
 def _of_images(dataset: data.Dataset) -> dict[str, Any]:
     """A folder or .npz of images, or a split of real ones."""
-    teacher.refuse_family(_FAMILY.value, "a set of images")
     config = _with_flags(c.Config())
     judging = report.judge(config)
     if judging is None:
@@ -116,24 +189,28 @@ def _of_images(dataset: data.Dataset) -> dict[str, Any]:
     return report.result(rows, judging, _SEED.value)
 
 
-def _repeated(model: teacher.Model, contestants: list[report.Contestant]) -> dict[str, Any]:
+def _repeated(
+    model: teacher.Model, contestants: list[report.Contestant], save: epath.Path | None
+) -> dict[str, Any]:
     """One result, or the first with every seed's rows and, by metric, the smallest and the mean."""
     judging = report.judge(model.config)
     seeds = range(_SEED.value, _SEED.value + _REPEATS.value)
-    if _SAVE.value:
-        _save(model, contestants[0], judging)
+    if save:
+        _save(model, contestants[0], judging, save)
     results = [report.make(model, contestants, judging, seed=seed) for seed in seeds]
     if len(results) == 1:
         return results[0]
     return report.summary(results)
 
 
-def _save(model: teacher.Model, contestant: report.Contestant, judging: Judge | None) -> None:
+def _save(
+    model: teacher.Model, contestant: report.Contestant, judging: Judge | None, where: epath.Path
+) -> None:
     """Writes the images that the first row of the first seed measures."""
     classes = report.asked(model, judging, model.config.evaluation.samples)
     drawn = report.drawing(model, classes, _SEED.value)
     batches = drawn.draw(contestant.sampler, contestant.params)
-    images.write(_SAVE.value, batches, classes)
+    images.write(where, batches, classes)
 
 
 def _with_flags(config: c.Config) -> c.Config:
@@ -149,7 +226,27 @@ def _with_flags(config: c.Config) -> c.Config:
     changes = {name: value for name, value in given.items() if value is not None}
     evaluation = dataclasses.replace(config.evaluation, **changes)
     source = config.data if _DATA.value is None else c.Data(source=_DATA.value)
-    return dataclasses.replace(config, evaluation=evaluation, data=source)
+    config = dataclasses.replace(config, evaluation=evaluation, data=source)
+    _require_compared(config)
+    return config
+
+
+def _require_compared(config: c.Config) -> None:
+    """Refuses flags on a comparison where there is none, and data that nothing reads.
+
+    Raises:
+      ConfigError: naming them.
+    """
+    options = config.evaluation
+    if not (options.reference or config.data.source):
+        about = ("limit", "features", "metrics", *(() if _SAVE.value else ("samples",)))
+        remedy = "nothing is compared: add --reference=... (or --data=...)"
+    elif options.reference and "classifier" not in options.features:
+        about, remedy = ("data",), "the classifier alone reads it beside a reference"
+    else:
+        return
+    if idle := [f"--{name}" for name in about if command_line.was_given(name)]:
+        raise c.ConfigError(f"{', '.join(idle)}: without effect, {remedy}.")
 
 
 if __name__ == "__main__":

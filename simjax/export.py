@@ -26,6 +26,7 @@ from simjax import (
     processes,
     sharding,
     storage,
+    stored,
     teacher,
 )
 from simjax import config as c
@@ -35,13 +36,24 @@ from simjax.teacher import Model
 from simjax.typing import Params
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
-_OUT = flags.DEFINE_string("out", None, "Folder.")
+_OUT = flags.DEFINE_string("out", None, "Folder for the files.")
 _FORMAT = flags.DEFINE_list("format", ["safetensors"], f"Of {', '.join(formats.FORMATS)}.")
-_FAMILY = flags.DEFINE_string("family", "", "Of a .pt that may be DiT's or SiT's: dit.")
-_NETWORK = flags.DEFINE_enum("network", "generator", ["generator", "teacher"], "Of a run.")
+_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
+_NETWORK = flags.DEFINE_enum(
+    "network",
+    "generator",
+    ["generator", "best", "teacher"],
+    "Which network of a run: the newest generator, that which evaluation.best kept, the teacher.",
+)
 _SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of the one call; default the run's, or 2.5.")
 
+RUN, WEIGHTS = "a run", "published weights"
+USES = {"network": (RUN,), "family": (WEIGHTS,)} | dict.fromkeys(
+    ("source", "out", "format", "sigma_init"), (RUN, WEIGHTS)
+)  # what a source can be, and which flags have an effect on it
 UNTOLD = ("description", "checksum", "seconds")  # of a network's provenance: for simjax alone
+
+command_line.require_positive("sigma_init")
 
 
 class Origin(NamedTuple):
@@ -63,10 +75,10 @@ def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
     jax.config.update("jax_platforms", "cpu")
     processes.reuse_compiled(cache.directory() / "compiled")
+    found = stored.find_run(_SOURCE.value)
+    command_line.require_used(RUN if found else WEIGHTS, USES)
     wanted, out = _formats(_FORMAT.value), _destination(_OUT.value)
-    directory = storage.absolute(_SOURCE.value)
-    config = teacher.config_of_run(directory)
-    origin = _of_network(_SOURCE.value) if config is None else _of_run(directory, config)
+    origin = _of_run(*found) if found else _of_network(_SOURCE.value)
     config = origin.model.config
     for name in wanted:
         formats.FORMATS[name].require(config)
@@ -126,15 +138,14 @@ def _destination(given: str | None) -> Path:
     if not given or storage.in_bucket(given):
         raise c.ConfigError(f"--out={given or ''}: expected a folder on a disk, to be read back.")
     out = Path(given).expanduser()
-    if teacher.config_of_run(epath.Path(out)) is not None:
+    if stored.config_of_run(epath.Path(out)) is not None:
         raise c.ConfigError(f"--out={given} is a run directory; give a folder of its own.")
-    storage.require_writable(epath.Path(out), f"--out={given}")
+    storage.new_folder(given, "--out")
     return out
 
 
 def _of_run(directory: epath.Path, config: c.Config) -> Origin:
-    """The generator's EMA in a run's newest checkpoint, or the run's teacher."""
-    teacher.refuse_family(_FAMILY.value, "a run")
+    """A generator of a run, the newest or the best, or the run's teacher."""
     model = teacher.load(_with_flags(config), directory / "teacher")
     known = {k: v for k, v in model.provenance.items() if k not in UNTOLD}
     report = directory / "report.json"
@@ -147,11 +158,12 @@ def _of_run(directory: epath.Path, config: c.Config) -> Origin:
         )
         told = model_card.Told(c.to_dict(model.config), known, measured)
         return Origin(model, model.params, weights, role, told)
-    params, step = teacher.newest_generator(model, directory)
-    digest = checkpoint.params_sha256(params)
-    weights = f"generator of {source}, EMA at step {step}, sha256 {digest}"
+    params, found = stored.generator_of_run(model, directory, _NETWORK.value)
+    told, digest = stored.describe_generator(found), checkpoint.params_sha256(params)
+    weights = f"generator of {source}, {told}, sha256 {digest}"
+    measured = None if "metric" in found else measured  # the report is of the newest
     role = f"A one-step generator that simjax distilled from a diffusion model, by `{method}`."
-    own = {"run": source, "weights": f"the generator's EMA at step {step}", "sha256": digest}
+    own = {"run": source, "weights": f"the generator's {told}", "sha256": digest}
     of_teacher = {f"the teacher's {name}": value for name, value in known.items()}
     told = model_card.Told(c.to_dict(model.config), own | of_teacher, measured)
     return Origin(model, params, weights, role, told)
@@ -159,8 +171,6 @@ def _of_run(directory: epath.Path, config: c.Config) -> Origin:
 
 def _of_network(source: str) -> Origin:
     """Published weights."""
-    if _NETWORK.value == "teacher":
-        raise c.ConfigError("--network is of a run; leave it out.")
     model = teacher.ported(_with_flags(c.Config()), source, say=print)
     known = {k: v for k, v in model.provenance.items() if k not in UNTOLD}
     weights = f"{source}, sha256 {known['file_sha256']}"

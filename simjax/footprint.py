@@ -34,23 +34,6 @@ COLUMNS = {
 }
 
 
-def make_folder(path: pathlib.Path) -> None:
-    """The folder that a result will be written to.
-
-    Raises:
-      ConfigError: it cannot be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise c.ConfigError(f"--out={path} cannot be written: {error}.") from error
-
-
-def write(path: pathlib.Path, result: dict[str, Any]) -> None:
-    """One result, as JSON."""
-    path.write_text(json.dumps(result, indent=1) + "\n")
-
-
 def read(folder: pathlib.Path) -> list[dict[str, Any]]:
     """The results of a folder, in the order of their files' names.
 

@@ -17,7 +17,7 @@ from jax import export
 from safetensors.numpy import save_file
 
 import simjax
-from simjax import build, stablehlo
+from simjax import build, stablehlo, storage
 from simjax import config as c
 from simjax.data import conditions
 from simjax.porting import port, read_safetensors, rules
@@ -239,20 +239,18 @@ FORMATS = {
 
 def save(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Tensors in the safetensors format, in float32; the file is either absent or whole."""
-    partial = file.with_name(f"{file.name}.tmp")
     wide = {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
-    partial.touch()
-    mode = partial.stat().st_mode
-    save_file(wide, partial)
-    partial.chmod(mode)  # safetensors would leave it to its owner alone
-    partial.replace(file)
+    with storage.whole(file) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(wide, partial)
+        partial.chmod(mode)  # safetensors would leave it to its owner alone
 
 
 def write(file: Path, content: bytes) -> None:
     """A file that is either absent or whole."""
-    partial = file.with_name(f"{file.name}.tmp")
-    partial.write_bytes(content)
-    partial.replace(file)
+    with storage.whole(file) as partial:
+        partial.write_bytes(content)
 
 
 def to_json(value: Any) -> bytes:

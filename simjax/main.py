@@ -7,6 +7,7 @@ from absl import flags, logging
 from simjax import command_line
 from simjax import config as c
 
+flags.declare_key_flag("config")  # shown by --help
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/NAME of the config.")
 
 

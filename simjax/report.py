@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 import simjax
-from simjax import build, data, processes
+from simjax import build, checks, data, processes, storage
 from simjax import config as c
 from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing
@@ -51,10 +51,10 @@ def many_steps(teacher: Model, steps: int) -> Contestant:
     return Contestant(f"teacher, {name}", evaluations, sampler, teacher.params)
 
 
-def contestants(teacher: Model, generator: Params) -> list[Contestant]:
+def contestants(teacher: Model, generator: Params, name: str = "generator") -> list[Contestant]:
     """Those of a distillation's report."""
     config = teacher.config
-    once = {f"generator, {config.loss.name}": generator, "teacher, one call": teacher.params}
+    once = {f"{name}, {config.loss.name}": generator, "teacher, one call": teacher.params}
     return one_step(teacher, once) + [
         many_steps(teacher, n) for n in config.evaluation.teacher_steps
     ]
@@ -123,7 +123,8 @@ def drawing(model: Model, classes: np.ndarray, seed: int) -> Drawing:
 def drawing_of(model: Model, cond: Condition, count: int, seed: int) -> Drawing:
     """The noise of `count` samples, which have the conditions in turn."""
     config = model.config
-    key = jax.random.fold_in(build.key(config, "evaluation"), seed)
+    checks.whole_number("samples", count, 1)
+    key = jax.random.fold_in(build.key(config, "evaluation"), checks.seed(seed))
     shape, batch = build.image_shape(config), config.evaluation.batch
     return Drawing(key, cond, shape, batch, model.mesh, model.decode, count)
 
@@ -199,7 +200,7 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def finish(workdir: epath.Path, result: dict[str, Any]) -> None:
     """Writes report.json, which marks the run as finished, and prints its table."""
     if processes.is_first():
-        write_json(workdir / "report.json", result)
+        storage.write_json(workdir / "report.json", result)
         show(result)
 
 
@@ -234,10 +235,3 @@ def show(result: dict[str, Any]) -> None:
         unknown = real["protocol"].get("extractor") == reference.UNKNOWN
         told += f" ({reference.UNKNOWN})" if unknown else ""
         print(f"{name}: {space['extractor']['features']}{told}; against {count} of {real['name']}")
-
-
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes a file that is either absent or whole."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 import simjax
-from simjax import build, checkpoint, processes, report, sharding, storage
+from simjax import build, checkpoint, checks, processes, report, sharding, storage
 from simjax import config as c
 from simjax.data import prompts
 from simjax.evaluation.judge import Judge
@@ -29,6 +29,7 @@ from simjax.typing import Params
 
 def distill(config: c.Config, workdir: str) -> None:
     """Makes or continues the distillation in `workdir`; a finished one only prints its report."""
+    checks.instance("config", config, c.Config, "simjax.Config(...) makes one")
     build.check(config, jax.device_count())
     c.require_teacher(config)
     directory = claim(workdir, config)
@@ -73,7 +74,7 @@ def claim(workdir: str, config: c.Config) -> epath.Path:
         if processes.is_first():
             path.mkdir(parents=True, exist_ok=True)
             if not (path / "config.json").exists():
-                report.write_json(path / "config.json", current)
+                storage.write_json(path / "config.json", current)
         _require_shared(path)
         saved = path / "config.json"
         written = c.to_dict(c.from_dict(json.loads(saved.read_text())))  # new fields: defaults

@@ -23,10 +23,12 @@ from simjax import (
     build,
     captions,
     checkpoint,
+    checks,
     command_line,
     processes,
     report,
     storage,
+    stored,
     teacher,
 )
 from simjax import config as c
@@ -34,14 +36,19 @@ from simjax.data import prompts as files_of_prompts
 from simjax.data.image_file import CHANNELS
 from simjax.evaluation import images
 from simjax.evaluation.drawing import Drawing
-from simjax.monitor import grid, write_png
+from simjax.monitor import grid
 from simjax.porting import cache, zoo
 from simjax.teacher import Model
 from simjax.typing import Int, Params
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
-_FAMILY = flags.DEFINE_string("family", "", "Of a .pt that may be DiT's or SiT's: dit.")
-_NETWORK = flags.DEFINE_enum("network", "generator", ["generator", "teacher"], "Of a run.")
+_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
+_NETWORK = flags.DEFINE_enum(
+    "network",
+    "generator",
+    ["generator", "best", "teacher"],
+    "Which network of a run: the newest generator, that which evaluation.best kept, the teacher.",
+)
 _STEPS = flags.DEFINE_integer(
     "steps", None, "Of a teacher's sampler; 0: one call. Default: those of a run's report.", 0
 )
@@ -54,13 +61,31 @@ _ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder, which r
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "File or folder; default --encoder.")
 _AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")
 _COUNT = flags.DEFINE_integer("count", None, "Samples, default 64; with prompts of each, 4.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.", 0)
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, checks.LARGEST_SEED)
 _BATCH = flags.DEFINE_integer("batch", None, "Samples at a time; default the run's, or 100.", 1)
 _OUT = flags.DEFINE_string("out", "samples.png", "Grid NAME.png, arrays NAME.npz, or FOLDER/.")
 _COLUMNS = flags.DEFINE_integer("columns", None, "Of the grid; default about square.", 1)
 
 COUNT, COUNT_OF_A_PROMPT = 64, 4  # our choice
 FILES = (".png", ".npz")
+# What can be drawn from, and which flags have an effect on it; a network's own: _require_flags.
+GENERATOR, TEACHER = "a run's generator", "a run's teacher (--network=teacher)"
+TEACHER_ONCE = "a run's teacher called once (--network=teacher --steps=0)"
+ONE_CALL, SAMPLED = "published weights called once", "published weights with --steps=N"
+OF_A_RUN = (GENERATOR, TEACHER, TEACHER_ONCE)
+USES = {
+    "network": OF_A_RUN,
+    "family": (ONE_CALL, SAMPLED),
+    "steps": (TEACHER, TEACHER_ONCE, ONE_CALL, SAMPLED),
+    "guidance": (TEACHER, SAMPLED),
+    "sigma_init": (GENERATOR, TEACHER_ONCE, ONE_CALL),
+} | dict.fromkeys(
+    ("source", "classes", "prompt", "prompts", "encoder", "tokenizer", "autoencoder")
+    + ("count", "seed", "batch", "out", "columns"),
+    (*OF_A_RUN, ONE_CALL, SAMPLED),
+)
+
+command_line.require_positive("sigma_init")
 
 
 class Origin(NamedTuple):
@@ -96,9 +121,9 @@ def main() -> None:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
     processes.reuse_compiled(cache.directory() / "compiled")
+    directory, config = stored.find_run(_SOURCE.value) or (None, None)
+    command_line.require_used(_kind(config), USES)
     out, prompts = _destination(_OUT.value), _given_prompts()
-    directory = storage.absolute(_SOURCE.value)
-    config = teacher.config_of_run(directory)
     if config is None:
         origin = _of_network(_SOURCE.value, prompts)
     else:
@@ -108,7 +133,7 @@ def _run(argv: list[str]) -> None:
     batches = drawing.draw(contestant.sampler, contestant.params)
     if out.suffix == ".png":
         columns = _COLUMNS.value or _columns(count, wanted.turns)
-        write_png(out, grid(np.concatenate(list(batches)), columns))
+        images.write_image(out, grid(np.concatenate(list(batches)), columns))
     else:
         images.write(out, batches, wanted.labels)
     height, width, _ = build.pixel_shape(origin.model.config)
@@ -119,18 +144,24 @@ def _run(argv: list[str]) -> None:
     print(f"written to {out}")
 
 
+def _kind(config: c.Config | None) -> str:
+    """What is drawn from: a key of USES' kinds; the config is a run's."""
+    if config is None:
+        return SAMPLED if _STEPS.value else ONE_CALL
+    if _NETWORK.value != "teacher":
+        return GENERATOR
+    return TEACHER_ONCE if _STEPS.value == 0 else TEACHER
+
+
 def _destination(given: str) -> epath.Path:
     """Where the pictures go, which is known to be writable before they are drawn.
 
     Raises:
-      ConfigError: it is not, or of another kind than FILES and folders.
+      ConfigError: it is not, or of another kind than FILES and folders; or no grid has --columns.
     """
-    out = epath.Path(given).expanduser()
-    is_file = out.suffix in FILES
-    is_folder = out.is_dir() or given.endswith("/") or not out.suffix
-    if is_file == is_folder:
-        raise c.ConfigError(f"--out={given} is none of NAME.png, NAME.npz and FOLDER/.")
-    storage.require_writable(out.parent if is_file else out, f"--out={given}")
+    out = storage.new_file_or_folder(given, "--out", FILES)
+    if out.suffix != ".png" and command_line.was_given("columns"):
+        raise c.ConfigError(f"--columns is for a grid, --out=NAME.png, not for --out={given}.")
     return out
 
 
@@ -158,36 +189,27 @@ def _with_flags(config: c.Config) -> c.Config:
 
 
 def _of_run(directory: epath.Path, config: c.Config, prompts: Sequence[str]) -> Origin:
-    """The generator's EMA in a run's newest checkpoint, or the run's teacher."""
-    teacher.refuse_family(_FAMILY.value, "a run")
-    is_teacher, steps = _NETWORK.value == "teacher", _STEPS.value
-    if steps and not is_teacher:
-        raise c.ConfigError(f"--steps={steps} are of a teacher's sampler: add --network=teacher.")
-    if steps is None:
-        steps = config.evaluation.teacher_steps[0] if is_teacher else 0
-    _require_used(steps)
+    """A generator of a run, the newest or the best, or the run's teacher."""
     model = teacher.load(config, directory / "teacher")
     _require_flags(model.config, model.config.network, prompts)
     if prompts:
         model = teacher.decoded(model)
     else:
         model = teacher.furnished(model, captions.prepare(model.config, directory))
-    if is_teacher:
-        known = model.provenance
+    if _NETWORK.value == "teacher":
+        known, steps = model.provenance, _STEPS.value
+        steps = config.evaluation.teacher_steps[0] if steps is None else steps
         weights = f"teacher of {_SOURCE.value}, {known['source']}, sha256 {known['sha256']}"
         return Origin(model, *_sampled(model, model.params, steps), weights)
-    generator, step = teacher.newest_generator(model, directory)
-    digest = checkpoint.params_sha256(generator)
-    weights = f"generator of {_SOURCE.value}, EMA at step {step}, sha256 {digest}"
-    return Origin(model, *_sampled(model, generator, steps), weights)
+    generator, found = stored.generator_of_run(model, directory, _NETWORK.value)
+    told, digest = stored.describe_generator(found), checkpoint.params_sha256(generator)
+    weights = f"generator of {_SOURCE.value}, {told}, sha256 {digest}"
+    return Origin(model, *_sampled(model, generator, 0), weights)
 
 
 def _of_network(source: str, prompts: Sequence[str]) -> Origin:
     """Published weights: a teacher with --steps, or else a one-step generator."""
-    if _NETWORK.value == "teacher":
-        raise c.ConfigError("--network is of a run; --steps=N samples published weights as one.")
     steps, config = _STEPS.value or 0, _with_flags(c.Config())
-    _require_used(steps)
     known = zoo.ZOO.get(source)
     if known is not None and known.network is not None:
         _require_flags(config, known.network, prompts)  # before they are fetched
@@ -205,18 +227,6 @@ def _sampled(model: Model, params: Params, steps: int) -> tuple[report.Contestan
         return contestant, f"one call at sigma {model.config.generator.sigma_init}"
     contestant, guidance = report.many_steps(model, steps), model.config.teacher.guidance
     return contestant, f"{contestant.name}, {steps} steps, guidance {guidance}"
-
-
-def _require_used(steps: int) -> None:
-    """Refuses flags of the other sampler.
-
-    Raises:
-      ConfigError: naming them.
-    """
-    if steps and _SIGMA_INIT.value is not None:
-        raise c.ConfigError("--sigma_init is of one call; leave it out, or set --steps=0.")
-    if not steps and _GUIDANCE.value is not None:
-        raise c.ConfigError("--guidance is of a teacher's sampler; leave it out, or set --steps=N.")
 
 
 def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str]) -> None:
@@ -249,7 +259,7 @@ def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str])
             raise c.ConfigError(f"{type(network).__name__} {what} {', '.join(named)}.")
 
 
-def _of_prompts(model: Model, prompts: Sequence[str], directory: epath.Path) -> Wanted:
+def _of_prompts(model: Model, prompts: Sequence[str], directory: epath.Path | None) -> Wanted:
     """--count samples of each prompt, encoded now."""
     if model.config.text.templates:
         reader = captions.reader(model.config.text, directory)

@@ -1,13 +1,20 @@
-"""Paths of run directories: on a disk, or in a bucket (gs://...); and folders that can be written.
+"""Paths of run directories, on a disk or in a bucket (gs://...), and where commands write.
 
-Called by run, monitor and the commands.
+A destination is checked before anything is read or measured, and a file there is either absent or
+whole. Called by run, monitor and the commands.
 """
 
+import contextlib
+import json
 import os
+from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
 
 from etils import epath
 
 from simjax.config import ConfigError
+
+AnyPath = TypeVar("AnyPath")  # pathlib.Path or epath.Path
 
 
 def in_bucket(path: epath.PathLike) -> bool:
@@ -21,6 +28,51 @@ def absolute(path: epath.PathLike) -> epath.Path:
     return path if in_bucket(path) else path.expanduser().resolve()
 
 
+def new_file(given: str, flag: str) -> epath.Path:
+    """A file to be written: "~" is the home directory, its folder is made and writable.
+
+    Args:
+      flag: what a person gave it by, as "--out", for messages.
+
+    Raises:
+      ConfigError: a folder, no regular file, or it cannot be written.
+    """
+    path = _expanded(given, flag, "FILE")
+    if given.endswith(("/", os.sep)) or path.is_dir():
+        raise ConfigError(f"{flag}={given} is a folder, expected a file: {flag}={path / 'NAME'}.")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{flag}={given} is no regular file; give the name of a new file.")
+    require_writable(path.parent, f"{flag}={given}")
+    return path
+
+
+def new_folder(given: str, flag: str) -> epath.Path:
+    """A folder to be written to: "~" is the home directory, it is made and writable.
+
+    Raises:
+      ConfigError: a file, or it cannot be made or written.
+    """
+    path = _expanded(given, flag, "FOLDER")
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{flag}={given} is a file, expected a folder; give another name.")
+    require_writable(path, f"{flag}={given}")
+    return path
+
+
+def new_file_or_folder(given: str, flag: str, suffixes: Collection[str]) -> epath.Path:
+    """A file of one of these kinds, or else a folder: see `new_file` and `new_folder`.
+
+    Raises:
+      ConfigError: neither, or it cannot be written.
+    """
+    known = ", ".join([*(f"NAME{suffix}" for suffix in suffixes), "FOLDER/"])
+    path = _expanded(given, flag, known)
+    is_folder = path.is_dir() or given.endswith(("/", os.sep)) or not path.suffix
+    if is_folder == (path.suffix in suffixes):
+        raise ConfigError(f"{flag}={given}: expected one of {known}.")
+    return new_folder(given, flag) if is_folder else new_file(given, flag)
+
+
 def require_writable(folder: epath.Path, flag: str) -> None:
     """Makes the folder, in which a file is written and deleted.
 
@@ -31,7 +83,51 @@ def require_writable(folder: epath.Path, flag: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another host's process may have this number too
     except Exception as error:  # a bucket's errors have no common type
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{flag} cannot be written: {reason}.") from error
+        raise ConfigError(f"{flag} cannot be written: {_reason(error)}.") from error
+
+
+@contextlib.contextmanager
+def whole(path: AnyPath) -> Iterator[AnyPath]:
+    """A file beside `path` to write to, which takes its place at the end or is removed.
+
+    Raises:
+      ConfigError: it cannot be written, as on a full disk.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ConfigError(f"{path} cannot be written: {_reason(error)}.") from error
+        raise
+
+
+def write_json(path: AnyPath, value: Any, indent: int = 2) -> None:
+    """Writes a file that is either absent or whole.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    with whole(path) as partial:
+        partial.write_text(json.dumps(value, indent=indent) + "\n")
+
+
+def _expanded(given: str, flag: str, expected: str) -> epath.Path:
+    if not given:
+        raise ConfigError(f"{flag}= is empty: expected {expected}.")
+    path = epath.Path(given).expanduser()
+    if os.fspath(path).startswith("~"):
+        raise ConfigError(
+            f"{flag}={given}: that home directory is not known; write the whole path."
+        )
+    return path
+
+
+def _reason(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) else None
+    return " ".join((reason or str(error) or type(error).__name__).split())

@@ -7,7 +7,6 @@ ports; every process reads what it stored, each device its own part.
 
 import dataclasses
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -61,20 +60,6 @@ class Model:
         if self.captions is None:
             return self.config.network.label_dim
         return len(self.config.text.words)
-
-
-def config_of_run(directory: epath.Path) -> c.Config | None:
-    """What a run directory says; None of anything else, as a diffusers folder.
-
-    Raises:
-      ConfigError: its config.json is broken, or of another version.
-    """
-    file = directory / "config.json"
-    try:
-        values = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as error:
-        raise c.ConfigError(f"{file} is not valid JSON ({error}).") from error
-    return c.from_dict(values) if "teacher" in values else None
 
 
 def obtain(config: c.Config, workdir: epath.Path, monitor: Monitor) -> Model:
@@ -139,7 +124,15 @@ def reading(model: Model, reader: text.Reader) -> Model:
 
 
 def reader_from(model: Model, encoder: str, tokenizer: str = "") -> text.Reader:
-    """A T5 encoder's folder, for as many tokens as the network reads."""
+    """A T5 encoder's folder, for as many tokens as the network reads.
+
+    Raises:
+      ConfigError: the network reads none, or the encoder cannot be read.
+    """
+    if not isinstance(model.config.network, c.PixArt):
+        raise c.ConfigError(
+            f"{type(model.config.network).__name__} reads no captions; leave the encoder out."
+        )
     length = model.config.network.caption_length or model.config.text.length
     return text.open_reader(encoder, tokenizer, length)
 
@@ -240,18 +233,6 @@ def starting_generator(
             f"(teacher -> generator): {'; '.join(differing)}."
         )
     return start.params
-
-
-def newest_generator(model: Model, directory: epath.Path) -> tuple[Params, int]:
-    """The generator's EMA in a run's newest checkpoint, and its step; nothing is written.
-
-    Raises:
-      ConfigError: there is none, or it is damaged.
-    """
-    checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=None, say=print)
-    generator, step = checkpoints.restore_tree("generator_ema", model.params)
-    checkpoints.close()
-    return generator, step
 
 
 def store(

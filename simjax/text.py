@@ -21,7 +21,7 @@ from simjax import config as c
 from simjax.data.caption_cache import Embedded
 from simjax.data.tokenizer import Tokenizer
 from simjax.networks.t5 import T5Encoder
-from simjax.porting import read_weights, rules
+from simjax.porting import read_weights, rules, zoo
 from simjax.porting.maps import t5
 from simjax.typing import Array, Caption, Params
 
@@ -86,7 +86,7 @@ def load_encoder(folder: str | os.PathLike) -> Encoder:
     Raises:
       ConfigError: it is something else, or not whole.
     """
-    weights = read_weights.read(folder)
+    weights = read_weights.read(zoo.local(folder))
     if weights.config is None:
         raise c.ConfigError(f"{folder} has no config.json; give the folder of a T5 encoder.")
     try:
@@ -172,7 +172,7 @@ def open_reader(encoder: str, tokenizer: str, length: int) -> Reader:
     Raises:
       ConfigError: they are something else, or do not fit together.
     """
-    words = Tokenizer(tokenizer or encoder)
+    words = Tokenizer(zoo.local(tokenizer or encoder))
     made = Reader(load_encoder(encoder), words, length)
     require_fit(made.encoder, words)
     return made

@@ -11,6 +11,7 @@ ROOT = Path(simjax.__file__).parent
 
 LEVELS = [
     ("simjax", "simjax.typing", "simjax.config"),
+    ("simjax.checks",),
     ("simjax.diffusion", "simjax.losses", "simjax.sharding", "simjax.porting")
     + ("simjax.chips", "simjax.command_line", "simjax.compiled", "simjax.processes")
     + ("simjax.allocation", "simjax.storage"),
@@ -33,7 +34,7 @@ LEVELS = [
     ("simjax.encoding", "simjax.model_card"),
     ("simjax.captions",),
     ("simjax.teacher", "simjax.programs"),
-    ("simjax.costs",),
+    ("simjax.costs", "simjax.stored"),
     ("simjax.report", "simjax.dry_run", "simjax.timing"),
     ("simjax.online",),
     ("simjax.run",),

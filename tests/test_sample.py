@@ -14,7 +14,7 @@ from etils import epath
 from flax import nnx
 from PIL import Image
 
-from simjax import build, captions, checkpoint, config, report, teacher
+from simjax import build, captions, checkpoint, config, report, storage, teacher
 from simjax.monitor import to_uint8
 from simjax.networks.vae import Autoencoder
 from simjax.porting import port, rules
@@ -145,7 +145,7 @@ def make_run(folder, options, network):
     options.evaluation.teacher_steps = (2,)
     options.evaluation.batch = 4
     folder.mkdir()
-    report.write_json(folder / "config.json", config.to_dict(options))
+    storage.write_json(folder / "config.json", config.to_dict(options))
     captions.prepare(options, epath.Path(folder))
     options = config.complete(options, network, "edm", 0.5)
     description = Description(network, "edm", 0.5)

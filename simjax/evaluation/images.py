@@ -5,7 +5,6 @@ may come from anybody: sizes are checked before memory is taken, and nothing in 
 Called by evaluation/features.py, evaluation/reference.py and the program that evaluates.
 """
 
-import os
 import zipfile
 from collections.abc import Callable, Iterable
 from typing import IO, Any
@@ -14,6 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 
+from simjax import storage
 from simjax.config import ConfigError
 from simjax.data import edm_zip, image_folder
 from simjax.data.dataset import MOST_CLASSES, Classes, Dataset, Pixels
@@ -61,7 +61,7 @@ def write(path: Any, batches: Iterable[Bytes], labels: Int[np.ndarray, "n"] | No
     """Writes an .npz, or a folder, which holds no labels, batch by batch.
 
     Raises:
-      ConfigError: not uint8 images.
+      ConfigError: not uint8 images, or they cannot be written.
     """
     if str(path).endswith(".npz"):
         write_npz(path, np.concatenate(list(batches)), labels)
@@ -76,23 +76,39 @@ def write_folder(directory: Any, batches: Iterable[Bytes], start: int = 0) -> No
       start: number of the first image; files of other numbers that lie there stay.
 
     Raises:
-      ConfigError: not uint8 images.
+      ConfigError: not uint8 images; or one cannot be written, those before it stay.
     """
     number = start
     for images in batches:
         _require_images("what is to be written", images.dtype, images.shape)
         for image in images:
-            folder = epath.Path(directory) / f"{number - number % IN_A_FOLDER:06d}"
-            folder.mkdir(parents=True, exist_ok=True)
-            write_png(folder / f"{number:06d}.png", image)
+            try:
+                write_image(_numbered(directory, number), image)
+            except ConfigError as error:
+                raise ConfigError(f"{error} The {number - start} images before it stay.") from error
             number += 1
+
+
+def _numbered(directory: Any, number: int) -> epath.Path:
+    return epath.Path(directory) / f"{number - number % IN_A_FOLDER:06d}" / f"{number:06d}.png"
+
+
+def write_image(path: epath.Path, picture: UInt8[np.ndarray, "h w c"]) -> None:
+    """Writes a PNG that is either absent or whole, and its folder.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    with storage.whole(path) as partial:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_png(partial, picture)
 
 
 def write_npz(path: Any, images: Bytes, labels: Int[np.ndarray, "n"] | None = None) -> None:
     """Writes arr_0, and class numbers as arr_1: the layout of ADM's samples.
 
     Raises:
-      ConfigError: not uint8 images.
+      ConfigError: not uint8 images, or they cannot be written.
     """
     _require_images("what is to be written", images.dtype, images.shape)
     arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels})
@@ -100,11 +116,13 @@ def write_npz(path: Any, images: Bytes, labels: Int[np.ndarray, "n"] | None = No
 
 
 def write_arrays(path: Any, **arrays: np.ndarray) -> None:
-    """Writes an .npz that is either absent or whole."""
-    partial = epath.Path(f"{path}.{os.getpid()}.tmp")
-    with partial.open("wb") as file:
+    """Writes an .npz that is either absent or whole.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    with storage.whole(epath.Path(path)) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)
-    partial.replace(path)
 
 
 def read(path: Any, *, say: Callable[[str], None] = print) -> Dataset:

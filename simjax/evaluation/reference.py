@@ -1,7 +1,8 @@
 """References: what samples are compared with. Computed from real images, or read from a file.
 
-Files: statistics as EDM's fid-refs (mu, sigma), or images as ADM's reference batches (arr_0). What
-is computed is kept in simjax's cache. Called by evaluation/judge.py.
+Images: a data set, a folder, a zip, or an .npz as ADM's reference batches (arr_0). Statistics: an
+.npz as EDM's fid-refs (mu, sigma). What is computed is kept in simjax's cache. Called by
+evaluation/judge.py and the program that evaluates.
 """
 
 import dataclasses
@@ -64,7 +65,7 @@ def of(
     sha256: str = "",
     say: Say = print,
 ) -> Reference:
-    """The reference that a data source (simjax/data), a file or a URL stands for.
+    """The reference that a data source (simjax/data), a folder, a file or a URL stands for.
 
     Args:
       split: of a data source.
@@ -77,7 +78,12 @@ def of(
     if source.partition(":")[0] in data.SOURCES:
         dataset = data.open(source, split=split)
         return of_dataset(dataset, extractor, limit=limit, split=split, say=say)
-    return of_file(source, extractor, limit=limit, sha256=sha256, say=say)
+    folder = None if zoo.is_url(source) else epath.Path(source).expanduser()
+    if folder is None or source in zoo.ZOO or not folder.is_dir():
+        return of_file(source, extractor, limit=limit, sha256=sha256, say=say)
+    if (folder / "config.json").exists():
+        raise ConfigError(f"{source} is a run or weights, expected a folder of images.")
+    return of_dataset(images.read(folder), extractor, limit=limit, say=say)
 
 
 def of_dataset(
@@ -125,16 +131,22 @@ def of_file(
 ) -> Reference:
     """A file of statistics or of images, by its path or URL (porting.zoo.fetch).
 
+    Its content tells which: mu and sigma, or arr_0, or a zip of images.
+
     Raises:
-      ConfigError: missing, another file than sha256 says, neither of the two, or statistics that
+      ConfigError: missing, another file than sha256 says, none of the three, or statistics that
         are not of this extractor's features.
     """
     file = zoo.fetch(source, sha256=sha256, say=say)
     members = _members(file.path)
+    is_npz = any(name.endswith(".npy") for name in members)
     if "arr_0.npy" in members:
         if "mu.npy" in members:
             say(f"{source}: its mu and sigma are of another extractor; only its images are used")
         dataset = dataclasses.replace(images.read(file.path), name=source)
+        found = of_dataset(dataset, extractor, limit=limit, say=say)
+    elif members and not is_npz:
+        dataset = dataclasses.replace(data.open(f"zip:{file.path}"), name=source)
         found = of_dataset(dataset, extractor, limit=limit, say=say)
     else:
         found = _loaded(file.path)

@@ -20,6 +20,8 @@ from simjax.porting.cache import LocalFile
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 DIT = "https://dl.fbaipublicfiles.com/DiT/models/"  # facebookresearch/DiT, download.py
 PIXART = "https://huggingface.co/PixArt-alpha/PixArt-alpha/resolve/main/"  # its README
+HUB = re.compile(r"(?:https?://huggingface\.co/)?(\w[\w.-]*/\w[\w.-]*)/?")  # a repository
+FILES = (".pkl", ".npz", ".zip", ".pt", ".pth", ".bin", ".ckpt", ".json", ".safetensors")
 REMOTE_PATHS = ("gs", "s3")  # what etils.epath opens in place
 
 # What differs from config.SongUNet, whose defaults are EDM's CIFAR-10 DDPM++.
@@ -120,16 +122,48 @@ def fetch(source: str, *, sha256: str = "", say: Callable[[str], None] = print) 
     if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise ConfigError(f"sha256 = {sha256!r} is not a checksum: expected 64 hexadecimal digits.")
     sha256 = sha256.lower()
-    scheme = source.partition("://")[0].lower() if "://" in source else ""
-    if scheme and scheme not in REMOTE_PATHS:
+    if is_url(source):
+        if HUB.fullmatch(source):
+            raise missing(source)
         return cache.fetch(source, sha256=sha256, say=say)
     if source not in ZOO and epath.Path(source).expanduser().exists():
         return _in_place(source, sha256)
-    if scheme or "/" in source:
-        raise ConfigError(f"{source} does not exist.")
+    if "/" in source:
+        raise missing(source)
     entry = find(source)
     found = cache.fetch(entry.url, sha256=sha256 or entry.sha256 or "", say=say)
     return found._replace(source=source)
+
+
+def is_url(source: str) -> bool:
+    """Whether a source has to be downloaded; a bucket's paths need not be."""
+    scheme, found, _ = source.partition("://")
+    return bool(found) and scheme.lower() not in REMOTE_PATHS
+
+
+def local(path: str) -> str:
+    """A file or a folder on a disk; "~" is the home directory.
+
+    Raises:
+      ConfigError: it does not exist; of a repository's name on a hub, how to download it.
+    """
+    found = epath.Path(path).expanduser()
+    if not found.exists():
+        raise missing(path)
+    return str(found)
+
+
+def missing(source: str) -> ConfigError:
+    """The refusal of a path that does not exist, which may be a repository's name on a hub."""
+    found = HUB.fullmatch(source)
+    remedy = ""
+    if found and not source.endswith(FILES):
+        repository = found[1]
+        remedy = (
+            " If it is a repository of the Hugging Face hub, download the folder first, and give "
+            f"that: hf download {repository} --local-dir {repository.partition('/')[2]}"
+        )
+    return ConfigError(f"{source} does not exist.{remedy}")
 
 
 def _in_place(source: str, sha256: str) -> LocalFile:

@@ -1,0 +1,93 @@
+"""Run directories as other commands open them: found, and the generators that they hold.
+
+Called by api, online and the commands that read runs. Nothing is written.
+"""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from simjax import checkpoint, storage, teacher
+from simjax import config as c
+from simjax.porting import zoo
+from simjax.teacher import Model
+from simjax.typing import Params
+
+GENERATORS = ("generator", "best")  # of a run: the newest, and what evaluation.best has kept
+
+
+def find_run(source: str) -> tuple[epath.Path, c.Config] | None:
+    """The directory of a run and its config; None of anything else, as a file or a URL.
+
+    Raises:
+      ConfigError: its config.json is broken, or of another version.
+    """
+    if zoo.is_url(source):
+        return None
+    directory = storage.absolute(source)
+    config = config_of_run(directory)
+    return None if config is None else (directory, config)
+
+
+def config_of_run(directory: epath.Path) -> c.Config | None:
+    """What a run directory says; None of anything else, as a diffusers folder.
+
+    Raises:
+      ConfigError: its config.json is broken, or of another version.
+    """
+    file = directory / "config.json"
+    try:
+        values = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise c.ConfigError(f"{file} is not valid JSON ({error}).") from error
+    return c.from_dict(values) if "teacher" in values else None
+
+
+def generator_of_run(
+    model: Model, directory: epath.Path, which: str
+) -> tuple[Params, dict[str, Any]]:
+    """A generator of a run, and its "step"; of the best also its "metric" and "value".
+
+    Args:
+      which: "generator", the newest; or "best", which evaluation.best has kept.
+
+    Raises:
+      ConfigError: there is none, or it is damaged.
+    """
+    if which == "best":
+        return _best_generator(model, directory)
+    generator, step = _newest_generator(model, directory)
+    return generator, {"step": step}
+
+
+def describe_generator(found: dict[str, Any]) -> str:
+    """What a person reads of a generator that `generator_of_run` has found."""
+    best = f", the best by {found['metric']} ({found['value']:.4g})" if "metric" in found else ""
+    return f"EMA at step {found['step']}{best}"
+
+
+def best_steps(directory: epath.Path) -> list[int]:
+    """Steps of the generators that a run has stored whole as its best; the last is the best."""
+    folder = directory / "best"
+    whole = filter(checkpoint.is_stored, folder.iterdir()) if folder.exists() else ()
+    return sorted(int(path.name) for path in whole if path.name.isdecimal())
+
+
+def _newest_generator(model: Model, directory: epath.Path) -> tuple[Params, int]:
+    """The generator's EMA in a run's newest checkpoint, and its step; nothing is written."""
+    checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=None, say=print)
+    generator, step = checkpoints.restore_tree("generator_ema", model.params)
+    checkpoints.close()
+    return generator, step
+
+
+def _best_generator(model: Model, directory: epath.Path) -> tuple[Params, dict[str, Any]]:
+    steps = best_steps(directory)
+    if not steps:
+        raise c.ConfigError(
+            f"{directory} has kept no best generator: a run keeps one with --config.evaluation."
+            "best=METRIC (as inception/fid) and --config.evaluation.every=STEPS."
+        )
+    found = teacher.load(model.config, directory / "best" / str(steps[-1]))
+    return found.params, {name: found.provenance[name] for name in ("step", "metric", "value")}
