@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from simjax import build, captions, checks, formats, report, run, sharding, stored, teacher
 from simjax import config as c
-from simjax.data.png import CHANNELS
+from simjax.data.image_file import CHANNELS
 from simjax.losses.distances import Distance
 from simjax.monitor import grid, to_uint8
 from simjax.teacher import Model, require_fit
