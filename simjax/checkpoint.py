@@ -202,6 +202,14 @@ def _agree_on_operations() -> None:
         Operations.next_operation_id()
 
 
+def steps_in(directory: epath.Path) -> list[int]:
+    """The steps of the whole checkpoints in the directory of a stage, in order."""
+    if not directory.exists():
+        return []
+    whole = (path for path in directory.iterdir() if path.name.isdecimal() and is_stored(path))
+    return sorted(int(path.name) for path in whole)
+
+
 def is_stored(directory: epath.Path) -> bool:
     """Whether a network lies there whole; of one in a bucket a kill may leave a part."""
     return directory.exists() and ocp.utils.is_checkpoint_finalized(directory)

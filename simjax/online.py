@@ -9,7 +9,6 @@ from simjax import checkpoint, processes, report
 from simjax import config as c
 from simjax.evaluation.judge import HIGHER_IS_BETTER, Judge
 from simjax.monitor import Monitor
-from simjax.stored import best_steps
 from simjax.teacher import Model, store_again
 
 
@@ -27,7 +26,7 @@ class Online:
     ):
         self._model, self._judging, self._monitor = model, judging, monitor
         self._config = model.config
-        self._directory, self._best = directory, directory / "best"
+        self._best = directory / "best"
         options = self._config.evaluation
         if options.every and judging is None:
             raise c.ConfigError(
@@ -58,15 +57,22 @@ class Online:
                 f"evaluation.best = {name!r} is not measured; known: {', '.join(metrics)}."
             )
         value = metrics[name]
-        kept = best_steps(self._directory)
+        kept = self._kept()
         if not kept:
             return True
         best = checkpoint.load_provenance(self._best / str(kept[-1]))["value"]
         return value > best if name.rpartition("/")[2] in HIGHER_IS_BETTER else value < best
 
+    def _kept(self) -> list[int]:
+        """Steps of the generators that were stored whole; the last is the best."""
+        if not self._best.exists():
+            return []
+        whole = filter(checkpoint.is_stored, self._best.iterdir())
+        return sorted(int(path.name) for path in whole if path.name.isdecimal())
+
     def _remove_others(self) -> None:
         """All but the best: those before it, and what a kill left half written."""
-        best = str(best_steps(self._directory)[-1])
+        best = str(self._kept()[-1])
         for path in self._best.iterdir():
             if path.name != best:
                 path.rmtree()

@@ -40,7 +40,7 @@ def new_file(given: str, flag: str) -> epath.Path:
     path = _expanded(given, flag, "FILE")
     if given.endswith(("/", os.sep)) or path.is_dir():
         raise ConfigError(f"{flag}={given} is a folder, expected a file: {flag}={path / 'NAME'}.")
-    if path.exists() and not path.is_file():
+    if path.exists() and not (in_bucket(path) or os.path.isfile(path)):  # /dev/null
         raise ConfigError(f"{flag}={given} is no regular file; give the name of a new file.")
     require_writable(path.parent, f"{flag}={given}")
     return path
@@ -81,6 +81,8 @@ def require_writable(folder: epath.Path, flag: str) -> None:
     """
     probe = folder / f"probe.{os.getpid()}.tmp"
     try:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file")
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink(missing_ok=True)  # another host's process may have this number too

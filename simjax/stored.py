@@ -67,13 +67,6 @@ def describe_generator(found: dict[str, Any]) -> str:
     return f"EMA at step {found['step']}{best}"
 
 
-def best_steps(directory: epath.Path) -> list[int]:
-    """Steps of the generators that a run has stored whole as its best; the last is the best."""
-    folder = directory / "best"
-    whole = filter(checkpoint.is_stored, folder.iterdir()) if folder.exists() else ()
-    return sorted(int(path.name) for path in whole if path.name.isdecimal())
-
-
 def _newest_generator(model: Model, directory: epath.Path) -> tuple[Params, int]:
     """The generator's EMA in a run's newest checkpoint, and its step; nothing is written."""
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=None, say=print)
@@ -83,7 +76,7 @@ def _newest_generator(model: Model, directory: epath.Path) -> tuple[Params, int]
 
 
 def _best_generator(model: Model, directory: epath.Path) -> tuple[Params, dict[str, Any]]:
-    steps = best_steps(directory)
+    steps = checkpoint.steps_in(directory / "best")
     if not steps:
         raise c.ConfigError(
             f"{directory} has kept no best generator: a run keeps one with --config.evaluation."

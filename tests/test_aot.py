@@ -25,6 +25,7 @@ from simjax import (
     footprint,
     programs,
     sharding,
+    storage,
     teacher,
 )
 from tests.helpers.command import refused as refused_command

@@ -1,8 +1,10 @@
 """What a notebook cell calls, on the command's own runs and on functions of one's own."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +122,118 @@ def test_a_grid_is_a_picture():
     picture = simjax.show(np.zeros((6, 8, 8, 1), np.float32), columns=3)
     assert isinstance(picture, Image.Image) and picture.size == (3 * 72, 2 * 72)
     assert simjax.show(np.zeros((5, 64, 64, 3), np.float32)).size == (3 * 72, 2 * 72)
+
+
+def test_one_image_and_bytes_are_the_same_picture():
+    x = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 1)).astype(np.float32)
+    expected = np.asarray(simjax.show(x))
+    levels = np.clip(x * 127.5 + 128, 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(simjax.show(levels), expected)
+    np.testing.assert_array_equal(simjax.show(x.astype(np.float64)), expected)
+    np.testing.assert_array_equal(simjax.show(jnp.asarray(x)), expected)
+    one = np.asarray(simjax.show(x[:1]))
+    np.testing.assert_array_equal(simjax.show(x[0]), one)
+    np.testing.assert_array_equal(simjax.show(x[0, ..., 0]), one)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((0, 8, 8, 1)), r"shape \(0, 8, 8, 1\), expected"),
+        ([], r"shape \(0,\), expected"),
+        ("runs/digits", r"shape \(\), expected"),
+        (np.zeros((2, 8, 8, 4)), "Latents become images by load"),
+        (np.full((1, 8, 8, 1), np.nan), "NaN or infinite"),
+        (np.zeros((1, 8, 8, 1), int), "images are int64, expected floats"),
+    ],
+)
+def test_what_is_no_picture_is_told(images, message):
+    with pytest.raises(simjax.ConfigError, match=message):
+        simjax.show(images)
+
+
+@pytest.mark.parametrize("columns", [-1, 1.5, "3"])
+def test_columns_are_whole_numbers(columns):
+    with pytest.raises(simjax.ConfigError, match="columns = .*expected a whole number from 0"):
+        simjax.show(np.zeros((2, 8, 8, 1)), columns=columns)
+
+
+class Reader:
+    """What a text-to-image model reads prompts with; notes them."""
+
+    def __call__(self, prompts):
+        self.prompts = prompts
+        return np.zeros((len(prompts), 0), np.float32)
+
+
+def test_one_prompt_is_a_list_of_one(teacher):
+    model = dataclasses.replace(teacher, read=Reader())
+    simjax.draw(model, 2, prompts="a red cat")
+    assert model.read.prompts == ["a red cat"]
+    for wrong in ([], [3], 3, ["a", None]):
+        with pytest.raises(simjax.ConfigError, match=r"prompts = .*expected texts, as prompts=\["):
+            simjax.draw(model, 2, prompts=wrong)
+    with pytest.raises(simjax.ConfigError, match="labels and prompts were given"):
+        simjax.draw(model, 2, prompts=["a"], labels=[0])
+
+
+def test_labels_are_whole_numbers_of_classes():
+    model = simjax.from_function(lambda p, x, s, c: x, {}, shape=(2, 2, 1), classes=3)
+    for right in (1, [0, 2], (1,), np.uint8([2]), jnp.array([1, 2])):
+        assert simjax.draw(model, 3, labels=right).shape == (3, 2, 2, 1)
+    for wrong in ("1", [1.0], [True], [], [-1], [[0]], [[0], [1, 2]], ["1"], [2**70], 1.0):
+        with pytest.raises(simjax.ConfigError, match=r"labels = .*3 classes.*as labels=\[0\]"):
+            simjax.draw(model, 3, labels=wrong)
+
+
+def own(**changes):
+    """A function of one's own, but for the changes."""
+    values = {"denoise": lambda p, x, s, c: x, "params": {}, "shape": (2, 2, 1)} | changes
+    return simjax.from_function(values.pop("denoise"), values.pop("params"), **values)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: simjax.draw(t, 0), "count = 0: expected a whole number from 1"),
+        (lambda t: simjax.draw(t, -1), "count = -1"),
+        (lambda t: simjax.draw(t, 2.5), "count = 2.5"),
+        (lambda t: simjax.draw(t, True), "count = True"),
+        (lambda t: simjax.draw(t, seed=-1), "seed = -1: expected a whole number from 0 to 429496"),
+        (lambda t: simjax.draw(t, seed=12345678901), "seed = 12345678901"),
+        (lambda t: simjax.draw(t, steps=-1), "steps = -1: expected a whole number from 0"),
+        (lambda t: simjax.draw("runs/digits"), r"model is 'runs/digits', expected a Model: simjax"),
+        (lambda t: simjax.Distillation("runs/digits"), "teacher is 'runs/digits', expected a Mod"),
+        (lambda t: simjax.Distillation(t, t), "config is a Model, expected a Config"),
+        (lambda t: simjax.Distillation(t, distance="huber"), "distance = 'huber': expected a func"),
+        (lambda t: simjax.Distillation(t, loss="sid"), "loss = 'sid': expected a function"),
+        (lambda t: simjax.Distillation(t).train(-1), "steps = -1"),
+        (lambda t: simjax.Distillation(t).loss_and_grad(seed=-1), "seed = -1"),
+        (lambda t: simjax.distill("configs/digits.py", "x"), "config is 'configs/digits.py', exp"),
+        (lambda t: simjax.load(t), "source is a Model, expected text or a pathlib.Path"),
+        (lambda t: simjax.load("x", config=t), "config is a Model, expected a Config"),
+        (lambda t: simjax.load("x", autoencoder=3), "autoencoder is 3, expected text"),
+        (lambda t: simjax.load("net.pkl", network="best"), "has one network; leave network out"),
+        (lambda t: simjax.load(Path("org/name")), "hf download org/name --local-dir name"),
+        (lambda t: own(shape=(2, 2)), r"shape = \(2, 2\): expected \(height, width, channels\)"),
+        (lambda t: own(shape=4), "shape = 4: expected"),
+        (lambda t: own(shape=(0, 0, 1)), "each number of shape = 0"),
+        (lambda t: own(shape=(2.0, 2.0, 1)), "each number of shape = 2.0"),
+        (lambda t: own(classes=-1), "classes = -1"),
+        (lambda t: own(denoise="net.pkl"), "denoise is 'net.pkl', expected a function"),
+        (lambda t: own(config=t), "config is a Model, expected a Config"),
+    ],
+)
+def test_arguments_out_of_range_or_of_another_kind_are_told(teacher, call, message):
+    with pytest.raises(simjax.ConfigError, match=message):
+        call(teacher)
+
+
+def test_numbers_of_numpy_and_no_steps_are_right(teacher):
+    assert simjax.draw(teacher, np.int64(2), seed=np.uint32(2**32 - 1)).shape == (2, 1, 1, 2)
+    distillation = simjax.Distillation(teacher)
+    distillation.train(0)
+    assert int(distillation.state.step) == 0
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from simjax.porting.maps import pixart
 from simjax.typing import Caption
 from tests.helpers import checkpoints, subprocesses
 from tests.helpers.configs import load
+from tests.helpers.runs import keep_best, make_run, random_weights
 from tests.porting.test_transformers import CONFIG, write_folder
-from tests.test_sample import make_run, random_weights
 from tests.test_sources import NCSNPP, NETWORK
 
 pytestmark = pytest.mark.whole_runs
@@ -56,6 +56,7 @@ ADM = config.AdmUNet(
 )
 LINES = {
     "run": "--source=run,,--out=made/digits,,--format=stablehlo,edm",
+    "best": "--source=run,,--network=best,,--out=of_best",
     "teacher": "--source=run,,--network=teacher,,--out=of_teacher",
     "pkl": "--source=net.pkl,,--sigma_init=1.25,,--out=pkl,,--format=edm",
     "pixart": "--source=pixart,,--out=latents,,--format=diffusers,stablehlo",
@@ -72,7 +73,10 @@ MISTAKES = {
     "transformer of diffusers, which has DiT, PixArt with ddpm_linear",
     "--source=pixart,,--out=x,,--format=edm": "PixArt with precondition 'ddpm_linear' is no "
     "denoiser of the EDM release, which has SongUNet, AdmUNet with edm, vp, ve, iddpm",
-    "--source=net.pkl,,--out=x,,--network=teacher": "--network is of a run",
+    "--source=net.pkl,,--out=x,,--network=teacher": "--network is for a run. It takes --source",
+    "--source=net.pkl,,--out=x,,--network=generator": "--network is for a run. It takes --source",
+    "--source=run,,--out=net.pkl": "--out=net.pkl is a file, expected a folder",
+    "--source=run,,--out=x,,--sigma_init=nan": "--sigma_init=nan: expected a positive number",
     "--source=nothing-like-it,,--out=x": "did you mean",
 }
 
@@ -83,6 +87,7 @@ class Made(NamedTuple):
     folder: Path
     model: teacher.Model
     generator: Any
+    best: Any
     done: dict[str, list]
 
     def said(self, name):
@@ -98,6 +103,7 @@ class Made(NamedTuple):
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     model, generator = make_run(folder / "run", load("digits"), NETWORK)
+    best = keep_best(folder / "run", model, step=5)
     rows = [Row("generator, sim", 1, 100, 2.0, {"pixels/frechet": 0.125})]
     (folder / "run" / "report.json").write_text(json.dumps(report.result(rows, None, 0)))
     checkpoints.write(folder / "net.pkl", NETWORK)
@@ -105,7 +111,7 @@ def made(tmp_path_factory):
     tensors = rules.export(pixart.DIFFUSERS, random_weights(options, 0), PIXART.depth)
     write_folder(folder / "pixart", tensors, CONFIG)
     done = subprocesses.several("export", [*LINES.values(), *MISTAKES], folder)
-    return Made(folder, model, generator, done)
+    return Made(folder, model, generator, best, done)
 
 
 def alone(folder, **given):
@@ -161,15 +167,17 @@ def test_the_loader_has_twenty_lines(made):
     assert max(map(len, loader.splitlines())) <= 100
 
 
-@pytest.mark.parametrize(("name", "line"), [("made/digits", "run"), ("of_teacher", "teacher")])
+@pytest.mark.parametrize(
+    ("name", "line"), [("made/digits", "run"), ("of_best", "best"), ("of_teacher", "teacher")]
+)
 def test_safetensors_hold_the_parameters(name, line, made):
-    params = made.generator if line == "run" else made.model.params
+    params = {"run": made.generator, "best": made.best, "teacher": made.model.params}[line]
     options, weights = formats.read(made.folder / name)
     jax.tree.map(np.testing.assert_array_equal, weights, dict(params))
     assert options.network == made.model.config.network
     assert options.generator.sigma_init == 1.25
-    digests = {"run": checkpoint.params_sha256(params), "teacher": sha256_of_teacher(made)}
-    assert f"sha256 {digests[line]}" in made.said(line)
+    digest = sha256_of_teacher(made) if line == "teacher" else checkpoint.params_sha256(params)
+    assert f"sha256 {digest}" in made.said(line)
     assert re.search(r"safetensors: .*\d+ tensors equal; 3 images differ by \S+", made.said(line))
 
 
@@ -209,6 +217,8 @@ def test_the_card(made):
     settings = re.search(r"```json\n(.*?)\n```", body, re.DOTALL)[1]
     assert config.from_dict(json.loads(settings)) == made.model.config
     assert "None: nothing was measured" in made.card("pkl")
+    assert "None: nothing was measured" in made.card("of_best")  # the report is of the newest
+    assert "the best by pixels/recall (0.5)" in made.card("of_best")
     _, front, _ = made.card("latents").split("---\n", 2)
     assert yaml.safe_load(front)["pipeline_tag"] == "text-to-image"
 

@@ -14,15 +14,14 @@ from etils import epath
 from flax import nnx
 from PIL import Image
 
-from simjax import build, captions, checkpoint, config, report, storage, teacher
+from simjax import build, captions, checkpoint, config, report, teacher
 from simjax.monitor import to_uint8
 from simjax.networks.vae import Autoencoder
 from simjax.porting import port, rules
 from simjax.porting.maps import pixart
-from simjax.porting.maps.edm import Description
-from simjax.train.state import TrainState
 from tests.helpers import checkpoints, subprocesses
 from tests.helpers.configs import load
+from tests.helpers.runs import keep_best, make_run, random_weights
 from tests.porting.test_transformers import CONFIG, write_folder
 from tests.test_encode_prompts import write_encoder
 from tests.test_sources import NETWORK
@@ -49,6 +48,7 @@ LINES = {
     "all": "--source=run,,--count=12,,--out=all.npz",
     "some": "--source=run,,--count=7,,--classes=3,7,,--seed=1,,--out=some.npz",
     "guided": "--source=run,,--network=teacher,,--count=3,,--guidance=2,,--out=guided.npz",
+    "best": "--source=run,,--network=best,,--count=3,,--out=~/best.npz",
     "grid": "--source=run,,--network=teacher,,--steps=0,,--count=7,,--columns=3,,--out=grid.png",
     "folder": "--source=net.pkl,,--sigma_init=1.25,,--count=5,,--batch=4,,--out=new/folder/",
     "prompts": f"--source=captioned,,--prompt={PROMPTS[0]},,--prompts=prompts.txt,,--count=3,,"
@@ -65,13 +65,28 @@ MISTAKES = {
     "--source=run,,--count=0": "--count=0",
     "--source=run,,--network=student": "--network=student",
     "--source=nothing-like-it": "did you mean",
-    "--source=run,,--out=pictures.jpg": "is none of NAME.png, NAME.npz and FOLDER/",
+    "--source=run,,--seed=12345678901": "--seed=12345678901",
+    "--source=run,,--seed=-1": "--seed=-1",
+    "--source=run,,--sigma_init=0": "--sigma_init=0.0: expected a positive number",
+    "--source=run,,--out=": "--out= is empty: expected NAME.png, NAME.npz, FOLDER/",
+    "--source=run,,--out=pictures.jpg": "--out=pictures.jpg: expected one of NAME.png, NAME.npz, "
+    "FOLDER/",
+    "--source=run,,--out=x.npz,,--columns=3": "--columns is for a grid, --out=NAME.png",
+    "--source=begun,,--network=best": "begun has kept no best generator: a run keeps one with "
+    "--config.evaluation.best=",
+    "--source=google/ddpm-cifar10": "hf download google/ddpm-cifar10 --local-dir ddpm-cifar10",
+    "--source=captioned,,--prompt=a,,--autoencoder=org/vae": "hf download org/vae --local-dir vae",
+    "--source=pixart,,--encoder=org/t5,,--autoencoder=vae,,--prompt=a": "hf download org/t5 ",
+    "--source=https://huggingface.co/org/dit": "hf download org/dit --local-dir dit",
     "--source=run,,--out=net.pkl/inside/": "--out=net.pkl/inside/ cannot be written",
     "--source=run,,--classes=3,11": "--classes=3,11: expected numbers from 0 to 9",
-    "--source=run,,--steps=3": "--steps=3 are of a teacher's sampler: add --network=teacher",
-    "--source=net.pkl,,--network=teacher": "--network is of a run",
-    "--source=net.pkl,,--guidance=2": "--guidance is of a teacher's sampler",
-    "--source=net.pkl,,--steps=3,,--sigma_init=2": "--sigma_init is of one call",
+    "--source=run,,--steps=3": "--steps is for a run's teacher (--network=teacher) or",
+    "--source=run,,--guidance=3": "--guidance is for a run's teacher (--network=teacher) or",
+    "--source=run,,--network=teacher,,--sigma_init=3": "--sigma_init is for a run's generator or",
+    "--source=net.pkl,,--network=teacher": "--network is for a run's",
+    "--source=net.pkl,,--network=generator": "--network is for a run's",
+    "--source=net.pkl,,--guidance=2": "or published weights with --steps=N. It takes",
+    "--source=net.pkl,,--steps=3,,--sigma_init=2": "or published weights called once. It takes",
     "--source=run,,--prompt=a": "SongUNet has no use for --prompt and --prompts",
     "--source=run,,--encoder=t5": "SongUNet has no use for --encoder and --tokenizer",
     "--source=run,,--prompts=none.txt": "none.txt",
@@ -98,6 +113,7 @@ class Made(NamedTuple):
     digits_generator: Any
     captioned: teacher.Model
     captioned_generator: Any
+    best: Any
     done: dict[str, list]
 
     def said(self, name):
@@ -105,9 +121,9 @@ class Made(NamedTuple):
         assert code is None, code
         return text
 
-    def arrays(self, name):
+    def arrays(self, name, where="."):
         self.said(name)
-        with np.load(self.folder / f"{name}.npz") as found:
+        with np.load(self.folder / where / f"{name}.npz") as found:
             return found["arr_0"], found.get("arr_1")
 
 
@@ -129,35 +145,11 @@ def made(tmp_path_factory):
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text("{")
     shutil.copytree(folder / "run", folder / "begun", ignore=lambda *_: ["checkpoints"])
-    done = subprocesses.several("sample", [*LINES.values(), *MISTAKES], folder)
-    return Made(folder, *digits, *captioned, done)
-
-
-def random_weights(options, seed):
-    draw = np.random.default_rng(seed)
-    like = build.weights_like(options)
-    return jax.tree.map(lambda leaf: 0.3 * draw.standard_normal(leaf.shape, np.float32), like)
-
-
-def make_run(folder, options, network):
-    """A run directory with random networks, as after step 7; its model and its generator."""
-    options.network = network
-    options.evaluation.teacher_steps = (2,)
-    options.evaluation.batch = 4
-    folder.mkdir()
-    storage.write_json(folder / "config.json", config.to_dict(options))
-    captions.prepare(options, epath.Path(folder))
-    options = config.complete(options, network, "edm", 0.5)
-    description = Description(network, "edm", 0.5)
-    teacher.store(folder / "teacher", random_weights(options, 0), description, {"source": "made"})
-    model = teacher.load(options, folder / "teacher")
-    saving = checkpoint.Checkpoints(folder / "checkpoints", keep=2, say=print)
-    for step in (3, 7):
-        generator = build.denoiser(options, random_weights(options, step))[1]
-        other = {"kernel": jnp.zeros(1)}  # in place of what is not read
-        saving.save(TrainState(jnp.int32(step), other, other, generator, other, other))
-    saving.close()
-    return model, generator
+    best = keep_best(folder / "run", digits[0], step=5)
+    (folder / "home").mkdir()
+    lines = [*LINES.values(), *MISTAKES]
+    done = subprocesses.several("sample", lines, folder, HOME=str(folder / "home"))
+    return Made(folder, *digits, *captioned, best, done)
 
 
 def one_call(model, params, cond, seed=0):
@@ -195,6 +187,12 @@ def test_the_newest_generators_ema_is_drawn_from(made):
     assert "conditions: 10 classes in turn; seed 0" in said
     assert re.search(r"images: 12 of 8 x 8; \S+ s each", said)
     assert "written to all.npz" in said
+
+
+def test_the_best_generator_is_drawn_from_into_the_home_directory(made):
+    pictures, labels = made.arrays("best", "home")
+    assert_same(pictures, one_call(made.digits, made.best, one_hot(labels)))
+    assert "EMA at step 5, the best by pixels/recall (0.5), sha256" in made.said("best")
 
 
 def test_classes_come_in_turn_and_are_the_labels(made):

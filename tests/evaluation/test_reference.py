@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -291,3 +292,25 @@ def test_a_source_is_data_or_a_file(tmp_path, digits):
         reference.of("digits", INCEPTION, split="test", say=quiet)
     with pytest.raises(ConfigError, match=f"expected {'0' * 64}"):
         reference.of(str(tmp_path / "a.npz"), INCEPTION, sha256="0" * 64, say=quiet)
+
+
+def test_a_folder_or_a_zip_of_images_is_a_reference(tmp_path):
+    made = some(9)
+    images.write_folder(tmp_path / "folder", [made])
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for path in sorted((tmp_path / "folder").rglob("*.png")):
+            archive.write(path, path.relative_to(tmp_path / "folder"))
+    expected = of_dataset(in_memory("images", made, None, 0))
+    for name in ("folder", "images.zip"):
+        found = reference.of(str(tmp_path / name), INCEPTION, say=quiet)
+        assert_equal(found, expected, "name", "sha256", "protocol")
+        assert found.name == str(tmp_path / name)
+        assert found.protocol["data"] == expected.protocol["data"]
+    with serve(Site((tmp_path / "images.zip").read_bytes())) as site:
+        assert reference.of(site.url, INCEPTION, say=quiet).count == 9
+
+
+def test_a_run_is_no_folder_of_images(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is a run or weights, expected a folder of images"):
+        reference.of(str(tmp_path), INCEPTION, say=quiet)

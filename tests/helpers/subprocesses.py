@@ -40,7 +40,7 @@ def on_devices(devices: int, program: str) -> str:
     return done.stdout
 
 
-def several(command: str, lines: Sequence[str], folder: Path) -> dict[str, list]:
+def several(command: str, lines: Sequence[str], folder: Path, **variables: str) -> dict[str, list]:
     """Exit code and output of a command for each line of flags, which ",," parts.
 
     One process, on two devices, runs them all in `folder`: to start it would be most of their time.
@@ -51,7 +51,7 @@ def several(command: str, lines: Sequence[str], folder: Path) -> dict[str, list]
         [sys.executable, "-c", SEVERAL, command, parts],
         capture_output=True,
         text=True,
-        env=environment(2, PYTHONPATH=str(ROOT), **often),
+        env=environment(2, PYTHONPATH=str(ROOT), **often, **variables),
         cwd=folder,
     )
     assert run.returncode == 0, run.stderr

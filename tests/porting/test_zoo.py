@@ -137,6 +137,20 @@ def test_a_path_is_used_where_it_is(tmp_path, cache_directory):
         fetch(str(path), sha256="abc")
 
 
+@pytest.mark.parametrize("source", ["org/t5-v1.1", "https://huggingface.co/org/t5-v1.1/"])
+def test_of_a_repository_on_a_hub_the_folder_is_downloaded_first(source):
+    with pytest.raises(ConfigError) as error:
+        fetch(source)
+    assert "download the folder first" in str(error.value)
+    assert "hf download org/t5-v1.1 --local-dir t5-v1.1" in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["folder/net.pkl", "./org/name", "a/b/c", "/org/name"])
+def test_other_paths_are_no_repositories(source):
+    with pytest.raises(ConfigError, match="does not exist.$"):
+        fetch(source)
+
+
 # Downloads.
 
 
