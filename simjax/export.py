@@ -48,9 +48,11 @@ _NETWORK = flags.DEFINE_enum(
 _SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of the one call; default the run's, or 2.5.")
 
 RUN, WEIGHTS = "a run", "published weights"
-USES = {"network": (RUN,), "family": (WEIGHTS,)} | dict.fromkeys(
-    ("source", "out", "format", "sigma_init"), (RUN, WEIGHTS)
-)  # what a source can be, and which flags have an effect on it
+USES = {
+    "source": (RUN, WEIGHTS),
+    "family": (WEIGHTS,),
+    "network": (RUN,),
+} | dict.fromkeys(("out", "format", "sigma_init"), (RUN, WEIGHTS))  # kinds of source, by flag
 UNTOLD = ("description", "checksum", "seconds")  # of a network's provenance: for simjax alone
 
 command_line.require_positive("sigma_init")
