@@ -19,7 +19,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "Python file whose get_config() returns a simjax.config.Config, or FILE:METHOD; any field is "
-    "set by --config.FIELD=VALUE, as in --config=configs/digits.py --config.optim.lr=1e-4.",
+    "set by --config.FIELD=VALUE: --config=configs/digits.py --config.generator.optim.lr=1e-4.",
 )
 HELP = {"help": True, "h": True, "?": True, "helpshort": True, "helpfull": False}  # is it short
 

@@ -57,22 +57,15 @@ class Online:
                 f"evaluation.best = {name!r} is not measured; known: {', '.join(metrics)}."
             )
         value = metrics[name]
-        kept = self._kept()
+        kept = checkpoint.steps_in(self._best)
         if not kept:
             return True
         best = checkpoint.load_provenance(self._best / str(kept[-1]))["value"]
         return value > best if name.rpartition("/")[2] in HIGHER_IS_BETTER else value < best
 
-    def _kept(self) -> list[int]:
-        """Steps of the generators that were stored whole; the last is the best."""
-        if not self._best.exists():
-            return []
-        whole = filter(checkpoint.is_stored, self._best.iterdir())
-        return sorted(int(path.name) for path in whole if path.name.isdecimal())
-
     def _remove_others(self) -> None:
         """All but the best: those before it, and what a kill left half written."""
-        best = str(self._kept()[-1])
+        best = str(checkpoint.steps_in(self._best)[-1])
         for path in self._best.iterdir():
             if path.name != best:
                 path.rmtree()
