@@ -48,11 +48,14 @@ _NETWORK = flags.DEFINE_enum(
 _SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of the one call; default the run's, or 2.5.")
 
 RUN, WEIGHTS = "a run", "published weights"
-USES = {
+USES = {  # the kinds of source that each flag has an effect on
     "source": (RUN, WEIGHTS),
     "family": (WEIGHTS,),
     "network": (RUN,),
-} | dict.fromkeys(("out", "format", "sigma_init"), (RUN, WEIGHTS))  # kinds of source, by flag
+    "out": (RUN, WEIGHTS),
+    "format": (RUN, WEIGHTS),
+    "sigma_init": (RUN, WEIGHTS),
+}
 UNTOLD = ("description", "checksum", "seconds")  # of a network's provenance: for simjax alone
 
 command_line.require_positive("sigma_init")
