@@ -330,7 +330,12 @@ def _on_devices(leaves: list[Array]) -> list[Array]:
 
 
 def _weighted_bits(leaf: Any, xp: Any) -> Any:
-    """Sum of bits (2 position + 1) modulo 2^32; `xp` is numpy or jax.numpy."""
+    """Sum of bits (2 position + 1) modulo 2^32; `xp` is numpy or jax.numpy.
+
+    Numbers of 64 bits count as those of 32 bits that JAX makes of them.
+    """
+    if leaf.dtype.itemsize == 8:
+        leaf = leaf.astype(f"{leaf.dtype.kind}4")
     unsigned = {1: xp.uint8, 2: xp.uint16, 4: xp.uint32}[leaf.dtype.itemsize]
     position = xp.arange(leaf.size, dtype=xp.uint32).reshape(leaf.shape)
     return xp.sum(leaf.view(unsigned).astype(xp.uint32) * (2 * position + 1), dtype=xp.uint32)

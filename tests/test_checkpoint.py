@@ -180,3 +180,13 @@ def test_checksums_of_host_and_devices_agree(dtype):
 def test_a_stored_checksum_is_that_of_earlier_versions():
     leaves = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.float32([1, -1])}
     assert checkpoint._checksums({"params": leaves}) == {"params": 228589568}  # by commit 365bb59
+
+
+@pytest.mark.parametrize("dtype", ["float", "int"])
+def test_wide_leaves_have_the_checksum_of_what_devices_hold(dtype):
+    wide = np.arange(12).reshape(3, 4).astype(f"{dtype}64") - 5
+    narrow = [wide.astype(f"{dtype}32")]
+    assert checkpoint._leaf_checksums([wide]) == checkpoint._leaf_checksums(narrow)
+    assert checkpoint._leaf_checksums([wide]) == list(map(int, checkpoint._on_devices([wide])))
+    with jax.enable_x64(True):
+        assert list(map(int, checkpoint._on_devices([wide]))) == checkpoint._leaf_checksums(narrow)
