@@ -122,3 +122,13 @@ def test_of_a_folder_of_images_those_before_a_full_disk_stay(tmp_path, monkeypat
     assert "000003.png cannot be written: No space left" in str(error.value)
     assert "The 3 images before it stay." in str(error.value)
     assert left(tmp_path / "out") == [f"{n:06d}.png" for n in range(3)]
+
+
+def test_a_folder_that_is_there_and_takes_no_file_is_refused(monkeypatch):
+    def refuse(*_):  # as on a read-only disk, whose folders exist
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(storage.absolute("folder")), "write_text", refuse)
+    for given in ("folder/m.json", "folder/"):
+        with pytest.raises(ConfigError, match=f"--out={given} cannot be written: Read-only"):
+            storage.new_file_or_folder(given, "--out", [".json"])
