@@ -23,14 +23,25 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm.auto import tqdm
 
-from simjax import build, captions, checks, formats, report, run, sharding, stored, teacher
+from simjax import (
+    build,
+    captions,
+    checks,
+    formats,
+    processes,
+    report,
+    run,
+    sharding,
+    stored,
+    teacher,
+)
 from simjax import config as c
 from simjax.data.image_file import CHANNELS
 from simjax.losses.distances import Distance
 from simjax.monitor import grid, to_uint8
 from simjax.teacher import Model, require_fit
 from simjax.train import health, step
-from simjax.typing import Condition, Denoise, Float, Int, Params, Scalar
+from simjax.typing import Condition, Denoise, Float, Int, Metrics, Params, Scalar
 
 NETWORKS = (*stored.GENERATORS, "teacher")  # of a run
 LOAD = "simjax.load(SOURCE) makes one, or simjax.from_function"
@@ -224,7 +235,6 @@ class Distillation:
 
     Attributes:
       state: parameters and optimizer states (train/state.py).
-      metrics: of every step so far, as metrics.jsonl has them.
     """
 
     def __init__(
@@ -261,20 +271,31 @@ class Distillation:
         self._key = build.key_on(self._model.config, "distillation", teacher.mesh)
         self._constants_at = run.constants_at(self._model)
         self.state = training.init(teacher.params, teacher.params)
-        self.metrics: list[dict[str, float]] = []
+        self._metrics: list[dict[str, float]] = []
+        self._late: list[Metrics] = []  # still on the device: to look at every step's would stop it
 
     def train(self, steps: int) -> None:
         """Goes on for so many steps; the bar shows both losses."""
         steps = checks.whole_number("steps", steps, 0)
-        begun, late = int(self.state.step), []
+        begun = int(self.state.step)
         with tqdm(range(begun, begun + steps), unit="step") as bar:
             for number in bar:
-                self.state, found = self._call(self.state, self._constants_at(number), self._key)
-                late.append(found)  # to look at every step's would stop the device
-                if len(late) == FETCH or number == begun + steps - 1:
-                    self.metrics += map(health.summarize, jax.device_get(late))
-                    late = []
-                    bar.set_postfix({k: v for k, v in self.metrics[-1].items() if "/loss" in k})
+                constants = self._constants_at(number)
+                with processes.interrupted_later():  # the state that a call is given is gone
+                    self.state, found = self._call(self.state, constants, self._key)
+                    self._late.append(found)
+                if len(self._late) == FETCH or number == begun + steps - 1:
+                    last = self.metrics[-1]
+                    bar.set_postfix({k: v for k, v in last.items() if "/loss" in k})
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """Of every step so far, also after an interrupted `train`; as metrics.jsonl has them."""
+        with processes.interrupted_later():
+            found = [health.summarize(each) for each in jax.device_get(self._late)]
+            self._metrics += found
+            self._late = []
+        return self._metrics
 
     @property
     def generator(self) -> Model:

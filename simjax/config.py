@@ -480,16 +480,32 @@ def from_dict(values: dict[str, Any], cls: type = Config) -> Any:
     return cls(**made)
 
 
-def differences(saved: Any, current: Any, path: str = "") -> list[str]:
+def differences(saved: Any, current: Any) -> list[str]:
     """Lines "field: saved -> current" for every leaf that differs between two nested dicts."""
+    return [str(change) for change in changes(saved, current)]
+
+
+class Change(typing.NamedTuple):
+    """A field, by its dotted name, and its two values."""
+
+    field: str
+    saved: Any
+    current: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.saved!r} -> {self.current!r}"
+
+
+def changes(saved: Any, current: Any, path: str = "") -> list[Change]:
+    """Every leaf that differs between two nested dicts."""
     if not (isinstance(saved, dict) and isinstance(current, dict)):
         same = saved == current or (saved != saved and current != current)
-        return [] if same else [f"{path}: {saved!r} -> {current!r}"]
+        return [] if same else [Change(path, saved, current)]
     missing = "(absent)"
     return [
-        line
+        change
         for name in sorted({*saved, *current})
-        for line in differences(
+        for change in changes(
             saved.get(name, missing), current.get(name, missing), f"{path}.{name}".lstrip(".")
         )
     ]

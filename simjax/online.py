@@ -1,5 +1,6 @@
 """Measures the generator while it trains, as curves, and keeps the best one apart."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ class Online:
         self._config = model.config
         self._best = directory / "best"
         options = self._config.evaluation
+        self._by = {
+            "reference": options.reference or self._config.data.source,
+            "limit": options.limit,
+            "samples": options.online_samples,
+        }
         if options.every and judging is None:
             raise c.ConfigError(
                 f"evaluation.every = {options.every}, but there is nothing to compare with: set "
@@ -45,11 +51,13 @@ class Online:
         self._monitor.measured(step, metrics)
         if name := self._config.evaluation.best:
             better = processes.is_first() and self._is_better(name, metrics)
-            if processes.from_first(np.int32(better)):
+            better = bool(processes.from_first(np.int32(better)))
+            if better:
                 value = metrics.get(name)  # the first process has it
-                found = {"step": step, "metric": name, "value": value}
+                found = {"step": step, "metric": name, "value": value, "by": self._by}
                 store_again(self._best / str(step), self._model, state.generator_ema, found)
-            processes.by_first(self._remove_others, "only the best is kept")
+            remove = functools.partial(self._remove_others, step if better else None)
+            processes.by_first(remove, "only the best is kept")
 
     def _is_better(self, name: str, metrics: dict[str, float]) -> bool:
         if name not in metrics:
@@ -60,12 +68,15 @@ class Online:
         kept = checkpoint.steps_in(self._best)
         if not kept:
             return True
-        best = checkpoint.load_provenance(self._best / str(kept[-1]))["value"]
-        return value > best if name.rpartition("/")[2] in HIGHER_IS_BETTER else value < best
+        best = checkpoint.load_provenance(self._best / str(kept[-1]))
+        if (best["metric"], best.get("by", self._by)) != (name, self._by):
+            return True  # the run was continued with other settings: not comparable
+        is_higher = name.rpartition("/")[2] in HIGHER_IS_BETTER
+        return value > best["value"] if is_higher else value < best["value"]
 
-    def _remove_others(self) -> None:
-        """All but the best: those before it, and what a kill left half written."""
-        best = str(checkpoint.steps_in(self._best)[-1])
+    def _remove_others(self, best: int | None) -> None:
+        """All but the best, by default the one kept: others, and what a kill left half written."""
+        name = str(checkpoint.steps_in(self._best)[-1] if best is None else best)
         for path in self._best.iterdir():
-            if path.name != best:
+            if path.name != name:
                 path.rmtree()

@@ -9,6 +9,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -79,26 +80,50 @@ def reuse_compiled(directory: Any) -> None:
 
 @contextlib.contextmanager
 def failing_at_once() -> Iterator[None]:
-    """An error in one of several processes ends it there and then, with exit status 1.
+    """An error or Ctrl-C ends this process there and then, with exit status 1 or 130.
 
-    An orderly exit would wait for the others, which wait for this one.
+    An orderly exit would wait for the other processes, which wait for this one, and for threads
+    that still write.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        end_at_once("interrupted.", status=128 + signal.SIGINT)
     except Exception as error:
-        if jax.process_count() == 1:
-            raise
         if not isinstance(error, ConfigError):
             traceback.print_exc()
-        end_at_once(str(error))
+        end_at_once(str(error) or type(error).__name__)
 
 
-def end_at_once(reason: str) -> NoReturn:
-    """Ends this process with exit status 1, from any thread; the others notice that it is gone."""
-    print(f"simjax, process {jax.process_index()}: {reason}", file=sys.stderr)
+def end_at_once(reason: str, *, status: int = 1) -> NoReturn:
+    """Ends this process, from any thread; the others notice that it is gone."""
+    which = f", process {jax.process_index()}" if jax.process_count() > 1 else ""
+    print(f"simjax{which}: {reason}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
+
+
+@contextlib.contextmanager
+def interrupted_later() -> Iterator[None]:
+    """Ctrl-C inside the block takes effect at its end; a second one at once."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came = []
+
+    def note(number: int, frame: Any) -> None:
+        came.append((number, frame))
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[0])
 
 
 def is_first() -> bool:
@@ -118,6 +143,23 @@ def all_true(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).all())
+
+
+def decided_by_first(decide: Callable[[], bool]) -> bool:
+    """What the first process decides, on every process; one that it refuses ends all of them.
+
+    Raises:
+      ConfigError: of the first process; the others point to its message.
+    """
+    refused, answer = None, False
+    if is_first():
+        try:
+            answer = decide()
+        except ConfigError as error:
+            refused = error
+    if not from_first(np.int32(refused is None)):
+        raise refused or ConfigError("refused by the first process, whose message says why.")
+    return bool(from_first(np.int32(answer)))
 
 
 def largest(value: int) -> int:

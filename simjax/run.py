@@ -1,44 +1,74 @@
 """What the program does in each mode. All of it resumes, on any number of processes and devices.
 
 A run directory holds config.json, metrics.jsonl, tensorboard/, samples/, teacher/ with its
-provenance, checkpoints/ and, once finished, report.json.
+provenance, checkpoints/ and, once finished, report.json; while a program writes there, owner.json.
 """
 
-import json
-import secrets
+import contextlib
+import functools
+import io
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from PIL import Image
 
 import simjax
-from simjax import build, checkpoint, checks, processes, report, sharding, storage
+from simjax import (
+    build,
+    checkpoint,
+    checks,
+    owner,
+    processes,
+    report,
+    resume,
+    sharding,
+    storage,
+    stored,
+)
 from simjax import config as c
 from simjax.data import prompts
 from simjax.evaluation.judge import Judge
 from simjax.monitor import Monitor
 from simjax.online import Online
 from simjax.porting import port
-from simjax.teacher import Model, as_frozen, obtain, starting_generator
+from simjax.teacher import Model, as_frozen, load, obtain, starting_generator, store_again
 from simjax.train import loop, step
 from simjax.train.state import TrainState
 from simjax.typing import Params
 
 
 def distill(config: c.Config, workdir: str) -> None:
-    """Makes or continues the distillation in `workdir`; a finished one only prints its report."""
+    """Makes or continues the distillation in `workdir`; a finished one only prints its report.
+
+    Raises:
+      ConfigError: the config is wrong, or the run directory is another run's, in use, or unusable.
+      Preempted: SIGTERM came, and everything is saved.
+    """
     checks.instance("config", config, c.Config, "simjax.Config(...) makes one")
     build.check(config, jax.device_count())
     c.require_teacher(config)
-    directory = claim(workdir, config)
-    if report.print_finished(directory):
-        return
-    monitor = _monitor(directory)
+    directory = storage.absolute(workdir)
+    if _has_work(directory, config):
+        say = functools.partial(print, flush=True)
+        with owner.only(directory, say):
+            if _has_work(directory, config, begin=say):  # while nobody else writes
+                monitor = _monitor(directory)
+                try:
+                    _distill(resume.aligned(config, directory, say), directory, monitor)
+                finally:  # what was logged last: the program may end at once
+                    with contextlib.suppress(Exception):
+                        monitor.end()
+                return
+    report.print_finished(directory)
+
+
+def _distill(config: c.Config, directory: epath.Path, monitor: Monitor) -> None:
     teacher = obtain(config, directory, monitor)
     judging = report.judge(teacher.config, monitor.say)  # missing data show here, not at the end
     training = build.distillation(teacher.config, teacher.denoise, teacher.mesh)
+    _store_start_of_run(config.generator.source, directory / "generator_start")
     start = starting_generator(config, teacher, directory, monitor)
     state = training.init(teacher.params, start)
     teacher = as_frozen(teacher)
@@ -62,62 +92,40 @@ def port_only(config: c.Config, workdir: str) -> None:
 MODES = {"distill": distill, "port": port_only}
 
 
-def claim(workdir: str, config: c.Config) -> epath.Path:
-    """The run directory, created, writable, of this config and seen by every process.
+def _has_work(
+    directory: epath.Path, config: c.Config, begin: Callable[[str], None] | None = None
+) -> bool:
+    """Whether the run is not finished, on every process; `begin` writes config.json, and says so.
 
     Raises:
-      ConfigError: it cannot be written, or another config's run lives there.
+      ConfigError: another config's run lives there, or the directory cannot be used.
     """
-    path = storage.absolute(workdir)
-    current = _as_written(c.to_dict(config))
-    try:
-        if processes.is_first():
-            path.mkdir(parents=True, exist_ok=True)
-            if not (path / "config.json").exists():
-                storage.write_json(path / "config.json", current)
-        _require_shared(path)
-        saved = path / "config.json"
-        written = c.to_dict(c.from_dict(json.loads(saved.read_text())))  # new fields: defaults
-    except json.JSONDecodeError as error:
-        raise c.ConfigError(
-            f"{saved} is not valid JSON ({error}); choose another --workdir."
-        ) from error
-    except c.ConfigError:
-        raise
-    except Exception as error:  # a bucket's errors have no common type
-        raise c.ConfigError(
-            f"workdir {workdir} cannot be used: {' '.join(str(error).split())}; choose another "
-            "with --workdir=DIR."
-        ) from error
-    changed = c.differences(_as_written(written), current)
-    if changed:
-        lines = "\n  ".join(changed)
-        raise c.ConfigError(
-            f"workdir {workdir} holds a run of another config; what differs (there -> here):\n"
-            f"  {lines}\nChoose another --workdir, or set these fields back."
-        )
-    return path
+
+    def decide() -> bool:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            plan = resume.plan(directory, config)
+            if begin and plan.has_work:
+                resume.apply(plan, directory, begin)
+        except c.ConfigError:
+            raise
+        except Exception as error:  # a bucket's errors have no common type
+            raise storage.unusable(directory, error) from error
+        return plan.has_work
+
+    return processes.decided_by_first(decide)
 
 
-def _as_written(values: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(values))
-
-
-def _require_shared(path: epath.Path) -> None:
-    """Writes a file in the run directory that every process must see."""
-    probe = path / ".writable"
-    token = int(processes.from_first(np.uint32(secrets.randbits(32))))
-    processes.by_first(lambda: probe.write_text(str(token)), "the directory is probed")
-    try:
-        seen = probe.read_text() == str(token)
-    except Exception:  # for whatever reason
-        seen = False
-    if not processes.all_true(seen):
-        raise c.ConfigError(
-            f"not every process sees workdir {path}: several hosts need a bucket (gs://...) or a "
-            "shared file system; choose one with --workdir=DIR."
-        )
-    processes.by_first(probe.unlink, "the probe is removed")
+def _store_start_of_run(source: str, start: epath.Path) -> None:
+    """Stores the generator of a run directory, from which another one starts."""
+    found = stored.find_run(source) if source else None
+    if found is None or processes.from_first(np.int32(checkpoint.is_stored(start))):
+        return
+    directory, config = found
+    model = load(config, directory / "teacher")
+    generator, made = stored.generator_of_run(model, directory, "generator")
+    about = {"source": f"generator of {source}, {stored.describe_generator(made)}"}
+    store_again(start, model, generator, about)
 
 
 def _monitor(directory: epath.Path) -> Monitor:
@@ -205,7 +213,18 @@ def _distilled(
         annotate=annotate,
     )
     checkpoints.close()
-    steps = sorted({*range(0, config.steps, config.sample_every), config.steps})
-    pictures = [f"generator_{step:08d}" for step in steps] + ["teacher"]
-    monitor.strip("progress", pictures, tile_rows=config.grid)
+    if monitor.active:
+        monitor.strip("progress", [*_drawn(directory), "teacher"], tile_rows=config.grid)
     return state.generator_ema
+
+
+def _drawn(directory: epath.Path) -> list[str]:
+    """Names of the generator's pictures, oldest first; those of another grid are left out."""
+
+    def size(path: epath.Path) -> tuple[int, int]:
+        return Image.open(io.BytesIO(path.read_bytes())).size
+
+    samples = directory / "samples"
+    expected = size(samples / "teacher.png")
+    found = sorted(samples.glob("generator_*.png"), key=lambda path: path.name)
+    return [path.stem for path in found if size(path) == expected]

@@ -90,6 +90,13 @@ def require_writable(folder: epath.Path, flag: str) -> None:
         raise ConfigError(f"{flag} cannot be written: {_reason(error)}.") from error
 
 
+def unusable(directory: epath.Path, error: Exception) -> ConfigError:
+    """What a person reads of a run directory that cannot be read or written."""
+    return ConfigError(
+        f"workdir {directory} cannot be used: {_reason(error)}; choose another with --workdir=DIR."
+    )
+
+
 @contextlib.contextmanager
 def whole(path: AnyPath) -> Iterator[AnyPath]:
     """A file beside `path` to write to, which takes its place at the end or is removed.

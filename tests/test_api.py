@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +96,33 @@ def test_distillation_finds_the_scale_of_its_teacher(teacher):
     assert abs(before - 0.976) < 0.1 and abs(after - SCALE) < 0.3, (before, after)
     assert len(distillation.metrics) == 300
     assert np.isfinite(distillation.metrics[-1]["generator/loss"])
+
+
+def test_an_interrupted_training_lacks_no_steps_metrics(teacher):
+    distillation = simjax.Distillation(teacher)
+    call, count = distillation._call, 0
+
+    def interrupted(*given):
+        nonlocal count
+        count += 1
+        if count == 7:  # in the middle of a call, which has taken the state
+            os.kill(os.getpid(), signal.SIGINT)
+        if count == 10:  # before one
+            raise KeyboardInterrupt
+        return call(*given)
+
+    distillation._call = interrupted
+    for done in (7, 9):
+        with pytest.raises(KeyboardInterrupt):
+            distillation.train(40)
+        assert int(distillation.state.step) == len(distillation.metrics) == done
+    distillation.train(1)
+    again = simjax.Distillation(teacher)
+    again.train(10)
+    assert distillation.metrics == again.metrics
+    np.testing.assert_array_equal(
+        *(each.state.generator["scale"] for each in (distillation, again))
+    )
 
 
 def test_loss_and_gradient_of_ones_own_distance_and_loss(teacher):

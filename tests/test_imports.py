@@ -16,7 +16,7 @@ LEVELS = [
     + ("simjax.chips", "simjax.command_line", "simjax.compiled", "simjax.processes")
     + ("simjax.allocation", "simjax.storage"),
     ("simjax.networks", "simjax.data", "simjax.monitor", "simjax.porting.maps", "simjax.footprint")
-    + ("simjax.sweep",)
+    + ("simjax.sweep", "simjax.owner")
     + ("simjax.evaluation.frechet", "simjax.evaluation.precision_recall")
     + ("simjax.evaluation.inception_score", "simjax.evaluation.kernel_distance")
     + ("simjax.evaluation.statistics",),
@@ -36,7 +36,7 @@ LEVELS = [
     ("simjax.teacher", "simjax.programs"),
     ("simjax.costs", "simjax.stored"),
     ("simjax.report", "simjax.dry_run", "simjax.timing"),
-    ("simjax.online",),
+    ("simjax.online", "simjax.resume"),
     ("simjax.run",),
     ("simjax.main", "simjax.evaluate", "simjax.aot", "simjax.benchmark")
     + ("simjax.encode_prompts", "simjax.sample", "simjax.api", "simjax.export"),

@@ -56,6 +56,10 @@ def run(
       hooks: pictures and measurements on the way.
       annotate: adds scalars to those of a log window.
     """
+
+    def log(step: int, window: list[dict[str, jax.Array]]) -> None:
+        monitor.scalars(step, annotate(health.summarize(_mean(jax.device_get(window)))))
+
     resumed = checkpoints.restore_latest(state)
     if resumed is not None:
         state = resumed
@@ -74,10 +78,12 @@ def run(
         monitor.advance(step)
         last = step >= training.steps
         if step % log_every == 0 or last:
-            monitor.scalars(step, annotate(health.summarize(_mean(jax.device_get(window)))))
+            log(step, window)
             window = []
         _act(hooks, state, step, last)
         asked_to_stop = processes.asked_to_stop()
+        if asked_to_stop and window:  # or the next line would lack these steps
+            log(step, window)
         if step % checkpoint_every == 0 or last or asked_to_stop:
             monitor.flush()  # a resumed run knows what was logged before its checkpoint
             checkpoints.save(state)

@@ -1,5 +1,6 @@
 """The loop itself, with steps that only count: quick, SIGTERM saves, hidden copies are errors."""
 
+import json
 import os
 import signal
 import time
@@ -27,15 +28,15 @@ def count(state: Count, constants, key) -> tuple[Count, dict]:
     return Count(state.step + 1, {"total": total}), {"count/loss": total}
 
 
-def run(directory, steps=6, constants=None, hooks=()) -> Count:
+def run(directory, steps=6, constants=None, hooks=(), steps_per_call=1, log_every=2) -> Count:
     mesh = sharding.make_mesh()
     start = Count(np.int32(0), {"total": np.float32(0)})
     training = build.Training(
-        call=compile_steps(count, mesh=mesh, steps_per_call=1),
+        call=compile_steps(count, mesh=mesh, steps_per_call=steps_per_call),
         init=Count,
         mesh=mesh,
         steps=steps,
-        steps_per_call=1,
+        steps_per_call=steps_per_call,
         batch=1,
     )
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=2, say=print)
@@ -48,7 +49,7 @@ def run(directory, steps=6, constants=None, hooks=()) -> Count:
             stage="counting",
             checkpoints=checkpoints,
             monitor=Monitor(directory),
-            log_every=2,
+            log_every=log_every,
             checkpoint_every=5,
             hooks=hooks,
         )
@@ -90,6 +91,21 @@ def test_sigterm_saves_at_once_and_exits_with_0(listening, tmp_path, capsys):
     finished = run(tmp_path)
     assert "continuing from step 3" in capsys.readouterr().out
     assert (int(finished.step), float(finished.tree["total"])) == (6, 6.0)
+
+
+def test_a_stopped_run_goes_on_in_longer_calls_and_logs_every_step_once(listening, tmp_path):
+    def terminate(state, step):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        run(tmp_path, steps=8, hooks=[loop.Hook(1, terminate)], log_every=3)
+    processes._signalled = False
+    finished = run(tmp_path, steps=12, steps_per_call=4, log_every=8)
+    assert (int(finished.step), float(finished.tree["total"])) == (12, 12.0)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    found = [(line["step"], line["count/loss"]) for line in lines]
+    assert found == [(3, 2.0), (4, 4.0), (8, 6.5), (12, 10.5)]  # means of 1-3, 4, 5-8, 9-12
 
 
 def test_a_second_sigterm_ends_the_program(listening):

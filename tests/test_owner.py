@@ -1,0 +1,322 @@
+"""One owner of a run directory: who is refused, who takes over and when, and who wins a race."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from simjax import config, owner, processes, storage
+from simjax.owner import Lock, Program
+
+HERE = Program(host="here", boot="boot", namespace="pid:[1]", pid=10, started="100")
+ELSEWHERE = [  # places that cannot be seen, though hosts may have one name and numbers are alike
+    dataclasses.replace(HERE, host="there"),
+    dataclasses.replace(HERE, boot="another"),
+    dataclasses.replace(HERE, namespace="pid:[2]"),
+    dataclasses.replace(HERE, boot="", namespace=""),
+]
+
+
+class World:
+    """Processes and the time, as locks see them; and what they say."""
+
+    def __init__(self, directory):
+        self.directory, self.now, self.said, self.lost = directory, 0.0, [], []
+        self.running: dict[int, str] = {}
+        self.locks: list[Lock] = []
+
+    def program(self, pid: int, place: Program = HERE, began: str = "100") -> Lock:
+        """A lock of a process that is running."""
+        self.running[pid] = began
+        lock = Lock(
+            self.directory,
+            say=self.said.append,
+            lost=self.lost.append,
+            program=dataclasses.replace(place, pid=pid, started=began),
+            started=lambda pid: self.running.get(pid, ""),
+            clock=lambda: self.now,
+        )
+        self.locks.append(lock)
+        return lock
+
+    def kill(self, lock: Lock) -> None:
+        """It gives no sign any more, and removes nothing."""
+        lock._closed.set()
+        if lock._thread is not None:
+            lock._thread.join()
+        self.running.pop(lock._program.pid, None)
+
+    def owner(self) -> int:
+        return json.loads((self.directory / owner.NAME).read_text())["token"]
+
+    def files(self) -> set[str]:
+        return {path.name for path in self.directory.iterdir()}
+
+
+@pytest.fixture
+def world(tmp_path):
+    world = World(tmp_path)
+    yield world
+    for lock in world.locks:
+        world.kill(lock)
+
+
+def test_a_second_program_is_refused_in_one_message(world):
+    assert world.program(10).attempt()
+    with pytest.raises(config.ConfigError) as refused:
+        world.program(11).attempt()
+    message = str(refused.value)
+    for part in (str(world.directory), "process 10 on here", "since 20", "kill 10", "--workdir"):
+        assert part in message
+    assert world.files() == {owner.NAME}
+
+
+def test_an_orderly_end_leaves_nothing_and_lets_the_next_one_in(world):
+    first, second = world.program(10), world.program(11)
+    assert first.attempt()
+    (world.directory / "owner.1.tmp").write_text("")  # a program was killed while it looked
+    first.release()
+    assert world.files() == set()
+    assert second.attempt()
+    first.release()  # no longer its own
+    assert world.owner() == second.token
+
+
+def test_a_killed_owner_is_followed_at_once(world):
+    first, second = world.program(10), world.program(11)
+    first.attempt()
+    world.kill(first)
+    assert second.attempt() and world.owner() == second.token
+    assert "process 10 on here" in world.said[0]
+
+
+def test_a_number_used_again_is_another_process(world):
+    first = world.program(10)
+    first.attempt()
+    world.kill(first)
+    world.running[10] = "200"
+    assert world.program(11).attempt()
+
+
+def test_a_process_that_may_not_be_seen_is_watched(world):
+    first = world.program(10)
+    first.attempt()
+    world.kill(first)
+    world.running[10] = None  # another user's, hidden
+    second = world.program(11)
+    assert not second.attempt()
+    world.now += owner.PATIENCE
+    assert second.attempt()
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_an_owner_elsewhere_is_followed_when_it_gives_no_sign(world, place):
+    first = world.program(10)
+    first.attempt()
+    world.kill(first)
+    second = world.program(11, place)
+    assert not second.attempt()
+    world.now += owner.PATIENCE - 1
+    assert not second.attempt()
+    world.now += 1
+    assert second.attempt() and world.owner() == second.token
+    assert len(world.said) == 2  # that it waits, and that it has taken over
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_an_owner_elsewhere_that_gives_a_sign_is_not_followed(world, place):
+    first, second = world.program(10), world.program(10, place)
+    first.attempt()
+    assert not second.attempt()
+    first.renew()
+    with pytest.raises(config.ConfigError, match="process 10 on here"):
+        second.attempt()
+    assert world.owner() == first.token
+
+
+def test_an_owner_elsewhere_that_ends_is_followed_without_a_wait(world):
+    first, second = world.program(10), world.program(11, ELSEWHERE[0])
+    first.attempt()
+    assert not second.attempt()
+    first.release()
+    assert second.attempt()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_lock_that_a_kill_cut_short_is_followed(world, content):
+    (world.directory / owner.NAME).write_text(content)
+    second = world.program(11)
+    assert not second.attempt()
+    world.now += owner.PATIENCE
+    assert second.attempt()
+
+
+def test_an_owner_that_stood_still_too_long_ends_and_writes_nothing(world):
+    first, second = world.program(10), world.program(11, ELSEWHERE[0])
+    first.attempt()
+    second.attempt()
+    world.now += owner.PATIENCE
+    second.attempt()
+    first.renew()
+    assert len(world.lost) == 1 and "taken over by another program, process 11" in world.lost[0]
+    assert world.owner() == second.token
+    first.release()
+    assert world.owner() == second.token
+
+
+def test_an_owner_renews_its_sign_and_notices_its_loss_by_itself(world, monkeypatch):
+    monkeypatch.setattr(owner, "LOOK", 0.01)
+    monkeypatch.setattr(owner, "RENEW", 0.02)
+    first = world.program(10)
+    first.attempt()
+    wait_until(lambda: json.loads((world.directory / owner.NAME).read_text())["signs"] > 2)
+    (world.directory / owner.NAME).unlink()
+    wait_until(lambda: (world.directory / owner.NAME).exists())
+    (world.directory / owner.NAME).write_text('{"token": 1}')
+    wait_until(lambda: world.lost)
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_many_that_come_at_once_one_owns_it(world, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", refuse_links)
+    for turn in range(20):
+        gone = world.program(5)
+        if turn % 2:
+            assert gone.attempt()
+        world.kill(gone)
+        locks = [world.program(10 + number) for number in range(6)]
+        together = threading.Barrier(len(locks))
+        results: list[bool] = []
+        threads = [threading.Thread(target=come, args=(lock, together, results)) for lock in locks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(results) == 1 and len(results) == len(locks)
+        for lock in locks:
+            lock.release()
+        assert world.files() == set()
+
+
+def refuse_links(*_):
+    raise OSError(errno.EPERM, "no links here")
+
+
+def come(lock: Lock, together: threading.Barrier, results: list[bool]) -> None:
+    together.wait()
+    for _ in range(100):
+        try:
+            if lock.attempt():
+                return results.append(True)
+        except config.ConfigError:
+            return results.append(False)
+        time.sleep(0.001)  # a lock that is just being written
+    return None
+
+
+def test_who_looked_before_another_took_over_gives_the_lock_back(world):
+    gone, quick, slow = (world.program(pid) for pid in (5, 10, 11))
+    gone.attempt()
+    world.kill(gone)
+    look = slow._has_ended
+
+    def after_a_while(found: str) -> bool:
+        ended = look(found)
+        assert quick.attempt()
+        return ended
+
+    slow._has_ended = after_a_while
+    assert not slow.attempt()
+    assert world.owner() == quick.token
+    slow._has_ended = look
+    with pytest.raises(config.ConfigError, match="process 10"):
+        slow.attempt()
+
+
+def test_in_a_bucket_the_last_of_those_who_write_at_once_owns_it(world, monkeypatch):
+    monkeypatch.setattr(storage, "in_bucket", lambda path: True)
+    first, second = world.program(10), world.program(11)
+    monkeypatch.setattr(first, "_read", lambda: None)  # both look before one writes
+    assert not first.attempt()
+    monkeypatch.undo()
+    monkeypatch.setattr(second, "_read", lambda: None)
+    assert not second.attempt()
+    monkeypatch.undo()
+    assert not second.attempt()  # a third one may still write
+    world.now += owner.SETTLE
+    assert second.attempt()
+    with pytest.raises(config.ConfigError, match="process 11"):
+        first.attempt()
+    second.release()
+    assert world.files() == set()
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(config.ConfigError, match="cannot be used: .*--workdir"):
+        Lock(tmp_path / "file").attempt()
+
+
+@pytest.mark.parametrize("end", [ValueError, KeyboardInterrupt, processes.Preempted])
+def test_every_end_but_a_kill_removes_the_lock(tmp_path, end):
+    with pytest.raises(end), owner.only(tmp_path):
+        assert (tmp_path / owner.NAME).exists()
+        raise end
+    assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_ends_the_wait_for_an_owner_elsewhere(world, monkeypatch):
+    world.program(10, ELSEWHERE[0]).attempt()
+    monkeypatch.setattr(processes, "_signalled", True)
+    with pytest.raises(processes.Preempted), owner.only(world.directory):
+        pytest.fail("it is another program's")
+    assert world.files() == {owner.NAME}
+
+
+def test_processes_that_do_not_see_the_first_ones_lock_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(owner, "TRIES", 1)
+    monkeypatch.setattr(owner, "LOOK", 0.0)
+    answers = [1, 1, 7]  # not refused, taken, the token of the first process
+    monkeypatch.setattr(processes, "from_first", lambda value: np.int32(answers.pop(0)))
+    refused = pytest.raises(config.ConfigError, match="not every process sees .*--workdir")
+    with refused, owner.only(tmp_path):
+        pytest.fail("it is not the first one's directory")
+
+
+def test_the_other_processes_are_refused_with_the_first(monkeypatch):
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "from_first", lambda value: np.int32(0))
+    with pytest.raises(config.ConfigError, match="the first process"):
+        processes.decided_by_first(lambda: pytest.fail("the first process decides"))
+
+
+def test_real_processes_are_told_apart():
+    assert Program.this() == Program.this()
+    assert owner.is_gone(Program.this(), Program.this(), owner.started) in (False, None)
+    process = subprocess.Popen(["sleep", "60"])
+    other = dataclasses.replace(
+        Program.this(), pid=process.pid, started=owner.started(process.pid) or ""
+    )
+    if not other.boot:
+        pytest.skip("no /proc: every owner is watched")
+    assert owner.is_gone(other, Program.this(), owner.started) is False
+    process.send_signal(signal.SIGKILL)
+    wait_until(lambda: owner.started(process.pid) == "")  # before anybody waits for it
+    assert owner.is_gone(other, Program.this(), owner.started)
+    process.wait()
+    assert owner.is_gone(other, Program.this(), owner.started)

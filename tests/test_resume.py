@@ -1,0 +1,264 @@
+"""What may differ when a run is started again: every field is decided, and what may does go on."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simjax import checkpoint, config, owner, processes, resume, run
+from tests.helpers import checkpoints
+from tests.helpers.configs import load
+
+NETWORK = config.SongUNet(
+    resolution=8,
+    image_channels=1,
+    label_dim=10,
+    channels=4,
+    channel_mult=(1,),
+    blocks=1,
+    attention_resolutions=(),
+)
+STEPS = 6
+
+
+def tiny(source, **fields) -> config.Config:
+    """configs/cifar10.py, whose rates are constant, in seconds; fields by their dotted names."""
+    options = load("cifar10")
+    options.teacher.source = str(source)
+    options.steps, options.batch, options.grid = STEPS, 8, 2
+    options.log_every, options.sample_every, options.checkpoint_every = 1, 3, 3
+    options.evaluation = config.Evaluation(samples=6, teacher_steps=(2,), batch=4)
+    for path, value in fields.items():
+        owner_of, _, name = path.rpartition(".")
+        setattr(config.get_field(options, owner_of) if owner_of else options, name, value)
+    return options
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The source of a teacher and the directory of a finished run, all of its checkpoints kept."""
+    where = tmp_path_factory.mktemp("finished")
+    checkpoints.write(where / "net.pkl", NETWORK)
+    run.distill(tiny(where / "net.pkl", keep_checkpoints=10), str(where / "run"))
+    return where / "net.pkl", where / "run"
+
+
+def tables(field: str) -> list[str]:
+    """Those that decide it."""
+    found = [name for name in ("FREE", "MEASURED", "DATA", "FIXED") if in_table(name, field)]
+    return found + ["STEPS"] * (field == resume.STEPS)
+
+
+def in_table(name: str, field: str) -> bool:
+    return resume.holds(getattr(resume, name), field)
+
+
+@pytest.mark.parametrize("field", config.known_fields())
+def test_every_field_is_decided_once(field):
+    assert len(tables(field)) == 1, f"{field}: put it into one of the tables of simjax/resume.py"
+
+
+def test_what_the_tables_name_exists():
+    fields = config.known_fields()
+    for name in (*resume.FREE, *resume.MEASURED, *resume.DATA, *resume.FIXED):
+        assert any(field == name or field.startswith(f"{name}.") for field in fields), name
+
+
+def plan(directory, current: config.Config) -> resume.Plan:
+    return resume.plan(resume.epath.Path(directory), current)
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """A copy of the run, stopped at half of its steps."""
+    source, directory = finished
+    shutil.copytree(directory, tmp_path / "run")
+    (tmp_path / "run" / "report.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
+    return source, tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 5),
+        ("batch", 16),
+        ("compute_dtype", "bfloat16"),
+        ("dropout", 0.5),
+        ("share_samples", True),
+        ("generator.optim.lr", 1.0),
+        ("fake_score.sigma.mean", 1.0),
+        ("loss.c", 1.0),
+        ("teacher.guidance", 2.0),
+        ("generator.source", "other.pkl"),
+    ],
+)
+def test_what_changes_the_result_is_refused_by_its_name(unfinished, field, value):
+    source, directory = unfinished
+    with pytest.raises(config.ConfigError, match=f"\n  {field}: .* -> {value!r}\n.*--workdir"):
+        plan(directory, tiny(source, **{field: value, "log_every": 4}))
+
+
+def test_the_data_that_train_a_teacher_stay_and_those_that_judge_may_change(unfinished):
+    source, directory = unfinished
+    assert plan(directory, tiny(source, **{"data.source": "digits"})).has_work
+    written = json.loads((directory / "config.json").read_text())
+    trained = {"source": "", "steps": 2}
+    values = written | {"teacher": written["teacher"] | trained}
+    values["network"] = config.describe(NETWORK)
+    (directory / "config.json").write_text(json.dumps(values))
+    changed = config.from_dict(values | {"data": {"source": "digits"}})
+    with pytest.raises(config.ConfigError, match=r"\n  data.source: '' -> 'digits'\n"):
+        plan(directory, changed)
+
+
+def test_steps_grow_or_shrink_to_those_that_are_done(unfinished):
+    source, directory = unfinished
+    for steps in (3, 5, 100):
+        assert plan(directory, tiny(source, steps=steps)).has_work
+    with pytest.raises(config.ConfigError, match="steps: 6 -> 2, but 3 are done"):
+        plan(directory, tiny(source, steps=2))
+
+
+@pytest.mark.parametrize("who", ["generator", "fake_score"])
+def test_steps_that_a_schedule_depends_on_stay(unfinished, who):
+    source, directory = unfinished
+    decaying = {f"{who}.optim.final_lr": 0.1}
+    rewrite(directory, tiny(source, **decaying))
+    with pytest.raises(config.ConfigError, match=f"{who}.optim.final_lr = 0.1.*generator.source"):
+        plan(directory, tiny(source, steps=100, **decaying))
+    shutil.rmtree(directory / "checkpoints")  # before the first one nothing depends on it
+    assert plan(directory, tiny(source, steps=100, **decaying)).has_work
+
+
+def rewrite(directory, options: config.Config) -> None:
+    (directory / "config.json").write_text(json.dumps(config.to_dict(options)))
+
+
+def test_a_config_of_an_older_version_has_defaults_for_new_fields(unfinished):
+    source, directory = unfinished
+    values = json.loads((directory / "config.json").read_text())
+    del values["checkpoint_limit"], values["loss"]["rate"], values["keep_checkpoints"]
+    (directory / "config.json").write_text(json.dumps(values))
+    assert plan(directory, tiny(source)).changed == ()
+
+
+def test_a_broken_config_is_refused(unfinished):
+    source, directory = unfinished
+    (directory / "config.json").write_text("{")
+    with pytest.raises(config.ConfigError, match="not valid JSON.*--workdir"):
+        plan(directory, tiny(source))
+
+
+def test_calls_end_at_multiples_from_any_checkpoint(unfinished):
+    source, directory = unfinished
+    said = []
+    for given, expected in ((1, 1), (3, 3), (6, 3), (2, 1), (4, 1)):  # after three steps
+        options = tiny(source, steps_per_call=given)
+        found = resume.aligned(options, resume.epath.Path(directory), said.append)
+        assert found.steps_per_call == expected
+    assert len(said) == 3 and "steps_per_call = 3 instead of 6" in said[0]
+
+
+def read(directory, name: str = "report.json") -> dict:
+    return json.loads((directory / name).read_text())
+
+
+def logged(directory) -> list[int]:
+    return [json.loads(line)["step"] for line in (directory / "metrics.jsonl").open()]
+
+
+def test_a_finished_run_grows_with_other_settings_and_ends_bitwise_equal(
+    finished, tmp_path, capsys
+):
+    # At step 3 of the run that the fixture made: as if that had been its end.
+    source, complete = finished
+    directory = tmp_path / "run"
+    shutil.copytree(complete, directory)
+    shutil.rmtree(directory / "checkpoints" / str(STEPS))
+    (directory / "samples" / f"generator_{STEPS:08d}.png").unlink()
+    rewrite(directory, tiny(source, steps=3))
+    changed = {
+        "steps_per_call": 2,  # does not divide the three steps done
+        "checkpoint_every": 2,
+        "log_every": 2,
+        "sample_every": 6,
+        "keep_checkpoints": 1,
+        "grid": 3,
+        "evaluation.samples": 5,
+    }
+    run.distill(tiny(source, **changed), str(directory))
+    said = capsys.readouterr().out
+    for part in ("steps: 3 -> 6", "keep_checkpoints: 2 -> 1", "grid: 2 -> 3"):
+        assert said.count(part) == 1
+    assert "steps_per_call = 1 instead of 2" in said
+    assert "continuing from step 3" in said
+    assert read(directory)["generator_sha256"] == read(complete)["generator_sha256"]
+    assert read(directory, "report_before.json") == read(complete)
+    assert read(directory, "config.json")["steps_per_call"] == 2
+    assert logged(directory) == [1, 2, 3, 4, 6]
+    assert checkpoint.steps_in(resume.epath.Path(directory / "checkpoints")) == [6]
+    strip = np.asarray(Image.open(directory / "samples" / "progress.png"))
+    assert strip.shape == (2 * 72, 3 * 72)  # step 6 and the teacher: those before were 2 x 2
+    assert not list(directory.glob("owner*"))
+
+
+def test_a_finished_run_of_other_measurements_is_measured_again(finished, tmp_path, capsys):
+    source, complete = finished
+    directory = tmp_path / "run"
+    shutil.copytree(complete, directory)
+    options = tiny(source, keep_checkpoints=10, **{"evaluation.teacher_steps": (2, 3)})
+    run.distill(options, str(directory))
+    assert [row["evaluations"] for row in read(directory)["rows"]] == [1, 1, 3, 5]
+    assert read(directory)["generator_sha256"] == read(complete)["generator_sha256"]
+    assert logged(directory) == logged(complete)
+    run.distill(options, str(directory))
+    assert capsys.readouterr().out.count("is finished") == 1
+
+
+def test_a_finished_run_prints_its_report_whatever_is_free(finished, monkeypatch, capsys):
+    source, directory = finished
+    before = (directory / "config.json").read_bytes()
+    monkeypatch.setattr(run, "_distill", lambda *_: pytest.fail("it is finished"))
+    lock = owner.Lock(directory)  # to look at it, nothing need be owned
+    assert lock.attempt()
+    run.distill(tiny(source, remat="blocks", accumulate=2, log_every=1), str(directory))
+    lock.release()
+    assert "is finished" in capsys.readouterr().out
+    assert (directory / "config.json").read_bytes() == before
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_trained_again(finished, tmp_path):
+    source, complete = finished
+    directory = tmp_path / "run"
+    shutil.copytree(complete, directory)
+    shutil.rmtree(directory / "checkpoints")
+    with pytest.raises(config.ConfigError, match="checkpoints are gone.*steps: 6 -> 9.*--workdir"):
+        plan(directory, tiny(source, steps=9))
+
+
+def test_a_second_program_writes_nothing(finished, tmp_path):
+    source, _ = finished
+    lock = owner.Lock(tmp_path)
+    assert lock.attempt()
+    with pytest.raises(config.ConfigError, match="belongs to another program, process"):
+        run.distill(tiny(source), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [owner.NAME]
+    lock.release()
+
+
+def test_a_run_starts_from_the_generator_of_another(finished, tmp_path):
+    source, complete = finished
+    options = tiny(source, steps=2, **{"generator.source": str(complete)})
+    started = []
+
+    def stop(training, state, *_):
+        started.append(checkpoint.params_sha256(state.generator))
+        raise processes.Preempted(0)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(processes.Preempted):
+        patch.setattr(run, "_distilled", stop)
+        run.distill(options, str(tmp_path / "run"))
+    assert started == [read(complete)["generator_sha256"]]
