@@ -35,7 +35,7 @@ from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 HERE = Path(__file__).parent
 METHODS = {
     "SIM, Pseudo-Huber": {"name": "sim", "distance": "pseudo_huber"},
-    "SIM, squared L2": {"name": "sim", "distance": "l2_squared"},
+    "SIM, squared L2": {"name": "sim", "distance": "l2_squared", "c": simjax.Config().loss.c},
     "SiD, alpha 1.0": {"name": "sid", "alpha": 1.0},
     "SiD, alpha 1.2": {"name": "sid", "alpha": 1.2},
     "Diff-Instruct": {"name": "diff_instruct"},

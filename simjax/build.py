@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from simjax import config as c
-from simjax import data, sharding
+from simjax import data, fields, sharding
 from simjax.data import conditions
 from simjax.diffusion import augment, guidance, noise, precondition, sampler, schedule
 from simjax.evaluation import features, judge
@@ -72,7 +72,20 @@ SONG_CHOICES = {
 }
 
 
-def check(config: c.Config, devices: int) -> None:
+def check(config: c.Config, devices: int, saved: c.Config | None = None) -> None:
+    """Refuses a config of a run that is not possible, or has fields without effect.
+
+    Args:
+      saved: the config that the run began with, if it goes on.
+
+    Raises:
+      ConfigError: with the field, what it may be and the remedy.
+    """
+    check_values(config, devices)
+    fields.require_read(config, saved)
+
+
+def check_values(config: c.Config, devices: int) -> None:
     """Refuses a config that names unknown things or does not fit together.
 
     Raises:
@@ -322,14 +335,16 @@ def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
 
 def distance(loss: c.Loss) -> distances.Distance:
     """d of SIM, with its options."""
-    options = {"c": loss.c, "delta": loss.delta, "exponent": loss.exponent, "rate": loss.rate}
-    return distances.bind(loss.distance, **options)
+    return distances.bind(loss.distance, **fields.options(distances.DISTANCES[loss.distance], loss))
 
 
 def generator_loss(config: c.Config, distance: distances.Distance) -> step.GeneratorLoss:
     """(x0, d_teacher, d_fake, sigma) -> the method's loss of each example, weighted and scaled."""
-    options = {"sim": {"distance": distance}, "sid": {"alpha": config.loss.alpha}}
-    method = functools.partial(step.LOSSES[config.loss.name], **options.get(config.loss.name, {}))
+    chosen = step.LOSSES[config.loss.name]
+    options = fields.options(chosen, config.loss)
+    if "distance" in options:  # by its name there
+        options["distance"] = distance
+    method = functools.partial(chosen, **options)
     weight = _weight(config.generator.weight, config)
 
     def loss(x0, d_teacher, d_fake, sigma):
@@ -351,9 +366,7 @@ def teacher_sampler(
     denoise = guidance.guided(_on_devices(denoise, mesh, config), config.teacher.guidance)
     options = config.teacher.sampler
     solver = sampler.SOLVERS[options.solver]
-    churn = sampler.Churn(
-        options.churn, options.churn_low, options.churn_high, options.churn_inflation
-    )
+    churn = _churn(options) if solver.churns else None
 
     def sample(params, z, cond, keys):
         def conditioned(xt, sigma):
@@ -362,7 +375,7 @@ def teacher_sampler(
         def draw_noise(index):
             return _normal(jax.vmap(jax.random.fold_in, (0, None))(keys, index), z.shape[1:])
 
-        extra = {"churn": churn, "draw_noise": draw_noise} if solver.churns else {}
+        extra = {"churn": churn, "draw_noise": draw_noise} if churn else {}
         return solver.sample(conditioned, z, _ladder(options, steps), **extra)
 
     return jax.jit(sample)
@@ -379,10 +392,16 @@ def calls(teacher: c.Teacher) -> int:
 
 
 def _ladder(options: c.Sampler, steps: int) -> Array:
-    if options.ladder == "ddpm_linear":
-        return schedule.ddpm_linear_ladder(steps)
-    ends = {"sigma_min": options.sigma_min, "sigma_max": options.sigma_max, "rho": options.rho}
-    return schedule.karras_ladder(steps, **ends)
+    ladder = schedule.LADDERS[options.ladder]
+    return ladder(steps, **fields.options(ladder, options))
+
+
+def _churn(options: c.Sampler) -> sampler.Churn | None:
+    """None for none, whose range and inflation have no effect."""
+    if not options.churn:
+        return None
+    names = ("churn", "churn_low", "churn_high", "churn_inflation")
+    return sampler.Churn(*(getattr(options, name) for name in names))
 
 
 def one_step_sampler(
@@ -500,14 +519,8 @@ def _draws(
 
 
 def _draw_sigma(key: Key, *, law: c.Sigma, batch: int) -> PerExample:
-    options = {
-        "lognormal": ("mean", "std", "low", "high"),
-        "karras": ("t_max", "sigma_min", "sigma_max", "rho"),
-        "vp": (),
-        "ve": (),
-    }[law.law]
-    values = {name: getattr(law, name) for name in options}
-    return schedule.SIGMA_LAWS[law.law](key, batch, **values)
+    draw = schedule.SIGMA_LAWS[law.law]
+    return draw(key, batch, **fields.options(draw, law))
 
 
 def _weight(name: str, config: c.Config) -> Callable[[PerExample], PerExample]:

@@ -127,7 +127,7 @@ def read(folder: Path) -> tuple[c.Config, Params]:
         config.generator.sigma_init = float(found["sigma_init"])
         network = c.network_from(found["network"])
         config = c.complete(config, network, found["precondition"], found["sigma_data"])
-        build.check(config, devices=1)
+        build.check_values(config, devices=1)
         like = build.weights_like(config)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise c.ConfigError(

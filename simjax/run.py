@@ -19,6 +19,7 @@ from simjax import (
     build,
     checkpoint,
     checks,
+    fields,
     owner,
     processes,
     report,
@@ -47,7 +48,7 @@ def distill(config: c.Config, workdir: str) -> None:
       Preempted: SIGTERM came, and everything is saved.
     """
     checks.instance("config", config, c.Config, "simjax.Config(...) makes one")
-    build.check(config, jax.device_count())
+    build.check(config, jax.device_count(), _begun(storage.absolute(workdir)))
     c.require_teacher(config)
     directory = storage.absolute(workdir)
     if _has_work(directory, config):
@@ -66,6 +67,7 @@ def distill(config: c.Config, workdir: str) -> None:
 
 def _distill(config: c.Config, directory: epath.Path, monitor: Monitor) -> None:
     teacher = obtain(config, directory, monitor)
+    fields.require_read(teacher.config, _begun(directory))  # its file may have told its network
     judging = report.judge(teacher.config, monitor.say)  # missing data show here, not at the end
     training = build.distillation(teacher.config, teacher.denoise, teacher.mesh)
     _store_start_of_run(config.generator.source, directory / "generator_start")
@@ -84,6 +86,7 @@ def port_only(config: c.Config, workdir: str) -> None:
     if not processes.is_first():
         return
     c.require_source(config, "teacher.source")
+    fields.require_read(config)
     known = {"family": config.teacher.family, "sha256": config.teacher.sha256}
     ported = port.port(config.teacher.source, **known)
     print(port.report(ported))
@@ -114,6 +117,14 @@ def _has_work(
         return plan.has_work
 
     return processes.decided_by_first(decide)
+
+
+def _begun(directory: epath.Path) -> c.Config | None:
+    """The config of a run that has trained; what is wrong with its file, `resume` tells."""
+    with contextlib.suppress(Exception):
+        if any((directory / name).exists() for name in ("checkpoints_teacher", "checkpoints")):
+            return stored.config_of_run(directory)
+    return None
 
 
 def _store_start_of_run(source: str, start: epath.Path) -> None:

@@ -53,7 +53,7 @@ def prepare(config: c.Config, swept: dict[str, list]) -> list[c.Config]:
     c.require_teacher(config)
     configs = sweep.combinations(teacher.plan(config), swept)
     for one in configs:
-        build.check(one, jax.device_count())
+        build.check_values(one, jax.device_count())
     return configs
 
 

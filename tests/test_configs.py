@@ -195,7 +195,7 @@ def test_every_method_builds_by_override_alone(name):
 @pytest.mark.parametrize("distance", build.distances.DISTANCES)
 def test_every_distance_builds_by_override_alone(distance, units):
     options = small()
-    options.loss.distance, options.loss.units = distance, units
+    options.loss = config.Loss(distance=distance, units=units)
     build.check(options, devices=1)
     abstract_steps(options)
 

@@ -27,7 +27,8 @@ LEVELS = [
     + ("simjax.evaluation.features", "simjax.evaluation.reference")
     + ("simjax.evaluation.aesthetic", "simjax.evaluation.clip_score")
     + ("simjax.evaluation.clip_tokens",),
-    ("simjax.train.compile", "simjax.evaluation.judge", "simjax.evaluation.drawing"),
+    ("simjax.train.compile", "simjax.evaluation.judge", "simjax.evaluation.drawing")
+    + ("simjax.fields",),
     ("simjax.build",),
     ("simjax.train.loop", "simjax.porting.port", "simjax.stablehlo"),
     ("simjax.text", "simjax.autoencoder", "simjax.formats"),

@@ -152,8 +152,8 @@ def test_a_missing_config_file_is_named(tmp_path):
 
 def test_a_workdir_of_another_config_is_refused_with_the_fields_that_differ(finished):
     workdir, _ = finished
-    message = refused(run(workdir, *TINY, "--config.loss.alpha=1.0", "--config.seed=5"))
-    assert "loss.alpha: 1.2 -> 1.0" in message
+    message = refused(run(workdir, *TINY, "--config.loss.scale=2.0", "--config.seed=5"))
+    assert "loss.scale: 1.0 -> 2.0" in message
     assert "seed: 0 -> 5" in message
     assert "steps" not in message.split("differs")[1].split("Choose")[0]
 

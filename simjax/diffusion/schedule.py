@@ -115,14 +115,32 @@ def _descending(steps: int) -> Float[Array, "steps"]:
     return 1 - jnp.arange(steps, dtype=jnp.result_type(float)) / max(steps - 1, 1)
 
 
-def sample_lognormal(key: Key, batch: int, **options: float) -> PerExample:
+def sample_lognormal(
+    key: Key,
+    batch: int,
+    *,
+    mean: float = -1.2,
+    std: float = 1.2,
+    low: float = 0.0,
+    high: float = float("inf"),
+) -> PerExample:
     """Draws sigma, shape (batch,); options are those of `lognormal`."""
-    return lognormal(jax.random.normal(key, (batch,)), **options)
+    normal = jax.random.normal(key, (batch,))
+    return lognormal(normal, mean=mean, std=std, low=low, high=high)
 
 
-def sample_karras(key: Key, batch: int, *, t_max: float = 0.8, **options: float) -> PerExample:
+def sample_karras(
+    key: Key,
+    batch: int,
+    *,
+    t_max: float = 0.8,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+) -> PerExample:
     """Draws sigma with t ~ U(0, t_max); SiD writes t_max as tmax = 800, out of 1000."""
-    return karras(jax.random.uniform(key, (batch,), maxval=t_max), **options)
+    t = jax.random.uniform(key, (batch,), maxval=t_max)
+    return karras(t, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
 
 
 def sample_vp(key: Key, batch: int, *, t_min: float = 1e-5, **options: float) -> PerExample:
@@ -135,7 +153,8 @@ def sample_ve(key: Key, batch: int, **options: float) -> PerExample:
     return geometric(jax.random.uniform(key, (batch,)), **options)
 
 
-SigmaLaw = Callable[..., PerExample]  # (key, batch, **options)
+# (key, batch, **options); keywords that a law names are config fields (simjax/fields.py).
+SigmaLaw = Callable[..., PerExample]
 SIGMA_LAWS: dict[str, SigmaLaw] = {
     "lognormal": sample_lognormal,
     "karras": sample_karras,

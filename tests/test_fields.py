@@ -1,0 +1,297 @@
+"""A field that is set is read, or refused: for every field, law, loss, distance and source."""
+
+import copy
+import dataclasses
+import itertools
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import simjax
+from simjax import build, config, fields, run, sharding, teacher
+from simjax.networks.denoiser import as_denoise
+from simjax.porting.maps.edm import Description
+from tests.helpers.configs import load, small
+
+# Read by every run, or refused elsewhere (its test): a new field of the schema is listed here, or
+# has its place in simjax/fields.py.
+READ_BY_EVERY_RUN = {
+    *("mode", "seed", "steps", "batch", "accumulate", "share_samples", "steps_per_call", "fsdp"),
+    *("network", "dropout"),  # complete, require_teacher: tests/test_configs.py
+    *("teacher.family", "generator.family"),  # complete, port: tests/test_configs.py
+    *("teacher.source", "teacher.steps", "teacher.sampler.solver", "teacher.sampler.ladder"),
+    *("teacher.dtype", "generator.source", "generator.sigma_init"),
+    *("generator.sigma.law", "generator.weight", "fake_score.sigma.law", "fake_score.weight"),
+    *(f"generator.ema.{field.name}" for field in dataclasses.fields(config.Ema)),
+    *(
+        f"{part}.optim.{field.name}"
+        for part in ("generator", "fake_score")
+        for field in dataclasses.fields(config.Optim)
+    ),
+    *("fake_score.scale", "fake_score.augment"),  # augment_dim: tests/test_configs.py
+    *("loss.name", "loss.distance", "loss.units", "loss.scale"),
+    *("evaluation.reference", "evaluation.teacher_steps", "evaluation.batch"),
+    *("grid", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"),
+    "checkpoint_limit",  # of runs with several processes: the machines decide, not the config
+}
+
+
+def leaves(record, path: str = ""):
+    """Dotted names of all fields; a network is one."""
+    for field in dataclasses.fields(record):
+        value, dotted = getattr(record, field.name), f"{path}.{field.name}".lstrip(".")
+        yield from leaves(value, dotted) if dataclasses.is_dataclass(value) else [dotted]
+
+
+LEAVES = tuple(leaves(config.Config()))
+
+
+def changed(options: config.Config, **values) -> config.Config:
+    """A copy with values at dotted paths, whose dots are double underscores here."""
+    options = copy.deepcopy(options)
+    for path, value in values.items():
+        *parents, name = path.split("__")
+        setattr(config.get_field(options, ".".join(parents)) if parents else options, name, value)
+    return options
+
+
+def bases() -> dict[str, config.Config]:
+    """A config of every choice, with everything else as far as possible at its default."""
+    trained = config.Config(network=load("digits").network)
+    trained.teacher.steps, trained.data.source = 100, "digits"
+    published = config.Config(teacher=config.Teacher(source="edm-cifar10-32x32-cond-vp"))
+    named = config.Teacher(source="PixArt-XL-2-512x512")
+    captioned = changed(load("captioned_digits"), text__words=(), text__held_out=())
+    reference = changed(published, evaluation__reference="stats.npz", data__source="tfds:cifar10")
+    made = {
+        "trained": trained,
+        "published": published,
+        "file": config.Config(teacher=config.Teacher(source="teachers/net.pkl")),
+        "uncond": config.Config(teacher=config.Teacher(source="edm-cifar10-32x32-uncond-vp")),
+        "dit": config.Config(teacher=config.Teacher(source="DiT-XL-2-256x256")),
+        "pixart": config.Config(teacher=named),
+        "captions": captioned,
+        "own": config.Config(network=config.Own(resolution=1, image_channels=2, label_dim=0)),
+        "port": changed(published, mode="port"),
+        "reference": reference,
+        "two references": changed(reference, evaluation__features=("classifier",)),
+        "no features": changed(trained, evaluation__features=()),
+        "online": changed(trained, evaluation__every=100),
+        "vp family": changed(
+            trained, teacher__precondition="vp", teacher__weight="score", fake_score__weight="score"
+        ),
+        "ddpm": changed(published, teacher__sampler__ladder="ddpm_linear"),
+        "dpm": changed(published, teacher__sampler__solver="dpm_solver"),
+        "churn": changed(published, teacher__sampler__churn=40.0),
+    }
+    for law, part in itertools.product(
+        build.schedule.SIGMA_LAWS, ("teacher", "generator", "fake_score")
+    ):
+        made[f"{part}, {law}"] = changed(trained, **{f"{part}__sigma__law": law})
+    for loss in build.step.LOSSES:
+        made[loss] = changed(trained, loss__name=loss)
+    for distance in build.distances.DISTANCES:
+        made[distance] = changed(trained, loss__distance=distance)
+    return made
+
+
+BASES = bases()
+
+
+def other(path: str, value):
+    """A value that a field may have instead."""
+    if path == "network":
+        return config.SongUNet()
+    if path in build.CHOICES:
+        return next(name for name in build.CHOICES[path] if name not in (value, "float32"))
+    if path == "mode":
+        return "distill" if value == "port" else "port"
+    if isinstance(value, bool) or value is None:
+        return not value
+    if isinstance(value, tuple):
+        return (*value, 1) if path == "evaluation.teacher_steps" else (*value, "x")
+    if isinstance(value, str):
+        return value + "x"
+    return 3.0 if value == float("inf") else value + 1
+
+
+def is_refused(base: config.Config, path: str) -> bool:
+    """Whether another value of a field has no effect."""
+    value = other(path, config.get_field(base, path))
+    return path in fields.without_effect(changed(base, **{path.replace(".", "__"): value}))
+
+
+@pytest.mark.parametrize("path", LEAVES)
+def test_a_field_is_read_by_every_run_or_refused_where_it_is_not(path):
+    refused = {name for name, base in BASES.items() if is_refused(base, path)}
+    if path in READ_BY_EVERY_RUN:
+        assert refused <= {"port"}
+    else:
+        assert refused - {"port"}, f"{path} is always read: list it here; or place it in fields.py"
+        assert refused < set(BASES), f"{path} is never read: what is it for?"
+
+
+def test_only_fields_of_the_schema_are_listed():
+    assert set(LEAVES) >= READ_BY_EVERY_RUN
+    for base in BASES.values():
+        for choice in fields.choices(base):
+            groups = {path.rpartition(".")[0] for path in LEAVES} | set(LEAVES)
+            assert {*choice.unread, *choice.read} <= groups, choice
+
+
+def test_every_field_is_named_where_it_is_read():
+    folder = Path(simjax.__file__).parent
+    ours = (folder / "config.py", folder / "fields.py")
+    text = "\n".join(path.read_text() for path in folder.rglob("*.py") if path not in ours)
+    unnamed = [path for path in LEAVES if not re.search(rf"\b{path.rpartition('.')[2]}\b", text)]
+    assert not unnamed
+
+
+class Watched:
+    """A record of a config that keeps the names of the fields that were read."""
+
+    def __init__(self, record):
+        self._record, self.seen = record, set()
+
+    def __getattr__(self, name):
+        value = getattr(self._record, name)
+        self.seen.add(name)
+        return value
+
+
+def declared(options: config.Config, part: str) -> set[str]:
+    """The fields of one record that fields.py takes for read."""
+    unread = {path for choice in fields.choices(options) for path in choice.unread}
+    inside = [path for path in LEAVES if path.rpartition(".")[0] == part]
+    return {path.rpartition(".")[2] for path in inside if path not in unread}
+
+
+@pytest.mark.parametrize("law", build.schedule.SIGMA_LAWS)
+def test_a_law_reads_what_is_declared(law):
+    options = BASES[f"generator, {law}"]
+    watched = Watched(options.generator.sigma)
+    jax.eval_shape(lambda: build._draw_sigma(jax.random.key(0), law=watched, batch=2))
+    assert watched.seen == declared(options, "generator.sigma")
+
+
+@pytest.mark.parametrize("name", [*build.step.LOSSES, *build.distances.DISTANCES])
+def test_a_loss_and_a_distance_read_what_is_declared(name):
+    options = copy.deepcopy(BASES[name])
+    options.loss = watched = Watched(options.loss)
+    found = build.generator_loss(options, build.distance(watched))
+    image = jax.ShapeDtypeStruct((1, 2, 2, 1), jnp.float32)
+    sigma = jax.ShapeDtypeStruct((1,), jnp.float32)
+    assert jax.eval_shape(found, image, image, image, sigma).shape == (1,)
+    assert watched.seen == declared(BASES[name], "loss")
+
+
+@pytest.mark.parametrize("name", ["published", "ddpm", "dpm", "churn"])
+def test_a_sampler_reads_what_is_declared(name):
+    options = copy.deepcopy(BASES[name])
+    options.network = load("digits").network
+    options.teacher.sampler = watched = Watched(options.teacher.sampler)
+    draw = build.teacher_sampler(lambda params, xt, *_, **__: xt, options, 3, sharding.make_mesh())
+    keys = jax.random.split(jax.random.key(0), 1)
+    jax.eval_shape(draw, {}, jnp.ones((1, 8, 8, 1)), jnp.ones((1, 10)), keys)
+    assert watched.seen == declared(BASES[name], "teacher.sampler")
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "value", "applies"),
+    [
+        ("generator, karras", "generator.sigma.mean", -2.0, "generator.sigma.t_max"),
+        ("generator, lognormal", "generator.sigma.rho", 5.0, "generator.sigma.mean"),
+        ("generator, ve", "generator.sigma.sigma_max", 90.0, "generator.sigma.law = 've'"),
+        ("trained", "loss.alpha", 1.0, "loss.distance"),
+        ("huber", "loss.c", 0.1, "loss.delta"),
+        ("published", "teacher.batch", 512, "teacher.sampler"),
+        ("published", "teacher.optim.lr", 0.1, "teacher.guidance"),
+        ("published", "teacher.precondition", "vp", "teacher.sha256"),
+        ("trained", "teacher.sha256", "ab", "teacher.source = ''"),
+        ("dpm", "teacher.sampler.churn", 40.0, "dpm_solver"),
+        ("published", "teacher.sampler.churn_low", 0.05, "teacher.sampler.churn"),
+        ("ddpm", "teacher.sampler.rho", 5.0, "ddpm_linear"),
+        ("uncond", "teacher.guidance", 2.0, "without classes"),
+        ("trained", "scan_blocks", False, "SongUNet"),
+        ("published", "autoencoder", "VAE", "SongUNet of pixels"),
+        ("dit", "text.cache", "CACHE", "DiT"),
+        ("captions", "text.cache", "CACHE", "text.words"),
+        ("pixart", "text.words", ("one",), "text.cache"),
+        ("pixart", "text.t5.width", 64, "text.cache"),
+        ("published", "evaluation.samples", 100, "evaluation.reference"),
+        ("published", "data.split", "test", "data.source"),
+        ("reference", "data.source", "digits", "evaluation.reference"),
+        ("trained", "evaluation.best", "pixels/frechet", "evaluation.every = 0"),
+        ("trained", "evaluation.online_samples", 10, "evaluation.samples"),
+        ("own", "compute_dtype", "bfloat16", "Python code"),
+        ("port", "batch", 8, "teacher.source"),
+    ],
+)
+def test_it_is_refused_with_what_applies_and_how_to_set_it_back(base, path, value, applies):
+    options = changed(BASES[base], **{path.replace(".", "__"): value})
+    with pytest.raises(config.ConfigError) as error:
+        fields.require_read(options)
+    message = str(error.value)
+    default = config.get_field(config.Config(), path)
+    assert f"{path} = {value!r}" in message
+    assert applies in message
+    assert f"--config.{path}={default}".rstrip("()'") in message
+    fields.require_read(changed(options, **{path.replace(".", "__"): default}))
+
+
+def test_several_are_refused_at_once():
+    options = changed(BASES["trained"], loss__alpha=1.0, scan_blocks=False)
+    with pytest.raises(config.ConfigError, match=r"(?s)scan_blocks = False.*loss.alpha = 1.0"):
+        build.check(options, devices=1)
+
+
+def test_default_values_of_another_law_are_not_set():
+    # The generator's default is Sigma(mean=-3.5, std=2.5): a new Sigma has others.
+    options = changed(BASES["trained"], generator__sigma=config.Sigma(law="karras"))
+    build.check(options, devices=1)
+
+
+def test_a_new_run_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(config.ConfigError, match="loss.alpha"):
+        run.distill(changed(small(), loss__alpha=1.0), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_porting_reads_its_source_alone(tmp_path):
+    options = changed(BASES["port"], steps=7)
+    with pytest.raises(config.ConfigError, match="--config.steps=1000"):
+        run.port_only(options, str(tmp_path))
+
+
+def test_a_run_that_holds_one_already_goes_on(tmp_path, monkeypatch):
+    def obtain(*arguments):
+        raise InterruptedError
+
+    monkeypatch.setattr(run, "obtain", obtain)
+    old = changed(small(), loss__alpha=1.0)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(old)))
+    with pytest.raises(InterruptedError):
+        run.distill(old, str(tmp_path))
+    with pytest.raises(config.ConfigError, match=r"without effect:\s+evaluation.best = 'x'"):
+        run.distill(changed(old, evaluation__best="x"), str(tmp_path))
+
+
+def test_a_stored_run_that_holds_one_opens_but_begins_no_other(tmp_path):
+    old = changed(small(), loss__alpha=1.0)
+    module = build.module(old)
+    weights = jax.tree.map(np.asarray, as_denoise(module)[1])
+    description = Description(old.network, "edm", 0.5)
+    teacher.store(simjax.storage.absolute(tmp_path / "teacher"), weights, description, {})
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(old)))
+    model = simjax.load(str(tmp_path), network="teacher")
+    assert model.config.loss.alpha == 1.0
+    with pytest.raises(config.ConfigError, match="loss.alpha"):
+        simjax.Distillation(model)
+    model.config.loss.alpha = 1.2
+    simjax.Distillation(model)
