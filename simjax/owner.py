@@ -11,6 +11,7 @@ Called from run.py.
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import os
 import secrets
@@ -135,7 +136,8 @@ class Lock:
           ConfigError: it belongs to a program that is running, or cannot be written.
         """
         try:
-            return self._attempt()
+            with self._alone():
+                return self._attempt()
         except ConfigError:
             raise
         except Exception as error:  # a bucket's errors have no common type
@@ -146,7 +148,7 @@ class Lock:
         self._closed.set()
         if self._thread is not None:
             self._thread.join(RENEW)
-        with contextlib.suppress(Exception):  # of storage that is away; the lock expires
+        with contextlib.suppress(Exception), self._alone():  # storage may be away: it expires
             if _token(self._read()) != self.token:
                 return
             self._path.unlink(missing_ok=True)
@@ -164,6 +166,17 @@ class Lock:
 
     def renew(self) -> None:
         """Gives a sign of life; calls `lost` if the directory is another program's now."""
+        with self._alone():
+            found = self._renewed()
+        if found is not None:
+            self._closed.set()
+            self._lost(
+                f"{self._path.parent} was taken over by another program, {_who(found)}, while "
+                "this one stood still; it ends so as not to write there too."
+            )
+
+    def _renewed(self) -> str | None:
+        """Writes a sign of life; returns another program's lock instead, if that is there."""
         found = self._read()
         if found is None:  # somebody has removed it
             self._create(self._record())
@@ -171,11 +184,23 @@ class Lock:
             self._signs += 1
             self._replace(self._record())
         else:
-            self._closed.set()
-            self._lost(
-                f"{self._path.parent} was taken over by another program, {_who(found)}, while "
-                "this one stood still; it ends so as not to write there too."
-            )
+            return found
+        return None
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One program at a time, as far as the file system locks directories.
+
+        Where it does not (a bucket, NFS), two that take over at once can both succeed for LOOK
+        seconds; then one of them notices and ends.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                if not self._bucket:
+                    opened = os.open(self._path.parent, os.O_RDONLY)
+                    stack.callback(os.close, opened)
+                    fcntl.flock(opened, fcntl.LOCK_EX)  # gone with a kill
+            yield
 
     def _attempt(self) -> bool:
         if self._written is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -213,6 +214,10 @@ def test_of_many_that_come_at_once_one_owns_it(world, monkeypatch, links):
         assert world.files() == set()
 
 
+def refuse_locks(*_):
+    raise OSError(errno.ENOLCK, "no locks available")
+
+
 def refuse_links(*_):
     raise OSError(errno.EPERM, "no links here")
 
@@ -229,7 +234,8 @@ def come(lock: Lock, together: threading.Barrier, results: list[bool]) -> None:
     return None
 
 
-def test_who_looked_before_another_took_over_gives_the_lock_back(world):
+def test_who_looked_before_another_took_over_gives_the_lock_back(world, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", refuse_locks)  # on a file system that locks no directory
     gone, quick, slow = (world.program(pid) for pid in (5, 10, 11))
     gone.attempt()
     world.kill(gone)
