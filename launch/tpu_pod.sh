@@ -141,7 +141,7 @@ flock -n ~/simjax.lock true || exit 0  # a run is going on: leave its code alone
 rm -rf ~/simjax && mkdir ~/simjax && tar -xzf ~/simjax.tar.gz -C ~/simjax
 command -v ~/.local/bin/uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 test -d ~/simjax-venv || ~/.local/bin/uv venv --quiet --python 3.12 ~/simjax-venv
-~/.local/bin/uv pip install --quiet --python ~/simjax-venv -e ~/simjax"[tpu]"'
+~/.local/bin/uv pip install --quiet --python ~/simjax-venv -e ~/simjax"[tpu,gcs]"'
 
 install() {
   local bundle=${TMPDIR:-/tmp}/simjax-$name.tar.gz

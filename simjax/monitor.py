@@ -2,7 +2,8 @@
 
 An object of a bucket (gs://...) cannot grow: to add to it is to write it anew, whole. There, lines
 of metrics are kept back until `flush`, which the loop calls before every checkpoint: a run that is
-killed goes on from one, and would forget what came after it.
+killed goes on from one, and would forget what came after it. TensorBoard's events are then written
+on this machine, and copied by `flush`.
 """
 
 import datetime
@@ -10,8 +11,10 @@ import io
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -23,13 +26,15 @@ from tqdm import tqdm
 from simjax import storage
 from simjax.typing import Float
 
+if TYPE_CHECKING:
+    from clu.metric_writers import MetricWriter
+
 TILE = 64  # pixels that a small image is enlarged to
 FRAME, FRAME_GREY = 4, 64  # pixels around every tile, and their level
-EVENTS_MILLISECONDS = 60_000  # between TensorBoard's writes, of the whole file in a bucket
-EVENTS_QUEUE = 10**6  # values kept until then: no limit in practice. Both are our choice
+NO_TENSORBOARD = 'TensorBoard is off: pip install "simjax[tensorboard]"'
 
-# TensorFlow only writes files, event files here and any in a bucket through epath: its start-up
-# messages concern nobody. It reads this when it is imported.
+# TensorFlow only writes TensorBoard's files: its start-up messages concern nobody. It reads this
+# when it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
@@ -40,7 +45,7 @@ class Monitor:
     def __init__(self, workdir: epath.Path):
         self.workdir = epath.Path(workdir)
         self.active = jax.process_index() == 0
-        self._summary = None
+        self._writer: MetricWriter | None = None
         self._bar = None
         if self.active:
             (self.workdir / "samples").mkdir(parents=True, exist_ok=True)
@@ -105,8 +110,10 @@ class Monitor:
             return
         if self._pending:
             self._write_pending()
-        if self._summary is not None:
-            self._summary.flush()
+        if self._writer is not None:
+            self._writer.flush()
+            if self._rewrites:
+                self._copy_events()
 
     def end(self) -> None:
         """Closes the live line and writes what is kept back."""
@@ -136,10 +143,9 @@ class Monitor:
         self._pending.append(json.dumps(line) + "\n")
         if not self._rewrites:
             self._write_pending()
-        if self._summary is not None:
-            self._summary.set_as_default(step)  # as_default would write the file at its end
-            for name, value in values.items():
-                self._scalar(f"{self._stage}/{name}", value)
+        if self._writer is not None:
+            tagged = {f"{self._stage}/{name}": value for name, value in values.items()}
+            self._writer.write_scalars(step, tagged)
 
     def _write_pending(self) -> None:
         with self._metrics.open("a") as file:
@@ -148,13 +154,21 @@ class Monitor:
 
     def _open_tensorboard(self) -> None:
         try:
-            import tensorflow as tf
-        except ImportError as error:
-            self.say(f"TensorBoard is off: {error}.")
+            from clu.metric_writers import SummaryWriter  # imports TensorFlow
+        except ImportError:
+            self.say(NO_TENSORBOARD)
             return
-        directory, often = str(self.workdir / "tensorboard"), EVENTS_MILLISECONDS
-        self._summary = tf.summary.create_file_writer(directory, EVENTS_QUEUE, often)
-        self._scalar = tf.summary.scalar
+        self._events = self.workdir / "tensorboard"
+        if self._rewrites:  # TensorFlow would write the whole object at every line
+            self._local = tempfile.TemporaryDirectory(prefix="simjax-tensorboard-")
+            self._writer = SummaryWriter(self._local.name)
+        else:
+            self._writer = SummaryWriter(str(self._events))
+
+    def _copy_events(self) -> None:
+        self._events.mkdir(parents=True, exist_ok=True)
+        for file in epath.Path(self._local.name).iterdir():
+            (self._events / file.name).write_bytes(file.read_bytes())
 
     def _forget_after(self, step: int) -> None:
         if not self._metrics.exists():

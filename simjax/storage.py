@@ -5,6 +5,7 @@ whole. Called by run, monitor and the commands.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 from collections.abc import Collection, Iterator
@@ -23,7 +24,13 @@ def in_bucket(path: epath.PathLike) -> bool:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """The path that Orbax takes, whatever directory the program was started in."""
+    """The path that Orbax takes, whatever directory the program was started in.
+
+    Raises:
+      ConfigError: in a bucket, whose packages are not installed.
+    """
+    if os.fspath(path).startswith("gs://") and not importlib.util.find_spec("tensorflow"):
+        raise ConfigError(f'{path} is in a bucket, which needs: pip install "simjax[gcs]".')
     path = epath.Path(path)  # whose resolve() would make gs:// a directory of this one
     return path if in_bucket(path) else path.expanduser().resolve()
 

@@ -464,7 +464,7 @@ def test_pod_dry_run_prints_a_first_run_and_needs_no_gcloud(tmp_path):
     for ssh in (setup, start):
         assert ssh[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod"]
         assert {"--worker=all", "--zone=z-a", "--project=p"} < set(ssh)
-    assert '"[tpu]"' in setup[-1]
+    assert '"[tpu,gcs]"' in setup[-1]
     words = shlex.split(start[-1].replace("$(cat", "").replace("\\\n", " "), comments=False)
     first = words.index("simjax.main") - 1
     assert words[first : first + 5] == [*PROGRAM, WORKDIR, ODD]

@@ -3,6 +3,9 @@
 The library imports slowly and is needed by nothing else, so it is imported when asked for.
 """
 
+import importlib.util
+from typing import Any
+
 import numpy as np
 
 from simjax.config import ConfigError
@@ -19,10 +22,13 @@ def open_tfds(where: str, split: str) -> Dataset:
 
     name = f"tfds:{where}"
     try:
+        _require_readable(tfds.builder(where), name)
         source = tfds.data_source(where, split=split)
         features = dict(source.dataset_info.features.items())
     except ImportError as error:
         raise ConfigError(f"{name} needs {error.name}: pip install {error.name}.") from error
+    except ConfigError:
+        raise
     except (OSError, ValueError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")  # the rest lists all data sets there are
         raise ConfigError(
@@ -31,7 +37,7 @@ def open_tfds(where: str, split: str) -> Dataset:
             "be, and copy ~/tensorflow_datasets (or $TFDS_DATA_DIR)."
         ) from error
     image = features.get("image")
-    if image is None or len(image.shape) != 3 or None in image.shape or image.dtype != np.uint8:
+    if image is None or len(image.shape) != 3 or None in image.shape or image.np_dtype != np.uint8:
         raise ConfigError(
             f"{name} has features {sorted(features)} with image {image}; expected uint8 images of "
             "one size."
@@ -50,3 +56,14 @@ def open_tfds(where: str, split: str) -> Dataset:
         labels = np.array([quick[index]["label"] for index in range(len(quick))], np.int32)
         label_dim = features["label"].num_classes
     return Dataset(name, len(source), tuple(image.shape), labels, label_dim, read)
+
+
+def _require_readable(builder: Any, name: str) -> None:
+    """TensorFlow is needed once, to prepare a data set."""
+    if builder.is_prepared() or importlib.util.find_spec("tensorflow"):
+        return
+    raise ConfigError(
+        f"{name} is not prepared in {builder.data_path}, which needs TensorFlow: pip install "
+        '"simjax[tensorboard]". Prepared once, by `tfds build NAME --file_format=array_record`, '
+        "here or elsewhere, it is read without TensorFlow."
+    )

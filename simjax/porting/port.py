@@ -169,3 +169,10 @@ def report(ported: Ported) -> str:
         "parameters": f"{ported.provenance['parameters']:,}",
     }
     return "\n".join(f"{name:26}{value}" for name, value in lines.items())
+
+
+def overview(ported: Ported) -> str:
+    """Name, shape and size of every array, as a table."""
+    from clu import parameter_overview
+
+    return parameter_overview.get_parameter_overview(ported.weights, include_stats=False)
