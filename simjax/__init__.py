@@ -11,6 +11,7 @@ they are first asked for: a command that only refuses its flags need not import 
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from simjax.config import Config, ConfigError
     from simjax.run import distill
     from simjax.teacher import Model
+
+if importlib.util.find_spec("fcntl") is None:  # locks files, and Windows has none
+    raise ImportError("simjax runs on Linux and macOS; on Windows, use it in WSL 2.")
 
 __version__ = "0.1.0"
 

@@ -31,6 +31,7 @@ from simjax import (
     processes,
     report,
     run,
+    settings,
     sharding,
     stored,
     teacher,
@@ -48,6 +49,7 @@ LOAD = "simjax.load(SOURCE) makes one, or simjax.from_function"
 FETCH = 20  # steps between looks at the metrics; our choice
 
 
+@settings.independent
 def load(
     source: str | os.PathLike[str],
     *,
@@ -103,6 +105,7 @@ def load(
     return dataclasses.replace(model, params=generator)
 
 
+@settings.independent
 def from_function(
     denoise: Denoise,
     params: Params,
@@ -116,7 +119,7 @@ def from_function(
     Args:
       denoise: (params, xt, sigma, cond) -> E[x0 | xt]: xt (b, h, w, c), sigma (b,), cond one-hot
         (b, classes). Fake score and generator are the same function of other parameters.
-      params: any tree of float arrays.
+      params: any tree of float arrays; float64 becomes float32.
       shape: (height, width, channels) of a sample; squares only. Points of the plane: (1, 1, 2).
       classes: 0 if there is no condition.
       config: settings; by default simjax.config's.
@@ -138,6 +141,7 @@ def from_function(
     network = c.Own(resolution=height, image_channels=channels, label_dim=classes)
     given = config or c.Config()
     config = c.complete(given, network, given.teacher.precondition, given.teacher.sigma_data)
+    params = jax.tree.map(_at_most_float32, params)
 
     def denoise_plainly(params, xt, sigma, cond, *, augment_labels=None, dropout_keys=None):
         return denoise(params, xt, sigma, cond)
@@ -154,6 +158,7 @@ def from_function(
     return Model(config, mesh, denoise_plainly, sharding.place(params, mesh), {}, provenance)
 
 
+@settings.independent
 def draw(
     model: Model,
     count: int = 64,
@@ -237,6 +242,7 @@ class Distillation:
       state: parameters and optimizer states (train/state.py).
     """
 
+    @settings.independent
     def __init__(
         self,
         teacher: Model,
@@ -274,6 +280,7 @@ class Distillation:
         self._metrics: list[dict[str, float]] = []
         self._late: list[Metrics] = []  # still on the device: to look at every step's would stop it
 
+    @settings.independent
     def train(self, steps: int) -> None:
         """Goes on for so many steps; the bar shows both losses."""
         steps = checks.whole_number("steps", steps, 0)
@@ -307,6 +314,7 @@ class Distillation:
         """The denoiser of the generator's samples, as it is now."""
         return self._with(self.state.fake_score)
 
+    @settings.independent
     def loss_and_grad(self, seed: int = 0) -> tuple[Scalar, Params]:
         """The generator's loss on one batch and its gradient, without a step."""
         seed = checks.seed(seed)
@@ -322,9 +330,15 @@ class Distillation:
         )
         return value, grads
 
+    @settings.independent
     def _with(self, params: Params) -> Model:
         """A model of its own: the state is donated to the next step."""
         return dataclasses.replace(self._model, params=jax.tree.map(jax.numpy.copy, params))
+
+
+def _at_most_float32(leaf: Any) -> Any:
+    is_double = getattr(leaf, "dtype", None) == np.float64
+    return np.asarray(leaf, np.float32) if is_double else leaf
 
 
 def _without_a_run(

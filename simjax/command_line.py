@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from absl import app, flags
 from ml_collections import config_flags
 
-from simjax import checks
+from simjax import checks, settings
 from simjax import config as c
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -65,6 +65,7 @@ def start(
     run: Callable[[list[str]], None], parse: Callable[[list[str]], list[str]] = parse_flags
 ) -> None:
     """Parses flags, runs, and turns a user's mistake into one message and exit status 1."""
+    settings.hold()
     try:
         app.run(run, flags_parser=parse)
     except c.ConfigError as error:

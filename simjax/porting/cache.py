@@ -34,8 +34,18 @@ class LocalFile(NamedTuple):
 
 
 def directory() -> pathlib.Path:
-    """$SIMJAX_CACHE, or ~/.cache/simjax."""
-    return pathlib.Path(os.environ.get("SIMJAX_CACHE") or "~/.cache/simjax").expanduser()
+    """$SIMJAX_CACHE, or ~/.cache/simjax.
+
+    Raises:
+      ConfigError: neither is known.
+    """
+    try:
+        return pathlib.Path(os.environ.get("SIMJAX_CACHE") or "~/.cache/simjax").expanduser()
+    except RuntimeError as error:  # in a container: no HOME, and a user without a passwd entry
+        raise ConfigError(
+            "there is no home directory to keep downloads and compiled programs in; set "
+            "SIMJAX_CACHE=DIR."
+        ) from error
 
 
 def fetch(url: str, *, sha256: str = "", say: Say = print) -> LocalFile:
