@@ -431,20 +431,23 @@ def key_on(config: c.Config, purpose: str, mesh: Mesh) -> Key:
 
 
 def grid_inputs(config: c.Config, cond: Condition, mesh: Mesh) -> tuple[Images, Condition, Array]:
-    """z, cond and keys of every sample picture of a run; on every device.
+    """z, cond and keys of every sample picture of a run; split over devices if they divide them.
 
     Args:
       cond: of config.grid**2 pictures, numpy.
     """
     count = config.grid**2
+    divides = count % mesh.size == 0  # as evaluation's batches, which then run the same program
+    where = sharding.batch_split(mesh) if divides else sharding.replicated(mesh)
 
     def draw() -> tuple[Images, Array]:
         z_key, noise_key = jax.random.split(key(config, "pictures"))
         z = jax.random.normal(z_key, (count, *image_shape(config)))
         return z, jax.random.split(noise_key, count)
 
-    z, keys = jax.jit(draw, out_shardings=sharding.replicated(mesh))()
-    return z, sharding.place_whole(cond, mesh), keys
+    z, keys = jax.jit(draw, out_shardings=where)()
+    cond = jax.tree.map(lambda leaf: sharding.placed(leaf, where), cond)
+    return z, cond, keys
 
 
 def open_data(config: c.Config) -> data.Dataset:

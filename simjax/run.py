@@ -5,9 +5,10 @@ provenance, checkpoints/ and, once finished, report.json; while a program writes
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 import simjax
 from simjax import (
+    ahead,
     build,
     checkpoint,
     checks,
@@ -24,6 +26,7 @@ from simjax import (
     processes,
     report,
     resume,
+    settings,
     sharding,
     storage,
     stored,
@@ -40,6 +43,7 @@ from simjax.train.state import TrainState
 from simjax.typing import Params
 
 
+@settings.independent
 def distill(config: c.Config, workdir: str) -> None:
     """Makes or continues the distillation in `workdir`; a finished one only prints its report.
 
@@ -66,17 +70,19 @@ def distill(config: c.Config, workdir: str) -> None:
 
 
 def _distill(config: c.Config, directory: epath.Path, monitor: Monitor) -> None:
-    teacher = obtain(config, directory, monitor)
+    with ahead.distillation(config) as distillation_of:
+        teacher = obtain(config, directory, monitor)
     fields.require_read(teacher.config, _begun(directory))  # its file may have told its network
     judging = report.judge(teacher.config, monitor.say)  # missing data show here, not at the end
-    training = build.distillation(teacher.config, teacher.denoise, teacher.mesh)
+    training = distillation_of(teacher)
     _store_start_of_run(config.generator.source, directory / "generator_start")
-    start = starting_generator(config, teacher, directory, monitor)
-    state = training.init(teacher.params, start)
+    state = training.init(teacher.params, starting_generator(config, teacher, directory, monitor))
     teacher = as_frozen(teacher)
-    generator = _distilled(training, state, teacher, directory, judging, monitor)
+    contestants = report.contestants(teacher, teacher.params)
+    generator = _distilled(training, state, teacher, contestants, directory, judging, monitor)
     monitor.say("evaluating")
-    result = report.make(teacher, report.contestants(teacher, generator), judging)
+    contestants[0] = dataclasses.replace(contestants[0], params=generator)
+    result = report.make(teacher, contestants, judging)
     result |= {"generator_sha256": checkpoint.params_sha256(generator), "weights": "EMA"}
     report.finish(directory, result | {"teacher": teacher.provenance})
 
@@ -89,7 +95,7 @@ def port_only(config: c.Config, workdir: str) -> None:
     fields.require_read(config)
     known = {"family": config.teacher.family, "sha256": config.teacher.sha256}
     ported = port.port(config.teacher.source, **known)
-    print(port.report(ported))
+    print(port.report(ported), port.overview(ported), sep="\n\n")
 
 
 MODES = {"distill": distill, "port": port_only}
@@ -171,11 +177,16 @@ def _distilled(
     training: build.Training,
     state: TrainState,
     teacher: Model,
+    contestants: Sequence[report.Contestant],
     directory: epath.Path,
     judging: Judge | None,
     monitor: Monitor,
 ) -> Params:
-    """The generator's EMA after distillation; pictures of the same z, and metrics, on the way."""
+    """The generator's EMA after distillation; pictures of the same z, and metrics, on the way.
+
+    Args:
+      contestants: of the report, which also draw the pictures.
+    """
     config, mesh, loss = teacher.config, teacher.mesh, teacher.config.loss
     monitor.say(
         f"{loss.name}{f', {loss.distance}' if loss.name == 'sim' else ''}: "
@@ -184,11 +195,10 @@ def _distilled(
     )
     classes = np.arange(config.grid**2) % max(teacher.classes, 1)
     inputs = build.grid_inputs(config, teacher.asked(classes), mesh)
-    many_steps = report.many_steps(teacher, config.evaluation.teacher_steps[0]).sampler
+    one_step, _, many_steps, *_ = (contestant.sampler for contestant in contestants)
     reference = sharding.to_host(many_steps(teacher.params, *inputs))
     monitor.picture("teacher", teacher.decode(reference), columns=config.grid)
     level, contrast = reference.mean(), reference.std(axis=(1, 2, 3)).mean()
-    one_step = report.one_step(teacher, {"generator": state.generator_ema})[0].sampler
 
     def sample(state, step: int) -> None:
         images = sharding.to_host(one_step(state.generator_ema, *inputs))

@@ -10,7 +10,7 @@ import simjax
 ROOT = Path(simjax.__file__).parent
 
 LEVELS = [
-    ("simjax", "simjax.typing", "simjax.config"),
+    ("simjax", "simjax.typing", "simjax.config", "simjax.settings"),
     ("simjax.checks",),
     ("simjax.diffusion", "simjax.losses", "simjax.sharding", "simjax.porting")
     + ("simjax.chips", "simjax.command_line", "simjax.compiled", "simjax.processes")
@@ -35,7 +35,7 @@ LEVELS = [
     ("simjax.encoding", "simjax.model_card"),
     ("simjax.captions",),
     ("simjax.teacher", "simjax.programs"),
-    ("simjax.costs", "simjax.stored"),
+    ("simjax.costs", "simjax.stored", "simjax.ahead"),
     ("simjax.report", "simjax.dry_run", "simjax.timing"),
     ("simjax.online", "simjax.resume"),
     ("simjax.run",),

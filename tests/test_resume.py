@@ -29,7 +29,7 @@ def tiny(source, **fields) -> config.Config:
     options.teacher.source = str(source)
     options.steps, options.batch, options.grid = STEPS, 8, 2
     options.log_every, options.sample_every, options.checkpoint_every = 1, 3, 3
-    options.evaluation = config.Evaluation(samples=6, teacher_steps=(2,), batch=4)
+    options.evaluation = config.Evaluation(teacher_steps=(2,), batch=4)
     for path, value in fields.items():
         owner_of, _, name = path.rpartition(".")
         setattr(config.get_field(options, owner_of) if owner_of else options, name, value)
@@ -187,7 +187,7 @@ def test_a_finished_run_grows_with_other_settings_and_ends_bitwise_equal(
         "sample_every": 6,
         "keep_checkpoints": 1,
         "grid": 3,
-        "evaluation.samples": 5,
+        "evaluation.batch": 5,
     }
     run.distill(tiny(source, **changed), str(directory))
     said = capsys.readouterr().out

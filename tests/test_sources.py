@@ -40,7 +40,7 @@ def tiny(source: str) -> config.Config:
     options.teacher.source = source
     options.steps, options.batch, options.grid = 4, 8, 2
     options.log_every = options.sample_every = options.checkpoint_every = 2
-    options.evaluation = config.Evaluation(samples=6, teacher_steps=(2,), batch=4)
+    options.evaluation = config.Evaluation(teacher_steps=(2,), batch=4)
     return options
 
 
@@ -153,7 +153,15 @@ def test_porting_alone_prints_what_a_file_is(tmp_path):
     flag = f"--config.teacher.source={source}"
     done = command(None, flag, config=run_config("port"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for part in (source, "SongUNet", "channels", "10 classes", "edm, sigma_data 0.5", "sha256"):
+    for part in (
+        source,
+        "SongUNet",
+        "channels",
+        "10 classes",
+        "edm, sigma_data 0.5",
+        "sha256",
+        "8x8_block0/conv1/kernel",
+    ):
         assert part in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"net.pkl"}
 

@@ -76,8 +76,8 @@ class Drawing:
         parts = index.reshape(-1, self.batch)
         key = (sampler, *(leaf.dtype for leaf in jax.tree.leaves(params)))
         if key not in self._programs:
-            lowered = jax.jit(sampler).lower(params, *self._inputs(parts[0]))
-            self._programs[key] = lowered.compile()
+            lower = getattr(sampler, "lower", None) or jax.jit(sampler).lower
+            self._programs[key] = lower(params, *self._inputs(parts[0])).compile()
             self._decode(np.zeros((1, *self._shape), np.float32))  # compiles it, too
         program = self._programs[key]
         self.seconds = 0.0

@@ -1,0 +1,51 @@
+"""Compiles a distillation while its teacher is trained or downloaded.
+
+Called from run.py.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+
+from simjax import build, programs, settings
+from simjax import config as c
+from simjax import teacher as teachers
+from simjax.build import Training
+from simjax.teacher import Model
+
+
+@contextlib.contextmanager
+def distillation(config: c.Config) -> Iterator[Callable[[Model], Training]]:
+    """Yields `build.distillation` of a teacher, whose call is compiled beside the block.
+
+    The block makes the teacher. Several processes compile nothing here: they would wait for the
+    slowest.
+    """
+    made: list[tuple[c.Config, Training]] = []
+    thread = threading.Thread(target=_compile, args=(config, made))
+    if jax.process_count() == 1:
+        thread.start()
+
+    def of(teacher: Model) -> Training:
+        if thread.is_alive():
+            thread.join()
+        planned, training = made[0] if made else (None, None)
+        if planned == teacher.config and training is not None and not teacher.constants:
+            return training
+        return build.distillation(teacher.config, teacher.denoise, teacher.mesh)
+
+    yield of  # after an error, Python waits for the thread when it exits: XLA cannot be stopped
+
+
+@settings.independent
+def _compile(config: c.Config, made: list[tuple[c.Config, Training]]) -> None:
+    with contextlib.suppress(Exception):  # the run meets it too, and says so
+        config = teachers.plan(config)
+        denoise, params = programs.network(config)
+        if build.count(params) < build.count(build.weights_like(config)):
+            return  # fixed frequencies are part of the program, and not known yet
+        training = build.distillation(config, denoise, build.mesh(config))
+        training.call.lower(*build.arguments_like(config, training, params)).compile()
+        made.append((config, training))
