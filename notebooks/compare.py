@@ -70,6 +70,7 @@ def settings(size: Size, seed: int) -> simjax.Config:
     """configs/digits.py, with a seed and the study's lengths."""
     config = runpy.run_path(str(HERE.parent / "configs" / "digits.py"))["get_config"]()
     config.seed, config.steps = seed, size.steps
+    config.network.attention_resolutions = (4,)
     config.teacher.steps = size.teacher_steps or 1500
     config.teacher.optim.lr, config.teacher.optim.warmup_steps = 3e-3, 100
     config.teacher.ema.half_life_kimg, config.generator.ema.half_life_kimg = 8.85, 4.41

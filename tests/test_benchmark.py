@@ -61,6 +61,7 @@ def kinds(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)
 
 
+@pytest.mark.whole_runs
 def test_an_update_goes_on_from_the_state_that_the_last_one_returned(plan):
     this = made(plan, "fake_score")
     arguments = this.values(programs.random_params(programs.network(plan)[1]))
@@ -107,7 +108,13 @@ LARGER = config.Config(
 
 @pytest.mark.parametrize(
     ("program", "forwards"),
-    [("fake_score", 4), ("generator", 7), ("train", 11), ("sample", 1), ("teacher_sample", 5)],
+    [
+        *(("sample", 1), ("teacher_sample", 5), ("generator", 7)),
+        *(
+            pytest.param(*each, marks=pytest.mark.whole_runs)
+            for each in (("fake_score", 4), ("train", 11))
+        ),
+    ],
 )
 def test_an_image_costs_its_forwards(program, forwards):
     found = costs.of_program(LARGER, program)
@@ -118,7 +125,7 @@ def test_an_image_costs_its_forwards(program, forwards):
     )
 
 
-@pytest.mark.parametrize("program", ["train", "sample"])
+@pytest.mark.parametrize("program", [pytest.param("train", marks=pytest.mark.whole_runs), "sample"])
 def test_other_devices_are_counted_in_their_own_forms(monkeypatch, program):
     """Those of CPUs divide convolutions of doubled images (networks/convolution.py)."""
     here = costs.of_program(LARGER, program)
@@ -129,13 +136,17 @@ def test_other_devices_are_counted_in_their_own_forms(monkeypatch, program):
     assert there["over_forwards"] == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("program", ["fake_score", "train", "sample"])
+@pytest.mark.parametrize(
+    "program",
+    [*(pytest.param(n, marks=pytest.mark.whole_runs) for n in ("fake_score", "train")), "sample"],
+)
 def test_what_is_counted_is_what_runs(program):
     run = made(LARGER, program)
     flops = run.function.lower(*run.arguments).cost_analysis()["flops"]
     assert flops / run.batch == pytest.approx(costs.of_program(LARGER, program)["flops_per_image"])
 
 
+@pytest.mark.whole_runs
 def test_several_steps_on_a_cpu_hold_no_convolution_out_of_order():
     """XLA runs any other order of axes a hundred times slower there, without a word."""
     run = made(dataclasses.replace(LARGER, steps_per_call=3), "fake_score")
@@ -143,7 +154,10 @@ def test_several_steps_on_a_cpu_hold_no_convolution_out_of_order():
     assert set(re.findall(r"dim_labels=([^,\s]+)", text)) == {"b01f_01io->b01f"}
 
 
-@pytest.mark.parametrize(("program", "forwards"), [("train", 13), ("teacher_sample", 10)])
+@pytest.mark.parametrize(
+    ("program", "forwards"),
+    [pytest.param("train", 13, marks=pytest.mark.whole_runs), ("teacher_sample", 10)],
+)
 def test_guidance_costs_a_second_evaluation(program, forwards):
     guided = dataclasses.replace(LARGER, teacher=dataclasses.replace(LARGER.teacher, guidance=2.0))
     found = costs.of_program(guided, program)
@@ -240,6 +254,7 @@ def measured(configs, names, **options) -> list[dict]:
     return list(timing.measure_all(configs, names, peaks, **options))
 
 
+@pytest.mark.whole_runs
 def test_rows_have_what_was_measured(plan, monkeypatch, tmp_path):
     counts, timed = [], timing.timed_calls
 
@@ -318,7 +333,7 @@ def test_combinations_are_all_and_fit_any_call():
     assert all(o.evaluation.batch == o.batch for o in found)
     assert {o.compute_dtype for o in found} == {"bfloat16"}
     assert (found[1].steps, found[1].log_every) == (1004, 8)
-    assert (options.batch, options.evaluation.batch) == (64, 600)  # as it was
+    assert (options.batch, options.evaluation.batch) == (64, 100)  # as it was
 
 
 @pytest.mark.parametrize(
@@ -335,7 +350,7 @@ def test_impossible_combinations_are_refused(swept, message):
 
 def test_without_flags_the_config_is_measured_as_it_is():
     (only,) = timing.prepare(load("digits"), {})
-    assert (only.batch, only.evaluation.batch, only.compute_dtype) == (64, 600, "float32")
+    assert (only.batch, only.evaluation.batch, only.compute_dtype) == (64, 100, "float32")
 
 
 def test_a_published_teachers_network_needs_no_file():
