@@ -3,13 +3,23 @@
 `pytest tests/parity --golden=DIR` checks every file of a known kind in DIR instead of tests/golden.
 """
 
+import atexit
+import gc
 import importlib.util
 import os
 import pathlib
+import shutil
+import tempfile
 
-# Before anything imports JAX. Most of a test's time is compilation: skip LLVM's optimisations.
+# Before anything imports JAX. Most of a test's time is compilation: skip LLVM's optimisations, and
+# compile a program once, however small, for both workers and for every process that a test starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit what the first process made
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="simjax-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import pytest
 
@@ -18,8 +28,10 @@ from tests.helpers import collection
 # Files written by torch itself; `pip install -e ".[parity]"` brings it, .ci/run runs these.
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None  # .[tpu], in a place of its own
+HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None  # .[tensorboard]
 collect_ignore = [] if HAS_TORCH else ["with_torch"]
 collect_ignore += [] if HAS_LIBTPU else ["with_libtpu"]
+collect_ignore += [] if HAS_TENSORFLOW else ["with_tensorflow"]
 
 DEFAULT_GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -44,7 +56,9 @@ def pytest_addoption(parser):
 def pytest_report_header(config):
     torch = [] if HAS_TORCH else ["torch is not installed: tests/with_torch is left out"]
     libtpu = [] if HAS_LIBTPU else ["libtpu is not installed: tests/with_libtpu is left out"]
-    return collection.report(_directory(config)) + torch + libtpu
+    tensorflow = ["tensorflow is not installed: tests/with_tensorflow is left out"]
+    tensorflow = [] if HAS_TENSORFLOW else tensorflow
+    return collection.report(_directory(config)) + torch + libtpu + tensorflow
 
 
 def pytest_generate_tests(metafunc):
@@ -55,6 +69,13 @@ def pytest_generate_tests(metafunc):
         if not cases and directory == DEFAULT_GOLDEN.resolve():
             pytest.fail(f"{directory} has no {collection.FIXTURES[fixture].pattern}", pytrace=False)
         metafunc.parametrize(fixture, cases, ids=str)
+
+
+def pytest_collection_finish(session):
+    """What collection made stays: Python's garbage collector need not look through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def pytest_collection_modifyitems(config, items):

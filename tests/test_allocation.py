@@ -27,7 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another one")
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.whole_runs)])
 def test_a_call_takes_the_pages_that_the_last_one_freed(devices):
     faults = int(subprocesses.on_devices(devices, PROGRAM))
     # Afresh, each call has 2^14 of 4 KiB. A few have: what lives on may lie in a freed block.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from simjax.losses import diff_instruct, sid
 from simjax.train import optim, state, step
@@ -209,6 +210,7 @@ def test_diff_instruct(diff_instruct_trajectory_case):
     check(diff_instruct_run(recording), recording)
 
 
+@pytest.mark.whole_runs  # tests/train/test_step.py has it of one gradient
 def test_accumulation_over_slices_equals_the_whole_batch(sid_trajectory_case):
     run = sid_run(official.read(sid_trajectory_case.path))
     teacher = run.network.params

@@ -15,7 +15,8 @@ def flops(function, *args) -> float:
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize("loss", ["sim", pytest.param("sid", marks=pytest.mark.whole_runs)])
+@pytest.mark.whole_runs
+@pytest.mark.parametrize("loss", ["sim", "sid"])
 def test_one_step_costs_eleven_forwards(loss):
     options = config.Config(
         batch=8,

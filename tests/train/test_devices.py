@@ -89,6 +89,7 @@ def reference() -> dict[str, np.ndarray]:
     return few_steps(options(), sharding.make_mesh())
 
 
+@pytest.mark.whole_runs
 def test_the_steps_move_the_parameters(reference):
     _, params = as_denoise(build.module(options()))
     paths = [path for path in reference if path.startswith("[0].generator[")]
@@ -106,9 +107,8 @@ def test_accumulation_and_scanned_steps_change_nothing(changes, reference):
     assert_close(found, of_states(reference))
 
 
-@pytest.mark.parametrize(
-    "fsdp", [4, *(pytest.param(n, marks=pytest.mark.whole_runs) for n in (1, 8))]
-)
+@pytest.mark.whole_runs
+@pytest.mark.parametrize("fsdp", [1, 4, 8])
 def test_eight_devices_equal_one(fsdp, reference, tmp_path):
     """Data 8; fsdp 8; data 2 x fsdp 4: losses, gradients' norms and second moments, parameters."""
     subprocesses.on_devices(8, PROGRAM.format(fsdp=fsdp, file=tmp_path / "found.npz"))

@@ -88,7 +88,8 @@ def distance_of(ours, expected):
     return norm(difference) / norm(jax.tree.map(lambda a: np.asarray(a, np.float64), expected))
 
 
-@pytest.mark.parametrize("name", ["pixart", pytest.param("dit", marks=pytest.mark.whole_runs)])
+@pytest.mark.whole_runs
+@pytest.mark.parametrize("name", ["pixart", "dit"])
 def test_a_step_is_what_the_losses_and_the_denoiser_say(name):
     before, after, metrics, (fake, gen), denoise, teacher = step_of(options_of(name))
 
