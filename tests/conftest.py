@@ -25,13 +25,23 @@ import pytest
 
 from tests.helpers import collection
 
-# Files written by torch itself; `pip install -e ".[parity]"` brings it, .ci/run runs these.
-HAS_TORCH = importlib.util.find_spec("torch") is not None
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None  # .[tpu], in a place of its own
-HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None  # .[tensorboard]
-collect_ignore = [] if HAS_TORCH else ["with_torch"]
-collect_ignore += [] if HAS_LIBTPU else ["with_libtpu"]
-collect_ignore += [] if HAS_TENSORFLOW else ["with_tensorflow"]
+NEEDS = {  # what is left out where its package is not installed; .ci/run has them all but libtpu
+    "with_torch": "torch",  # .[parity]
+    "with_tensorflow": "tensorflow",  # .[tensorboard]
+    "with_libtpu": "libtpu",  # .[tpu], in an environment of its own
+    "whole_runs/test_bucket.py": "google.cloud.storage",  # .[gcs]
+}
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # nor is its parent
+        return False
+
+
+MISSING = {path: package for path, package in NEEDS.items() if not _is_installed(package)}
+collect_ignore = list(MISSING)
 
 DEFAULT_GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -54,11 +64,10 @@ def pytest_addoption(parser):
 
 
 def pytest_report_header(config):
-    torch = [] if HAS_TORCH else ["torch is not installed: tests/with_torch is left out"]
-    libtpu = [] if HAS_LIBTPU else ["libtpu is not installed: tests/with_libtpu is left out"]
-    tensorflow = ["tensorflow is not installed: tests/with_tensorflow is left out"]
-    tensorflow = [] if HAS_TENSORFLOW else tensorflow
-    return collection.report(_directory(config)) + torch + libtpu + tensorflow
+    missing = [
+        f"{package} is not installed: tests/{path} is left out" for path, package in MISSING.items()
+    ]
+    return collection.report(_directory(config)) + missing
 
 
 def pytest_generate_tests(metafunc):

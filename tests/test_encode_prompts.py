@@ -1,5 +1,6 @@
 """python -m simjax.encode_prompts: what it writes, killed and continued, and what it refuses."""
 
+import importlib.util
 import json
 import re
 import signal
@@ -337,6 +338,7 @@ print(json.dumps([captions.embedding.astype(float).tolist(), captions.mask.tolis
 
 
 @pytest.mark.whole_runs
+@pytest.mark.skipif(not importlib.util.find_spec("tensorflow"), reason="needs .[gcs]")
 def test_a_cache_in_a_bucket_is_the_same(files, finished, tmp_path):
     out = f"gs://{fake_gcs.BUCKET}/cache"
     with fake_gcs.serve(tmp_path) as bucket:
