@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simjax import formats
+from tests.helpers import subprocesses
 from tests.helpers.command import TINY, command, refused, run
 
 
@@ -90,6 +92,22 @@ def test_a_finished_run_started_again_prints_its_report_and_trains_nothing(finis
     assert "is finished" in again.stdout
     assert again.stdout.split("its report:\n\n")[1] in done.stdout
     assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_finished_run_is_sampled_and_exported(finished, tmp_path):
+    # All that they can do: tests/test_sample.py and test_export.py, -m whole_runs.
+    commands = {
+        "sample": "--count=4,,--out=four.npz",
+        "export": "--format=safetensors,,--out=exported",
+    }
+    for name, flags in commands.items():
+        line = f"--source={finished[0]},,{flags}"
+        code, said = subprocesses.several(name, [line], tmp_path)[line]
+        assert not code, said
+    images = np.load(tmp_path / "four.npz")["arr_0"]
+    assert images.shape == (4, 8, 8, 1) and images.dtype == np.uint8 and images.std() > 0
+    config, _ = formats.read(tmp_path / "exported")
+    assert config.generator.sigma_init == 1.25
 
 
 @pytest.mark.whole_runs
