@@ -21,11 +21,12 @@ def distillation(config: c.Config) -> Iterator[Callable[[Model], Training]]:
     """Yields `build.distillation` of a teacher, whose call is compiled beside the block.
 
     The block makes the teacher. Several processes compile nothing here: they would wait for the
-    slowest.
+    slowest; nor does a GPU that trains the teacher meanwhile: its compiler times kernels.
     """
     made: list[tuple[c.Config, Training]] = []
     thread = threading.Thread(target=_compile, args=(config, made))
-    if jax.process_count() == 1:
+    is_free = bool(config.teacher.source) or jax.default_backend() != "gpu"
+    if jax.process_count() == 1 and is_free:
         thread.start()
 
     def of(teacher: Model) -> Training:
