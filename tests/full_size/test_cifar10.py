@@ -21,7 +21,6 @@ FEW = [
     "--config.batch=2",
     "--config.log_every=1",
     "--config.grid=1",
-    "--config.evaluation.samples=1",
     "--config.evaluation.batch=1",
     "--config.evaluation.teacher_steps=(1,)",
 ]
