@@ -41,8 +41,9 @@ def held() -> Iterator[None]:
         for name, value in HELD.items():
             if getattr(jax.config, name) != value:  # or JAX would compile anew for the context
                 stack.enter_context(getattr(jax, name.removeprefix("jax_"))(value))
-        stack.callback(jax.config.update, SEED_OFFSET, getattr(jax.config, SEED_OFFSET))
-        jax.config.update(SEED_OFFSET, 0)
+        if offset := getattr(jax.config, SEED_OFFSET):
+            stack.callback(jax.config.update, SEED_OFFSET, offset)
+            jax.config.update(SEED_OFFSET, 0)
         yield
 
 

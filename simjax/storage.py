@@ -16,6 +16,7 @@ from etils import epath
 from simjax.config import ConfigError
 
 AnyPath = TypeVar("AnyPath")  # pathlib.Path or epath.Path
+GCS = ("tensorflow", "google.cloud.storage")  # epath's files of gs://, and Orbax's listings
 
 
 def in_bucket(path: epath.PathLike) -> bool:
@@ -29,7 +30,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
     Raises:
       ConfigError: in a bucket, whose packages are not installed.
     """
-    if os.fspath(path).startswith("gs://") and not importlib.util.find_spec("tensorflow"):
+    if os.fspath(path).startswith("gs://") and not all(map(_is_installed, GCS)):
         raise ConfigError(f'{path} is in a bucket, which needs: pip install "simjax[gcs]".')
     path = epath.Path(path)  # whose resolve() would make gs:// a directory of this one
     return path if in_bucket(path) else path.expanduser().resolve()
@@ -142,6 +143,13 @@ def _expanded(given: str, flag: str, expected: str) -> epath.Path:
             f"{flag}={given}: that home directory is not known; write the whole path."
         )
     return path
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # nor is its parent
+        return False
 
 
 def _reason(error: Exception) -> str:

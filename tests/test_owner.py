@@ -222,6 +222,26 @@ def refuse_links(*_):
     raise OSError(errno.EPERM, "no links here")
 
 
+def test_one_program_looks_and_takes_over_before_the_next_one_looks(world):
+    gone, first, second = (world.program(pid) for pid in (5, 10, 11))
+    gone.attempt()
+    world.kill(gone)
+    look, results = first._has_ended, []
+    thread = threading.Thread(target=come, args=(second, threading.Barrier(1), results))
+
+    def look_slowly(found: str) -> bool:
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive() and world.owner() == gone.token  # it waits
+        return look(found)
+
+    first._has_ended = look_slowly
+    assert first.attempt()
+    thread.join()
+    assert results == [False]  # refused
+    assert world.owner() == first.token
+
+
 def come(lock: Lock, together: threading.Barrier, results: list[bool]) -> None:
     together.wait()
     for _ in range(100):

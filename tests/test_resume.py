@@ -9,38 +9,22 @@ from PIL import Image
 
 from simjax import checkpoint, config, owner, processes, resume, run
 from tests.helpers import checkpoints
-from tests.helpers.configs import load
+from tests.helpers.configs import TEACHER, published
 
-NETWORK = config.SongUNet(
-    resolution=8,
-    image_channels=1,
-    label_dim=10,
-    channels=4,
-    channel_mult=(1,),
-    blocks=1,
-    attention_resolutions=(),
-)
 STEPS = 6
 
 
 def tiny(source, **fields) -> config.Config:
-    """configs/cifar10.py, whose rates are constant, in seconds; fields by their dotted names."""
-    options = load("cifar10")
-    options.teacher.source = str(source)
-    options.steps, options.batch, options.grid = STEPS, 8, 2
-    options.log_every, options.sample_every, options.checkpoint_every = 1, 3, 3
-    options.evaluation = config.Evaluation(teacher_steps=(2,), batch=4)
-    for path, value in fields.items():
-        owner_of, _, name = path.rpartition(".")
-        setattr(config.get_field(options, owner_of) if owner_of else options, name, value)
-    return options
+    """A run whose rates are constant, with a checkpoint in the middle."""
+    every = {"log_every": 1, "sample_every": 3, "checkpoint_every": 3}
+    return published(source, **{"steps": STEPS} | every | fields)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The source of a teacher and the directory of a finished run, all of its checkpoints kept."""
     where = tmp_path_factory.mktemp("finished")
-    checkpoints.write(where / "net.pkl", NETWORK)
+    checkpoints.write(where / "net.pkl", TEACHER)
     run.distill(tiny(where / "net.pkl", keep_checkpoints=10), str(where / "run"))
     return where / "net.pkl", where / "run"
 
@@ -107,7 +91,7 @@ def test_the_data_that_train_a_teacher_stay_and_those_that_judge_may_change(unfi
     written = json.loads((directory / "config.json").read_text())
     trained = {"source": "", "steps": 2}
     values = written | {"teacher": written["teacher"] | trained}
-    values["network"] = config.describe(NETWORK)
+    values["network"] = config.describe(TEACHER)
     (directory / "config.json").write_text(json.dumps(values))
     changed = config.from_dict(values | {"data": {"source": "digits"}})
     with pytest.raises(config.ConfigError, match=r"\n  data.source: '' -> 'digits'\n"):

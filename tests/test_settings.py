@@ -113,10 +113,11 @@ def test_without_a_home_directory_the_cache_is_asked_for(monkeypatch):
         cache.directory()
 
 
-def test_a_bucket_without_its_packages_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize("missing", storage.GCS)
+def test_a_bucket_without_its_packages_says_what_to_install(missing, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "tensorflow" else found(name)
+        importlib.util, "find_spec", lambda name: None if name == missing else found(name)
     )
     with pytest.raises(config.ConfigError, match=r'pip install "simjax\[gcs\]"'):
         storage.absolute("gs://bucket/run")

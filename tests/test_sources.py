@@ -13,35 +13,21 @@ from simjax.monitor import Monitor
 from tests.helpers import checkpoints, official
 from tests.helpers.command import refused
 from tests.helpers.command import run as command
-from tests.helpers.configs import DIRECTORY, load
+from tests.helpers.configs import DIRECTORY, TEACHER, load, published
 
-NETWORK = config.SongUNet(
-    resolution=8,
-    image_channels=1,
-    label_dim=10,
-    channels=8,
-    channel_mult=(1,),
-    blocks=1,
-    attention_resolutions=(),
-)
 NCSNPP = dataclasses.replace(
-    NETWORK, embedding="fourier", noise_channels=2, encoder="residual", filter_taps=(1, 3, 3, 1)
+    TEACHER, embedding="fourier", noise_channels=2, encoder="residual", filter_taps=(1, 3, 3, 1)
 )
 
 
-def write(path, network=NETWORK, seed=0) -> str:
+def write(path, network=TEACHER, seed=0) -> str:
     checkpoints.write(path, network, seed=seed)
     return str(path)
 
 
 def tiny(source: str) -> config.Config:
-    """configs/cifar10.py in seconds: the published settings, few steps."""
-    options = load("cifar10")
-    options.teacher.source = source
-    options.steps, options.batch, options.grid = 4, 8, 2
-    options.log_every = options.sample_every = options.checkpoint_every = 2
-    options.evaluation = config.Evaluation(teacher_steps=(2,), batch=4)
-    return options
+    every = {"log_every": 2, "sample_every": 2, "checkpoint_every": 2}
+    return published(source, steps=4, **every)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +120,7 @@ def test_missing_data_are_noticed_before_training(tmp_path):
 
 
 def test_data_of_another_shape_are_refused_before_training(tmp_path):
-    options = tiny(write(tmp_path / "c.pkl", dataclasses.replace(NETWORK, label_dim=3)))
+    options = tiny(write(tmp_path / "c.pkl", dataclasses.replace(TEACHER, label_dim=3)))
     options.data.source = "digits"
     with pytest.raises(config.ConfigError, match="10 classes; the network takes .* and 3"):
         run.distill(options, str(tmp_path / "run"))

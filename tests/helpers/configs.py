@@ -7,6 +7,15 @@ from pathlib import Path
 from simjax import config
 
 DIRECTORY = Path(__file__).parent.parent.parent / "configs"
+TEACHER = config.SongUNet(  # quick to train a step of, and to write a file of
+    resolution=8,
+    image_channels=1,
+    label_dim=10,
+    channels=8,
+    channel_mult=(1,),
+    blocks=1,
+    attention_resolutions=(),
+)
 PARAMETERS = {  # of the official networks, fixed constants not counted
     "cifar10": 55_735_299,
     "cifar10_uncond": 55_733_891,
@@ -30,6 +39,18 @@ def small() -> config.Config:
     """The digits, with a network that is traced in a second."""
     options = load("digits")
     options.network.channels, options.network.channel_mult = 4, (1,)
+    return options
+
+
+def published(source, **fields) -> config.Config:
+    """configs/cifar10.py of a small teacher, in seconds; fields by their dotted names."""
+    options = load("cifar10")
+    options.teacher.source = str(source)
+    options.batch, options.grid = 8, 2
+    options.evaluation = config.Evaluation(teacher_steps=(2,), batch=4)
+    for path, value in fields.items():
+        record, _, name = path.rpartition(".")
+        setattr(config.get_field(options, record) if record else options, name, value)
     return options
 
 
