@@ -78,6 +78,15 @@ def test_samples_of_a_seed_are_bitwise_the_same_in_any_notebook(made):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+def test_a_thread_that_ends_late_leaves_its_callers_seed_offset():
+    with settings.held():  # of a thread that was started while simjax held the settings
+        jax.config.update(settings.SEED_OFFSET, 7)  # the caller's, which has come back meanwhile
+    try:
+        assert getattr(jax.config, settings.SEED_OFFSET) == 7
+    finally:
+        jax.config.update(settings.SEED_OFFSET, 0)
+
+
 def test_commands_hold_the_settings_for_the_whole_process(monkeypatch):
     for name in (*settings.HELD, settings.SEED_OFFSET):
         monkeypatch.setenv(name.upper(), "1")
