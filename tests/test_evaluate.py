@@ -16,9 +16,8 @@ from simjax import checkpoint, config, data, report
 from simjax.evaluation import images
 from tests.helpers import checkpoints, subprocesses
 from tests.helpers.command import ROOT, TINY, refused, run
-from tests.helpers.configs import load
+from tests.helpers.configs import TEACHER, load
 from tests.helpers.runs import keep_best, make_run
-from tests.test_sources import NETWORK
 
 PIXELS = "--features=pixels,,--metrics=frechet"
 FOLDERS = f"{PIXELS},,--source=real,,--reference"
@@ -108,10 +107,10 @@ class Made(NamedTuple):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
-    checkpoints.write(folder / "net.pkl", NETWORK)
-    model, _ = make_run(folder / "run", load("digits"), NETWORK)
+    checkpoints.write(folder / "net.pkl", TEACHER)
+    model, _ = make_run(folder / "run", load("digits"), TEACHER)
     keep_best(folder / "run", model, step=5)
-    make_run(folder / "without_best", load("digits"), NETWORK)
+    make_run(folder / "without_best", load("digits"), TEACHER)
     real = images.as_bytes(data.open("digits").read(np.arange(100)))
     images.write_folder(folder / "real", [real[:60]])
     images.write_folder(folder / "other", [real[60:]])

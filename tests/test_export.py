@@ -21,10 +21,9 @@ from simjax.porting import rules
 from simjax.porting.maps import pixart
 from simjax.typing import Caption
 from tests.helpers import checkpoints, subprocesses
-from tests.helpers.configs import load
+from tests.helpers.configs import NCSNPP, TEACHER, load
 from tests.helpers.runs import keep_best, make_run, random_weights
-from tests.porting.test_transformers import CONFIG, write_folder
-from tests.test_sources import NCSNPP, NETWORK
+from tests.helpers.transformer_files import CONFIG, write_folder
 
 pytestmark = pytest.mark.whole_runs
 
@@ -102,11 +101,11 @@ class Made(NamedTuple):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    model, generator = make_run(folder / "run", load("digits"), NETWORK)
+    model, generator = make_run(folder / "run", load("digits"), TEACHER)
     best = keep_best(folder / "run", model, step=5)
     rows = [Row("generator, sim", 1, 100, 2.0, {"pixels/frechet": 0.125})]
     (folder / "run" / "report.json").write_text(json.dumps(report.result(rows, None, 0)))
-    checkpoints.write(folder / "net.pkl", NETWORK)
+    checkpoints.write(folder / "net.pkl", TEACHER)
     options = config.complete(config.Config(), PIXART, "ddpm_linear", 1.0)
     tensors = rules.export(pixart.DIFFUSERS, random_weights(options, 0), PIXART.depth)
     write_folder(folder / "pixart", tensors, CONFIG)
@@ -267,7 +266,7 @@ CASES = {
     "adm": (ADM, "iddpm", {}, "edm"),
     "dit": (DIT, "ddpm_linear", {}, "diffusers"),
     "captions": (config.PixArt(**vars(PIXART) | {"caption_length": 9}), "edm", {}, None),
-    "bfloat16": (NETWORK, "edm", {"compute_dtype": "bfloat16"}, "edm"),
+    "bfloat16": (TEACHER, "edm", {"compute_dtype": "bfloat16"}, "edm"),
 }
 
 
@@ -297,7 +296,7 @@ def written(tmp_path_factory):
     """Every format of two networks, whole."""
     folder = tmp_path_factory.mktemp("written")
     generators = {
-        "song": generator_of(NETWORK, "edm"),
+        "song": generator_of(TEACHER, "edm"),
         "dit": generator_of(DIT, "ddpm_linear"),
     }
     for name, kinds in {"song": ("safetensors", "edm", "stablehlo"), "dit": ("diffusers",)}.items():
@@ -331,7 +330,7 @@ def test_a_changed_number_is_noticed(kind, name, file, written, tmp_path):
 def test_a_program_of_another_noise_level_is_noticed(written, tmp_path):
     folder, generators = written
     shutil.copytree(folder / "song", tmp_path / "song")
-    options = config.complete(config.Config(), NETWORK, "edm", 0.5)
+    options = config.complete(config.Config(), TEACHER, "edm", 0.5)
     options.generator.sigma_init = 2.4
     program = stablehlo.serialized(options, generators["song"].weights)
     (tmp_path / "song" / "generator.stablehlo").write_bytes(program)

@@ -1,6 +1,7 @@
 """Imports point down: the levels of the house, from the ground up."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,14 @@ def test_heavy_libraries_are_imported_late_and_test_libraries_never(module):
 @pytest.mark.parametrize("face", PACKAGE_FACES)
 def test_package_faces_are_empty(face):
     assert not MODULES[face].read_text().strip()
+
+
+def test_tests_take_from_helpers_and_not_from_each_other():
+    tests = Path(__file__).parent
+    for path in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else imported(node)
+            others = [name for name in modules if re.match(r"tests\..*\btest_", name)]
+            assert not others, (
+                f"{path.relative_to(tests)} imports {others}: move it to tests/helpers"
+            )

@@ -20,11 +20,10 @@ from simjax.networks.vae import Autoencoder
 from simjax.porting import port, rules
 from simjax.porting.maps import pixart
 from tests.helpers import checkpoints, subprocesses
-from tests.helpers.configs import load
+from tests.helpers.configs import TEACHER, load
+from tests.helpers.encoder_files import write_encoder
 from tests.helpers.runs import keep_best, make_run, random_weights
-from tests.porting.test_transformers import CONFIG, write_folder
-from tests.test_encode_prompts import write_encoder
-from tests.test_sources import NETWORK
+from tests.helpers.transformer_files import CONFIG, write_folder
 
 pytestmark = pytest.mark.whole_runs  # a minute of one processor
 
@@ -130,9 +129,9 @@ class Made(NamedTuple):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample")
-    digits = make_run(folder / "run", load("digits"), NETWORK)
+    digits = make_run(folder / "run", load("digits"), TEACHER)
     captioned = make_run(folder / "captioned", load("captioned_digits"), CAPTIONED)
-    checkpoints.write(folder / "net.pkl", NETWORK)
+    checkpoints.write(folder / "net.pkl", TEACHER)
     for name, channels in (("pixart", 32), ("wide", 20)):
         network = config.PixArt(**vars(PIXART) | {"caption_channels": channels})
         options = config.complete(config.Config(), network, "ddpm_linear", 1.0)

@@ -13,11 +13,7 @@ from simjax.monitor import Monitor
 from tests.helpers import checkpoints, official
 from tests.helpers.command import refused
 from tests.helpers.command import run as command
-from tests.helpers.configs import DIRECTORY, TEACHER, load, published
-
-NCSNPP = dataclasses.replace(
-    TEACHER, embedding="fourier", noise_channels=2, encoder="residual", filter_taps=(1, 3, 3, 1)
-)
+from tests.helpers.configs import DIRECTORY, NCSNPP, TEACHER, load, published
 
 
 def write(path, network=TEACHER, seed=0) -> str:

@@ -8,16 +8,15 @@ import pytest
 
 import simjax
 from simjax import config, stored
-from tests.helpers.configs import load
+from tests.helpers.configs import TEACHER, load
 from tests.helpers.runs import keep_best, make_run
-from tests.test_sources import NETWORK
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A run, its newest generator and its best."""
     folder = tmp_path_factory.mktemp("stored") / "run"
-    model, generator = make_run(folder, load("digits"), NETWORK)
+    model, generator = make_run(folder, load("digits"), TEACHER)
     keep_best(folder, model, step=2)  # one before it, which is not removed yet
     return folder, generator, keep_best(folder, model, step=4)
 

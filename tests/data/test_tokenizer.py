@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import struct
 import sys
 
 import numpy as np
@@ -12,74 +11,17 @@ import tokenizers
 
 from simjax.config import ConfigError
 from simjax.data.tokenizer import SPACE, Tokenizer
+from tests.helpers.tokenizer_files import (
+    LETTERS,
+    REPLACED,
+    SPECIAL,
+    charsmap,
+    field,
+    pieces,
+    spiece,
+)
 
-LETTERS = "abcdefgh"
-SPECIAL = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]
 UNKNOWN_PENALTY = 10  # below the least probable piece, for each unknown character; SentencePiece
-
-
-def pieces():
-    """T5's three special ones and random ones, which overlap."""
-    draw = np.random.default_rng(0)
-    words = [SPACE, *LETTERS, *(SPACE + letter for letter in LETTERS[:4])]
-    for size in (2, 3, 4):
-        words += ["".join(draw.choice(list(LETTERS[:5]), size)) for _ in range(25)]
-    words += [SPACE + word for word in words[-40:]]
-    words = list(dict.fromkeys(words))
-    scores = -draw.uniform(2, 9, len(words)).astype(np.float32)
-    return SPECIAL + [(w, float(score), 1) for w, score in zip(words, scores, strict=True)]
-
-
-def varint(value):
-    parts = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
-    return bytes([part | 128 for part in parts[:-1]] + parts[-1:])
-
-
-def field(number, value):
-    """A field of a protobuf: a number, a float, or what has a length."""
-    if isinstance(value, float):
-        return varint(number << 3 | 5) + struct.pack("<f", value)
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def spiece(pieces, *, trainer=b"", normalizer=b""):
-    """A ModelProto of sentencepiece_model.proto."""
-    content = b""
-    for text, score, kind in pieces:
-        explicit = field(3, kind) if kind != 1 else b""
-        content += field(1, field(1, text.encode()) + field(2, score) + explicit)
-    return content + field(2, field(3, 1) + trainer) + field(3, field(1, b"x") + normalizer)
-
-
-def charsmap(replacements):
-    """SentencePiece's table of replacements: a double-array trie, then the texts.
-
-    A node that stands at p leads by byte b to base ^ b, and the base is p ^ offset; here each node
-    has 256 places of its own. Bits of a unit: 0-7 its byte, 8 whether a value lies at its base,
-    10-31 its offset. A value is where a text begins, with bit 31.
-    """
-    texts, units, bases = b"", {}, {b"": 256}
-    for source in replacements:
-        for end in range(1, len(source.encode()) + 1):
-            bases.setdefault(source.encode()[:end], 256 * (len(bases) + 1))
-    ends = {source.encode(): target for source, target in replacements.items()}
-    units[0] = 256 << 10
-    for prefix, base in bases.items():
-        if not prefix:
-            continue
-        place = bases[prefix[:-1]] ^ prefix[-1]
-        units[place] = prefix[-1] | (place ^ base) << 10 | (prefix in ends) << 8
-        if prefix in ends:
-            units[base] = 1 << 31 | len(texts)
-            texts += ends[prefix].encode() + b"\0"
-    array = np.zeros(256 * (len(bases) + 2), "<u4")
-    array[list(units)] = list(units.values())
-    return struct.pack("<I", array.nbytes) + array.tobytes() + texts
-
-
-REPLACED = {"\N{FULLWIDTH LATIN SMALL LETTER A}": "a", "\N{NO-BREAK SPACE}": " ", "Æ": "ae"}
 
 
 def viterbi(word, known):

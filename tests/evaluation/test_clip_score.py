@@ -15,23 +15,14 @@ from simjax.networks.clip import Clip
 from simjax.porting import rules
 from simjax.porting.maps import clip
 from tests.helpers import files
-from tests.networks.test_clip import PROJECTION, TEXT, VISION, foreign
-
-MERGES = [("l", "o"), ("lo", "w</w>"), ("e", "r</w>"), ("'", "s</w>")]
-VOCABULARY = 26
-
-
-def write_vocabulary(folder):
-    """vocab.json and merges.txt of a few letters; returns the number of each of 26 pieces."""
-    letters = "lowernst'"
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "1</w>", "!</w>"]
-    pieces += ["".join(pair) for pair in MERGES] + [START, END]
-    numbers = {piece: number for number, piece in enumerate(pieces)}
-    (folder / "vocab.json").write_text(json.dumps(numbers))
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in MERGES), ""]
-    (folder / "merges.txt").write_text("\n".join(lines))
-    return numbers
-
+from tests.helpers.clip_files import (
+    PROJECTION,
+    TEXT,
+    VISION,
+    VOCABULARY,
+    foreign,
+    write_vocabulary,
+)
 
 # The score
 

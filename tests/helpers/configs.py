@@ -16,6 +16,9 @@ TEACHER = config.SongUNet(  # quick to train a step of, and to write a file of
     blocks=1,
     attention_resolutions=(),
 )
+NCSNPP = dataclasses.replace(
+    TEACHER, embedding="fourier", noise_channels=2, encoder="residual", filter_taps=(1, 3, 3, 1)
+)
 PARAMETERS = {  # of the official networks, fixed constants not counted
     "cifar10": 55_735_299,
     "cifar10_uncond": 55_733_891,

@@ -177,3 +177,7 @@ def _restricted(tree: Params, template: Params) -> Params:
     if not isinstance(template, Mapping):
         return tree
     return {name: _restricted(tree[name], node) for name, node in template.items()}
+
+
+def worst(ours, expected):
+    return np.abs(ours - expected).max() / np.abs(expected).max()

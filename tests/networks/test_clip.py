@@ -13,10 +13,8 @@ from simjax.config import ConfigError
 from simjax.networks.clip import Clip, Text, Vision
 from simjax.porting import rules
 from simjax.porting.maps import clip
+from tests.helpers.clip_files import PROJECTION, TEXT, VISION, foreign
 
-VISION = {"width": 24, "depth": 2, "heads": 3, "hidden": 40, "resolution": 28, "patch": 7}
-TEXT = {"width": 16, "depth": 3, "heads": 2, "hidden": 20, "vocabulary": 60, "length": 10}
-PROJECTION = 12
 END = 59
 # openai/clip-vit-large-patch14, config.json: what concerns the networks
 LARGE = {
@@ -210,44 +208,6 @@ def test_the_large_network_has_the_published_number_of_parameters():
     sizes = clip.describe(LARGE)
     net = nnx.eval_shape(lambda: Clip(**sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net))) == 427_616_513
-
-
-def foreign():
-    """Random tensors as transformers names and lays them out, of the sizes above."""
-    random = np.random.default_rng(2)
-    shapes = {
-        "logit_scale": (),
-        "visual_projection.weight": (PROJECTION, VISION["width"]),
-        "text_projection.weight": (PROJECTION, TEXT["width"]),
-        "text_model.embeddings.token_embedding.weight": (TEXT["vocabulary"], TEXT["width"]),
-        "text_model.embeddings.position_embedding.weight": (TEXT["length"], TEXT["width"]),
-        "vision_model.embeddings.class_embedding": (VISION["width"],),
-        "vision_model.embeddings.patch_embedding.weight": (VISION["width"], 3, 7, 7),
-        "vision_model.embeddings.position_embedding.weight": (17, VISION["width"]),
-    }
-    norms = {"text_model.final_layer_norm": TEXT["width"]}
-    norms |= {
-        f"vision_model.{name}": VISION["width"] for name in ("pre_layrnorm", "post_layernorm")
-    }
-    for tower, sizes in (("text_model", TEXT), ("vision_model", VISION)):
-        width, hidden = sizes["width"], sizes["hidden"]
-        for layer in range(sizes["depth"]):
-            block = f"{tower}.encoder.layers.{layer}"
-            linear = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
-            linear |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
-            for name, shape in linear.items():
-                shapes[f"{block}.{name}.weight"] = shape
-                shapes[f"{block}.{name}.bias"] = shape[:1]
-            norms |= {f"{block}.layer_norm{number}": width for number in (1, 2)}
-    for name, width in norms.items():
-        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-    tensors = {
-        name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
-    }
-    return tensors | {  # buffers of files that older transformers wrote
-        "text_model.embeddings.position_ids": np.arange(10)[None],
-        "vision_model.embeddings.position_ids": np.arange(17)[None],
-    }
 
 
 def template():

@@ -8,7 +8,7 @@ from simjax import build, config
 from simjax.porting import rules
 from simjax.porting.maps import edm
 from tests.helpers import official
-from tests.test_sources import NCSNPP, NETWORK
+from tests.helpers.configs import NCSNPP, TEACHER
 
 ARGUMENTS = {"img_resolution": 32, "img_channels": 3}
 
@@ -100,10 +100,10 @@ def test_the_releases_own_state_dictionaries_come_back(network_case):
 
 ADM = config.AdmUNet(resolution=8, label_dim=3, augment_dim=9, channels=64, channel_mult=(1, 2))
 DESCRIBED = [
-    edm.Description(NETWORK, "edm", 0.3),
+    edm.Description(TEACHER, "edm", 0.3),
     edm.Description(NCSNPP, "ve", 0.5),
     edm.Description(ADM, "iddpm", 0.5),
-    edm.Description(NETWORK, "vp", 0.5),
+    edm.Description(TEACHER, "vp", 0.5),
 ]
 
 
@@ -124,7 +124,7 @@ def test_our_weights_come_back(description):
 
 
 @pytest.mark.parametrize(
-    ("network", "family"), [(NETWORK, "flow"), (config.DiT(), "edm"), (config.PixArt(), "edm")]
+    ("network", "family"), [(TEACHER, "flow"), (config.DiT(), "edm"), (config.PixArt(), "edm")]
 )
 def test_what_the_release_does_not_have_is_refused(network, family):
     with pytest.raises(config.ConfigError, match="is no denoiser of the EDM release, which has"):

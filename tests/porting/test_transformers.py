@@ -14,21 +14,11 @@ from simjax.monitor import Monitor
 from simjax.porting import port, rules, transformers
 from simjax.porting.maps import dit, pixart, transformer
 from tests.helpers import files, official
+from tests.helpers.transformer_files import CONFIG, write_folder
 
 SIZES = {"resolution": 8, "width": 48, "depth": 2, "heads": 3}
 DIT = config.DiT(**SIZES, label_dim=5)
 PIXART = config.PixArt(**SIZES, caption_channels=20, caption_length=7)
-CONFIG = {  # of PIXART, as diffusers writes it
-    "_class_name": "PixArtTransformer2DModel",
-    "norm_type": "ada_norm_single",
-    "num_attention_heads": 3,
-    "attention_head_dim": 16,
-    "in_channels": 4,
-    "num_layers": 2,
-    "sample_size": 8,
-    "patch_size": 2,
-    "caption_channels": 20,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +53,6 @@ def assert_same(ported, network, weights):
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(ours[name], value)
-
-
-def write_folder(folder, tensors, values=CONFIG):
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
-    (folder / "config.json").write_text(json.dumps(values))
-    return str(folder)
 
 
 @pytest.mark.parametrize("wrap", [dict, lambda t: {"ema": t, "opt": {}, "args": "x"}])

@@ -14,8 +14,8 @@ from simjax.evaluation.clip_tokens import END, START, Tokenizer
 from simjax.networks.clip import Clip
 from simjax.porting import read_weights, rules
 from simjax.porting.maps import clip
-from tests.evaluation.test_clip_score import VOCABULARY, write_vocabulary
-from tests.with_torch.test_encoders import worst
+from tests.helpers.clip_files import VOCABULARY, write_vocabulary
+from tests.helpers.official import worst
 
 VISION = [
     {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

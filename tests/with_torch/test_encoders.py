@@ -15,14 +15,11 @@ from simjax.networks.t5 import T5Encoder, bucket
 from simjax.networks.vae import Autoencoder
 from simjax.porting import read_safetensors, rules
 from simjax.porting.maps import t5, vae
+from tests.helpers.official import worst
 
 
 def init():
     return {"dtype": np.float32, "rngs": nnx.Rngs(0)}
-
-
-def worst(ours, expected):
-    return np.abs(ours - expected).max() / np.abs(expected).max()
 
 
 def disturbed(module):

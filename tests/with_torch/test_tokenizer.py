@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from simjax.data.tokenizer import Tokenizer
-from tests.data.test_tokenizer import LETTERS, REPLACED, charsmap, field, pieces, spiece
+from tests.helpers.tokenizer_files import LETTERS, REPLACED, charsmap, field, pieces, spiece
 
 LENGTH = 12
 PROMPTS = ["", "  ", "a b", " a\tb  cd \n", "ab</s>cd", "zzz zz", "a▁b", "ab" * 40]
