@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simjax.api import Distillation, draw, from_function, load, show
-    from simjax.config import Config, ConfigError
+    from simjax.config import Config
+    from simjax.errors import ConfigError
     from simjax.run import distill
     from simjax.teacher import Model
 
@@ -27,7 +28,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Config": "config",
-    "ConfigError": "config",
+    "ConfigError": "errors",
     "Distillation": "api",
     "Model": "teacher",
     "distill": "run",

@@ -13,7 +13,7 @@ import pathlib
 from absl import flags, logging
 
 from simjax import chips, command_line, footprint, storage
-from simjax import config as c
+from simjax.errors import ConfigError
 
 flags.declare_key_flag("config")  # shown by --help
 TOPOLOGY = flags.DEFINE_string("topology", None, f"TPU slice: {chips.examples()}, ...")
@@ -46,7 +46,7 @@ def _run(argv: list[str]) -> None:
         print(footprint.table(footprint.read(pathlib.Path(TABLE.value).expanduser())))
         return
     if not TOPOLOGY.value:
-        raise c.ConfigError(f"--topology is missing; examples: {chips.examples()}.")
+        raise ConfigError(f"--topology is missing; examples: {chips.examples()}.")
     out = None if OUT.value is None else storage.new_file(OUT.value, "--out")
     chips.prepare(TOPOLOGY.value)
     from simjax import dry_run  # imports JAX: only now

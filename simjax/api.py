@@ -38,6 +38,7 @@ from simjax import (
 )
 from simjax import config as c
 from simjax.data.image_file import CHANNELS
+from simjax.errors import ConfigError
 from simjax.losses.distances import Distance
 from simjax.monitor import grid, to_uint8
 from simjax.teacher import Model, require_fit
@@ -91,7 +92,7 @@ def load(
     directory, found = run_of
     if config is not None or (encoder and found.text.templates):
         given = "encoder" if config is None else "config"
-        raise c.ConfigError(f"{source} is a run with its own {given}; leave {given} out.")
+        raise ConfigError(f"{source} is a run with its own {given}; leave {given} out.")
     found = dataclasses.replace(found, autoencoder=autoencoder or found.autoencoder)
     model = teacher.load(found, directory / "teacher")
     model = teacher.furnished(model, captions.prepare(model.config, directory))
@@ -128,16 +129,16 @@ def from_function(
       ConfigError: what it returns has another shape than what it is given.
     """
     if not callable(denoise):
-        raise c.ConfigError(f"denoise is {checks.shown(denoise)}, expected a function.")
+        raise ConfigError(f"denoise is {checks.shown(denoise)}, expected a function.")
     if not isinstance(shape, Sequence) or len(shape) != 3:
-        raise c.ConfigError(f"shape = {shape!r}: expected (height, width, channels).")
+        raise ConfigError(f"shape = {shape!r}: expected (height, width, channels).")
     shape = tuple(checks.whole_number("each number of shape", side, 1) for side in shape)
     classes = checks.whole_number("classes", classes, 0)
     if config is not None:
         checks.instance("config", config, c.Config, "simjax.Config(...) makes one")
     height, width, channels = shape
     if height != width:
-        raise c.ConfigError(f"shape = {shape}: samples are squares, of equal height and width.")
+        raise ConfigError(f"shape = {shape}: samples are squares, of equal height and width.")
     network = c.Own(resolution=height, image_channels=channels, label_dim=classes)
     given = config or c.Config()
     config = c.complete(given, network, given.teacher.precondition, given.teacher.sigma_data)
@@ -152,7 +153,7 @@ def from_function(
     out = jax.eval_shape(denoise, params, images, sigma, cond)
     found = getattr(out, "shape", type(out))
     if found != images.shape:
-        raise c.ConfigError(f"denoise returns {found} for xt of {images.shape}: not the same.")
+        raise ConfigError(f"denoise returns {found} for xt of {images.shape}: not the same.")
     mesh = build.mesh(config)
     provenance = {"source": f"the function {getattr(denoise, '__name__', denoise)}"}
     return Model(config, mesh, denoise_plainly, sharding.place(params, mesh), {}, provenance)
@@ -210,18 +211,16 @@ def show(
         found = found[..., None]
     found = found[None] if found.ndim == 3 else found
     if found.ndim != 4 or found.shape[-1] not in CHANNELS.values() or not found.size:
-        raise c.ConfigError(
+        raise ConfigError(
             f"images have shape {np.shape(images)}, expected (n, h, w, 1 or 3) or one image, (h, w)"
             " or (h, w, 1 or 3). Latents become images by load(..., autoencoder=FOLDER)."
         )
     if found.dtype != np.uint8:
         if not jax.numpy.issubdtype(found.dtype, np.floating):
-            raise c.ConfigError(f"images are {found.dtype}, expected floats in [-1, 1], or uint8.")
+            raise ConfigError(f"images are {found.dtype}, expected floats in [-1, 1], or uint8.")
         found = found.astype(np.float32)
         if not np.isfinite(found).all():
-            raise c.ConfigError(
-                "images have pixels that are NaN or infinite; did training diverge?"
-            )
+            raise ConfigError("images have pixels that are NaN or infinite; did training diverge?")
         found = to_uint8(found)
     columns = checks.whole_number("columns", columns, 0) or math.ceil(math.sqrt(len(found)))
     picture = grid(found, columns)
@@ -256,7 +255,7 @@ class Distillation:
         checks.instance("config", given, c.Config, "simjax.Config(...) makes one")
         for name, function in (("distance", distance), ("loss", loss)):
             if function is not None and not callable(function):
-                raise c.ConfigError(
+                raise ConfigError(
                     f"{name} = {checks.shown(function)}: expected a function; names go into config."
                 )
         made = teacher.config.teacher
@@ -350,13 +349,11 @@ def _without_a_run(
 ) -> Model:
     """Of an export or of published weights; without an autoencoder samples may be latents."""
     if network is not None:
-        raise c.ConfigError(
-            f"{source} is no run directory, and has one network; leave network out."
-        )
+        raise ConfigError(f"{source} is no run directory, and has one network; leave network out.")
     folder = Path(source).expanduser()
     if formats.is_export(folder):
         if config is not None:
-            raise c.ConfigError(f"{source} is an export with its own config; leave config out.")
+            raise ConfigError(f"{source} is an export with its own config; leave config out.")
         teacher.refuse_family(family, "an export")
         model = teacher.model_of(*formats.read(folder), {"source": source})
     else:
@@ -379,9 +376,7 @@ def _condition(
     if prompts is not None:
         return _read(model, prompts, labels)
     if model.captions is None and isinstance(model.config.network, c.PixArt):
-        raise c.ConfigError(
-            "this model draws prompts: prompts=[...], and load(..., encoder=FOLDER)."
-        )
+        raise ConfigError("this model draws prompts: prompts=[...], and load(..., encoder=FOLDER).")
     if labels is None:
         return model.asked(np.arange(max(model.classes, 1), dtype=np.int32))
     try:
@@ -390,7 +385,7 @@ def _condition(
         classes = np.zeros(0)
     is_right = classes.ndim == 1 and classes.size and classes.dtype.kind in "iu"
     if not (is_right and np.isin(classes, np.arange(model.classes)).all()):
-        raise c.ConfigError(
+        raise ConfigError(
             f"labels = {labels!r}: this model has {model.classes} classes, numbered from 0; "
             "expected a list of whole numbers, as labels=[0]."
         )
@@ -402,11 +397,11 @@ def _read(model: Model, prompts: Sequence[str], labels: Any) -> Condition:
     prompts = [prompts] if isinstance(prompts, str) else prompts
     is_right = isinstance(prompts, Collection) and all(isinstance(text, str) for text in prompts)
     if not (is_right and len(prompts)):
-        raise c.ConfigError(f"prompts = {prompts!r}: expected texts, as prompts=['a red cat'].")
+        raise ConfigError(f"prompts = {prompts!r}: expected texts, as prompts=['a red cat'].")
     if labels is not None:
-        raise c.ConfigError("labels and prompts were given; leave one of them out.")
+        raise ConfigError("labels and prompts were given; leave one of them out.")
     if model.read is None:
-        raise c.ConfigError(
+        raise ConfigError(
             "prompts are of a text-to-image model with its encoder: load(..., encoder=FOLDER)."
         )
     return model.read(list(prompts))

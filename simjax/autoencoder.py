@@ -10,6 +10,7 @@ from flax import nnx
 
 from simjax import config as c
 from simjax import sharding
+from simjax.errors import ConfigError
 from simjax.networks.vae import Autoencoder
 from simjax.porting import read_weights, rules, zoo
 from simjax.porting.foreign_file import refuse_nonfinite
@@ -31,18 +32,18 @@ def load_decoder(folder: str | os.PathLike, network: c.Network) -> Decode:
     refuse_nonfinite(weights.tensors, folder)
     try:
         if weights.config is None:
-            raise c.ConfigError("it has no config.json; give the folder of an AutoencoderKL.")
+            raise ConfigError("it has no config.json; give the folder of an AutoencoderKL.")
         sizes = vae.describe(weights.config)
         module = nnx.eval_shape(lambda: Autoencoder(**sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
         graphdef, like = nnx.split(module)
         params = rules.apply(vae.RULES, weights.tensors, nnx.to_pure_dict(like))
         if sizes["latent_channels"] != network.image_channels:
-            raise c.ConfigError(
+            raise ConfigError(
                 f"its latents have {sizes['latent_channels']} channels, the network's "
                 f"{network.image_channels}; give the autoencoder that it was trained with."
             )
-    except c.ConfigError as error:
-        raise c.ConfigError(f"{folder}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error
     mesh = sharding.local_mesh()
     params = sharding.place_whole(params, mesh)
     decode = jax.jit(lambda params, z: nnx.merge(graphdef, params).decode(z))

@@ -18,6 +18,7 @@ from simjax import config as c
 from simjax import data, fields, sharding
 from simjax.data import conditions
 from simjax.diffusion import augment, guidance, noise, precondition, sampler, schedule
+from simjax.errors import ConfigError
 from simjax.evaluation import features, judge
 from simjax.losses import distances, sim
 from simjax.networks.adm_unet import AdmUNet
@@ -460,7 +461,7 @@ def open_data(config: c.Config) -> data.Dataset:
     found = (tuple(dataset.shape), dataset.label_dim)
     expected = (pixel_shape(config), config.network.label_dim)
     if found[0] != expected[0] or (expected[1] and found[1] != expected[1]):
-        raise c.ConfigError(
+        raise ConfigError(
             f"data.source = {config.data.source!r} has images of {found[0]} and {found[1]} "
             f"classes; the network takes {expected[0]} and {expected[1]}."
         )

@@ -17,6 +17,7 @@ from simjax import config as c
 from simjax import encoding, processes, text
 from simjax.data.caption_cache import Cache
 from simjax.data.tokenizer import Tokenizer
+from simjax.errors import ConfigError
 from simjax.text import Reader
 from simjax.typing import Caption, Int
 
@@ -92,7 +93,7 @@ def _written(options: c.Text, templates: tuple[str, ...]) -> list[list[str]]:
     lacking = [template for template in templates if "{}" not in template]
     counts = {word.count(SEPARATOR) for word in options.words}
     if lacking or not templates or len(counts) != 1:
-        raise c.ConfigError(
+        raise ConfigError(
             f"text.templates and text.held_out need {{}} for a word (lacking: {lacking or 'none'}) "
             "and at least one of each, text.words the same number of words for every class."
         )

@@ -23,7 +23,7 @@ from etils import epath
 from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator as Operations
 
 from simjax import processes, sharding
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.typing import Array, Params
 
 WATCH = 1.0  # seconds between looks at a save; our choice

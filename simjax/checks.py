@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 LARGEST_SEED = 2**32 - 1  # what jax.random.fold_in takes
 

@@ -10,7 +10,7 @@ import importlib.util
 import os
 from typing import Any
 
-from simjax import config as c
+from simjax.errors import ConfigError
 
 GIB = 2**30
 
@@ -84,7 +84,7 @@ def find(topology: str) -> Chip:
     """
     name, colon, layout = topology.partition(":")
     if name not in CHIPS or not layout:
-        raise c.ConfigError(f"--topology={topology} is not known; examples: {examples()}.")
+        raise ConfigError(f"--topology={topology} is not known; examples: {examples()}.")
     return CHIPS[name]
 
 
@@ -101,7 +101,7 @@ def prepare(topology: str) -> None:
     """
     find(topology)
     if importlib.util.find_spec("libtpu") is None:
-        raise c.ConfigError(
+        raise ConfigError(
             "compiling for TPUs needs libtpu, in an environment of its own: python -m venv tpu && "
             'tpu/bin/pip install -e ".[tpu]", then tpu/bin/python -m simjax.aot ...; it needs no '
             "TPU."
@@ -125,7 +125,7 @@ def devices(topology: str) -> list[Any]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except jax.errors.JaxRuntimeError as error:
-        raise c.ConfigError(
+        raise ConfigError(
             f"--topology={topology}: {str(error).splitlines()[0]}; examples: {examples()}."
         ) from error
     return list(found.devices)

@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from simjax import checks, settings
 from simjax import config as c
+from simjax.errors import ConfigError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -36,10 +37,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
-            raise c.ConfigError(f"config has no field {name}; did you mean: {', '.join(near)}?")
+            raise ConfigError(f"config has no field {name}; did you mean: {', '.join(near)}?")
     file, colon, method = (_given(argv, "config") or "").partition(":")
     if file and not os.path.isfile(file):
-        raise c.ConfigError(f"--config: there is no file {file}.")
+        raise ConfigError(f"--config: there is no file {file}.")
     try:
         rest = flags.FLAGS(argv)
         if isinstance(CONFIG.value, c.Config) and not rest[1:]:
@@ -48,17 +49,17 @@ def parse_flags(argv: list[str]) -> list[str]:
         if refusal := _refusal_inside(error):
             raise refusal from error
         if isinstance(error, TypeError) and any(name.startswith("network.") for name in given):
-            raise c.ConfigError(
+            raise ConfigError(
                 "config.network has no fields to set: the network comes with teacher.source."
             ) from error
         if colon and "get_config() takes 0" in f"{error}":
-            raise c.ConfigError(f"--config: {file} has no methods; leave out :{method}.") from error
-        raise c.ConfigError(f"{error}") from error
+            raise ConfigError(f"--config: {file} has no methods; leave out :{method}.") from error
+        raise ConfigError(f"{error}") from error
     if rest[1:]:
-        raise c.ConfigError(f"unexpected arguments: {' '.join(rest[1:])}.")
+        raise ConfigError(f"unexpected arguments: {' '.join(rest[1:])}.")
     if not file:
-        raise c.ConfigError("--config is missing, e.g. --config=configs/digits.py.")
-    raise c.ConfigError(f"--config: get_config() in {file} must return a simjax.config.Config.")
+        raise ConfigError("--config is missing, e.g. --config=configs/digits.py.")
+    raise ConfigError(f"--config: get_config() in {file} must return a simjax.config.Config.")
 
 
 def start(
@@ -68,7 +69,7 @@ def start(
     settings.hold()
     try:
         app.run(run, flags_parser=parse)
-    except c.ConfigError as error:
+    except ConfigError as error:
         sys.exit(f"simjax: {error}")
 
 
@@ -82,7 +83,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        raise c.ConfigError(f"{error}") from error
+        raise ConfigError(f"{error}") from error
 
 
 def parse_source(argv: list[str]) -> list[str]:
@@ -93,7 +94,7 @@ def parse_source(argv: list[str]) -> list[str]:
     """
     rest = parse(argv)
     if rest[1:] or not flags.FLAGS["source"].value:
-        raise c.ConfigError(f"expected --source=..., got {' '.join(rest[1:]) or 'nothing'}.")
+        raise ConfigError(f"expected --source=..., got {' '.join(rest[1:]) or 'nothing'}.")
     return rest
 
 
@@ -111,9 +112,7 @@ def require_used(kind: str, uses: Mapping[str, Collection[str]], hint: str = "")
     if idle:
         named = "; ".join(f"--{name} is for {' or '.join(kinds)}" for name, kinds in idle.items())
         useful = ", ".join(f"--{name}" for name, kinds in uses.items() if kind in kinds)
-        raise c.ConfigError(
-            f"the source is {kind}: {named}. It takes {useful}.{hint and ' '}{hint}"
-        )
+        raise ConfigError(f"the source is {kind}: {named}. It takes {useful}.{hint and ' '}{hint}")
 
 
 def was_given(name: str) -> bool:
@@ -170,10 +169,10 @@ def _help_if_asked(argv: list[str]) -> None:
             sys.exit(0)
 
 
-def _refusal_inside(error: BaseException | None) -> c.ConfigError | None:
+def _refusal_inside(error: BaseException | None) -> ConfigError | None:
     """The config file's own ConfigError, which the flag library wraps together with its trace."""
     found = None
     while error is not None:
-        found = error if isinstance(error, c.ConfigError) else found
+        found = error if isinstance(error, ConfigError) else found
         error = error.__cause__ or error.__context__
     return found

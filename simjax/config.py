@@ -12,12 +12,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from simjax.errors import ConfigError
+
 MODES = ("distill", "port")  # run.py has a function for each
 AUGMENT_DIM = 9  # labels of EDM's augmentation pipe
-
-
-class ConfigError(ValueError):
-    """A mistake in what the user asked for; the message names the field and the remedy."""
 
 
 @dataclass

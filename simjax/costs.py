@@ -11,6 +11,7 @@ import jax
 
 from simjax import config as c
 from simjax import programs, sharding
+from simjax.errors import ConfigError
 from simjax.networks.convolution import for_cpus
 from simjax.programs import Arguments
 
@@ -48,7 +49,7 @@ def counting_device() -> jax.Device:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        raise c.ConfigError(
+        raise ConfigError(
             f"costs are counted on the CPU, which JAX_PLATFORMS={platforms} leaves out; "
             f"set JAX_PLATFORMS={platforms},cpu, or unset it."
         ) from error

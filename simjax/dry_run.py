@@ -15,6 +15,7 @@ from jax.stages import Compiled
 import simjax
 from simjax import build, chips, compiled, costs, footprint, programs, teacher
 from simjax import config as c
+from simjax.errors import ConfigError
 from simjax.programs import Program
 
 
@@ -97,11 +98,11 @@ def _compile_to_fit(
     except jax.errors.JaxRuntimeError as error:
         if not (shortage := compiled.exhausted(str(error))):
             raise
-        raise c.ConfigError(footprint.refusal(what, config, shortage)) from error
+        raise ConfigError(footprint.refusal(what, config, shortage)) from error
     memory = compiled.memory(binary) | {"available": available}
     if memory["total"] > available:
         shortage = {"needed": memory["total"], "available": available, "largest": []}
-        raise c.ConfigError(footprint.refusal(what | {"memory": memory}, config, shortage))
+        raise ConfigError(footprint.refusal(what | {"memory": memory}, config, shortage))
     return binary, memory, seconds
 
 

@@ -17,6 +17,7 @@ from etils import epath
 
 from simjax import command_line, storage
 from simjax import config as c
+from simjax.errors import ConfigError
 
 _PROMPTS = flags.DEFINE_string(
     "prompts", None, "Text file, a prompt a line; .tsv, .csv, .json, .jsonl."
@@ -43,12 +44,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
     required = {"prompts": _PROMPTS.value, "encoder": _ENCODER.value, "out": _OUT.value}
     lacking = [f"--{name}=..." for name, value in required.items() if not value]
     if rest[1:] or lacking:
-        raise c.ConfigError(
+        raise ConfigError(
             f"expected {' '.join(lacking) or 'flags alone'}, got {' '.join(argv[1:]) or 'nothing'}."
         )
     for name, (least, most) in BOUNDS.items():
         if not least <= flags.FLAGS[name].value <= most:
-            raise c.ConfigError(
+            raise ConfigError(
                 f"--{name}={flags.FLAGS[name].value}; expected a number from {least} to {most}."
             )
     return rest
@@ -111,7 +112,7 @@ def _require_shared(folder: epath.Path) -> None:
 
     processes.by_first(write, "probe is written")
     if not probe.exists():
-        raise c.ConfigError(
+        raise ConfigError(
             f"process {jax.process_index()} does not see what the first one wrote to --out="
             f"{folder}; expected storage that all of them share."
         )

@@ -13,11 +13,11 @@ import jax
 import tqdm
 from etils import epath
 
-from simjax import config as c
 from simjax import processes, text
 from simjax.data import caption_cache, prompts
 from simjax.data.caption_cache import Cache
 from simjax.data.tokenizer import Tokenizer
+from simjax.errors import ConfigError
 from simjax.text import Encoder
 
 POLL = 1.0  # seconds between looks for the shards of other processes; our choice
@@ -106,7 +106,7 @@ def _write_shards(
     for number in numbers:
         some = list(itertools.islice(reading, size))
         if len(some) != sizes[number]:
-            raise c.ConfigError(f"{source} changed while it was read; start again.")
+            raise ConfigError(f"{source} changed while it was read; start again.")
         if number in mine:
             batches = text.embedded(encoder, tokenizer, some, length=known["length"], batch=batch)
             caption_cache.write_shard(folder, number, some, counted(batches))

@@ -18,6 +18,7 @@ from etils import epath
 
 from simjax import captions, checks, command_line, data, processes, report, storage, stored, teacher
 from simjax import config as c
+from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.judge import Judge, Row
 from simjax.porting import cache, zoo
@@ -172,7 +173,7 @@ def _churning(numbers: list[str]) -> c.Sampler:
     try:
         return c.Sampler(**{name: float(n) for name, n in zip(names, numbers, strict=True)})
     except ValueError as error:
-        raise c.ConfigError(
+        raise ConfigError(
             f"--churn={','.join(numbers)} is not four numbers, as in --churn=40,0.05,50,1.003."
         ) from error
 
@@ -182,7 +183,7 @@ def _of_images(dataset: data.Dataset) -> dict[str, Any]:
     config = _with_flags(c.Config())
     judging = report.judge(config)
     if judging is None:
-        raise c.ConfigError("images need --reference=... (or --data=...) to be compared with.")
+        raise ConfigError("images need --reference=... (or --data=...) to be compared with.")
     batches = (images.as_bytes(x) for x, _ in data.batches(dataset, config.evaluation.batch))
     metrics, count = judging.measure(batches, dataset.labels)
     rows = [Row(dataset.name, None, count, None, metrics), *judging.floors(_SEED.value)]
@@ -246,7 +247,7 @@ def _require_compared(config: c.Config) -> None:
     else:
         return
     if idle := [f"--{name}" for name in about if command_line.was_given(name)]:
-        raise c.ConfigError(f"{', '.join(idle)}: without effect, {remedy}.")
+        raise ConfigError(f"{', '.join(idle)}: without effect, {remedy}.")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from simjax import (
     teacher,
 )
 from simjax import config as c
+from simjax.errors import ConfigError
 from simjax.networks.denoiser import with_constants
 from simjax.porting import cache
 from simjax.teacher import Model
@@ -107,11 +108,11 @@ def _exported(name: str, generator: formats.Generator, out: Path) -> str:
     try:
         files = formats.FORMATS[name].write(generator, out)
         found = formats.FORMATS[name].compare(generator, out)
-    except c.ConfigError:
+    except ConfigError:
         raise
     except Exception as error:  # damage shows in many ways
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise c.ConfigError(
+        raise ConfigError(
             f"--format={name}: what is in {out} could not be written and read back: {reason}."
         ) from error
     print(f"{name}: {', '.join(files)}; read back: {found}")
@@ -126,7 +127,7 @@ def _formats(given: list[str]) -> list[str]:
     """
     unknown = [name for name in given if name not in formats.FORMATS]
     if unknown or not given:
-        raise c.ConfigError(
+        raise ConfigError(
             f"--format={','.join(given)}: expected some of {', '.join(formats.FORMATS)}, as in "
             "--format=safetensors,stablehlo."
         )
@@ -141,10 +142,10 @@ def _destination(given: str | None) -> Path:
       ConfigError: it is not, or a run directory, whose config.json would be replaced.
     """
     if not given or storage.in_bucket(given):
-        raise c.ConfigError(f"--out={given or ''}: expected a folder on a disk, to be read back.")
+        raise ConfigError(f"--out={given or ''}: expected a folder on a disk, to be read back.")
     out = Path(given).expanduser()
     if stored.config_of_run(epath.Path(out)) is not None:
-        raise c.ConfigError(f"--out={given} is a run directory; give a folder of its own.")
+        raise ConfigError(f"--out={given} is a run directory; give a folder of its own.")
     storage.new_folder(given, "--out")
     return out
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from simjax import config as c
 from simjax import data
 from simjax.diffusion import noise, precondition, sampler, schedule
+from simjax.errors import ConfigError
 from simjax.losses import distances
 from simjax.porting import zoo
 from simjax.train import step
@@ -78,7 +79,7 @@ def require_read(config: c.Config, saved: c.Config | None = None) -> None:
         return
     lines = [f"  {path} = {values[path]!r} {_reason(why)}" for path, why in found.items()]
     back = [f"--config.{path}={shlex.quote(str(c.get_field(c.Config(), path)))}" for path in found]
-    raise c.ConfigError(
+    raise ConfigError(
         "\n".join(["set, but without effect:", *lines, "Leave out, or set back: " + " ".join(back)])
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from simjax import config as c
 from simjax.chips import GIB
+from simjax.errors import ConfigError
 
 # Of simjax/programs.py, which imports JAX.
 TRAINING = ("fake_score", "generator", "train")
@@ -46,15 +47,13 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
             result = json.loads(path.read_text())
             table([result])
         except (ValueError, KeyError, TypeError) as error:
-            raise c.ConfigError(
+            raise ConfigError(
                 f"{path} is no result of simjax.aot ({type(error).__name__}: {error}); "
                 "move it elsewhere."
             ) from error
         results.append(result)
     if not results:
-        raise c.ConfigError(
-            f"{folder} has no .json file; write some with --out={folder}/NAME.json."
-        )
+        raise ConfigError(f"{folder} has no .json file; write some with --out={folder}/NAME.json.")
     return results
 
 

@@ -20,6 +20,7 @@ import simjax
 from simjax import build, stablehlo, storage
 from simjax import config as c
 from simjax.data import conditions
+from simjax.errors import ConfigError
 from simjax.porting import port, read_safetensors, rules
 from simjax.porting.maps import dit, edm, pixart
 from simjax.typing import Caption, Condition, Denoise, Images, Params
@@ -130,15 +131,15 @@ def read(folder: Path) -> tuple[c.Config, Params]:
         build.check_values(config, devices=1)
         like = build.weights_like(config)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise c.ConfigError(
+        raise ConfigError(
             f"{file} cannot be read ({' '.join(str(error).split())}); expected that of "
             "python -m simjax.export --format=safetensors."
         ) from error
     tensors = read_safetensors.read(folder / WEIGHTS)
     try:
         return config, rules.apply([rules.Rule("(.+)", r"\1")], tensors, like)
-    except c.ConfigError as error:
-        raise c.ConfigError(f"{folder / WEIGHTS}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{folder / WEIGHTS}: {error}") from error
 
 
 def _any(config: c.Config) -> None:
@@ -200,7 +201,7 @@ def _require_diffusers(config: c.Config) -> None:
     network, precondition = config.network, config.teacher.precondition
     if type(network) not in DIFFUSERS or precondition != "ddpm_linear":
         known = ", ".join(kind.__name__ for kind in DIFFUSERS)
-        raise c.ConfigError(
+        raise ConfigError(
             f"{type(network).__name__} with precondition {precondition!r} is no transformer of "
             f"diffusers, which has {known} with ddpm_linear."
         )
@@ -292,8 +293,8 @@ def _compare_images(generator: Generator, images: Images, file: Path) -> str:
     return f"{len(images)} images differ by {difference:.1e}"
 
 
-def _refusal(file: Path, problem: str) -> c.ConfigError:
-    return c.ConfigError(
+def _refusal(file: Path, problem: str) -> ConfigError:
+    return ConfigError(
         f"{file}, read back, is not the network that was exported: {problem}. Do not use it; check "
         "the disk, and export again."
     )

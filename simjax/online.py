@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from simjax import checkpoint, processes, report
-from simjax import config as c
+from simjax.errors import ConfigError
 from simjax.evaluation.judge import HIGHER_IS_BETTER, Judge
 from simjax.monitor import Monitor
 from simjax.teacher import Model, store_again
@@ -35,7 +35,7 @@ class Online:
             "samples": options.online_samples,
         }
         if options.every and judging is None:
-            raise c.ConfigError(
+            raise ConfigError(
                 f"evaluation.every = {options.every}, but there is nothing to compare with: set "
                 "evaluation.reference or data.source, or evaluation.every=0."
             )
@@ -61,7 +61,7 @@ class Online:
 
     def _is_better(self, name: str, metrics: dict[str, float]) -> bool:
         if name not in metrics:
-            raise c.ConfigError(
+            raise ConfigError(
                 f"evaluation.best = {name!r} is not measured; known: {', '.join(metrics)}."
             )
         value = metrics[name]

@@ -26,7 +26,7 @@ import numpy as np
 from etils import epath
 
 from simjax import processes, storage
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 NAME = "owner.json"
 RENEW = 10.0  # seconds between signs of life; our choice, as all that follow

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 NO_CLUSTER = "coordinator_address should be defined"  # what JAX says where it detects none
 

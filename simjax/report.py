@@ -17,6 +17,7 @@ from etils import epath
 import simjax
 from simjax import build, checks, data, processes, storage
 from simjax import config as c
+from simjax.errors import ConfigError
 from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing
 from simjax.evaluation.judge import Judge, Row, Space, table
@@ -95,7 +96,7 @@ def _real_images(config: c.Config) -> data.Dataset | None:
 
 def _classifier(real: data.Dataset | None, say: Callable[[str], None]) -> features.Extractor:
     if real is None:
-        raise c.ConfigError("the features 'classifier' need data.source, to be trained on.")
+        raise ConfigError("the features 'classifier' need data.source, to be trained on.")
     return features.classifier(real, say=say)
 
 

@@ -17,6 +17,7 @@ from etils import epath
 
 from simjax import checkpoint, processes, storage
 from simjax import config as c
+from simjax.errors import ConfigError
 
 CONFIG, REPORT, REPORT_BEFORE = "config.json", "report.json", "report_before.json"
 
@@ -106,7 +107,7 @@ def plan(directory: epath.Path, config: c.Config) -> Plan:
     refused = [line for change in changed for line in _refusals(change, config, done)]
     if refused:
         lines = "\n  ".join(refused)
-        raise c.ConfigError(
+        raise ConfigError(
             f"workdir {directory} holds a run of another config; what differs (there -> here):\n"
             f"  {lines}\nChoose another --workdir, or set these fields back."
         )
@@ -114,7 +115,7 @@ def plan(directory: epath.Path, config: c.Config) -> Plan:
     measures = finished and any(_is_measured(change.field, config) for change in changed)
     if measures and not done:
         lines = ", ".join(map(str, changed))
-        raise c.ConfigError(
+        raise ConfigError(
             f"workdir {directory} holds a finished run whose checkpoints are gone, so that it "
             f"cannot go on with {lines}. Choose another --workdir, or set these fields back."
         )
@@ -197,9 +198,9 @@ def _saved(file: epath.Path) -> dict[str, Any] | None:
     try:
         return _plain(c.to_dict(c.from_dict(json.loads(file.read_text()))))
     except ValueError as error:
-        if isinstance(error, c.ConfigError):
+        if isinstance(error, ConfigError):
             raise
-        raise c.ConfigError(
+        raise ConfigError(
             f"{file} is not valid JSON ({error}); choose another --workdir."
         ) from error
 

@@ -33,6 +33,7 @@ from simjax import (
 )
 from simjax import config as c
 from simjax.data import prompts
+from simjax.errors import ConfigError
 from simjax.evaluation.judge import Judge
 from simjax.monitor import Monitor
 from simjax.online import Online
@@ -116,7 +117,7 @@ def _has_work(
             plan = resume.plan(directory, config)
             if begin and plan.has_work:
                 resume.apply(plan, directory, begin)
-        except c.ConfigError:
+        except ConfigError:
             raise
         except Exception as error:  # a bucket's errors have no common type
             raise storage.unusable(directory, error) from error

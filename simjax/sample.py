@@ -34,6 +34,7 @@ from simjax import (
 from simjax import config as c
 from simjax.data import prompts as files_of_prompts
 from simjax.data.image_file import CHANNELS
+from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.drawing import Drawing
 from simjax.monitor import grid
@@ -161,7 +162,7 @@ def _destination(given: str) -> epath.Path:
     """
     out = storage.new_file_or_folder(given, "--out", FILES)
     if out.suffix != ".png" and command_line.was_given("columns"):
-        raise c.ConfigError(f"--columns is for a grid, --out=NAME.png, not for --out={given}.")
+        raise ConfigError(f"--columns is for a grid, --out=NAME.png, not for --out={given}.")
     return out
 
 
@@ -256,7 +257,7 @@ def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str])
     }
     for what, flags_ in found.items():
         if named := [name for name, is_so in flags_.items() if is_so]:
-            raise c.ConfigError(f"{type(network).__name__} {what} {', '.join(named)}.")
+            raise ConfigError(f"{type(network).__name__} {what} {', '.join(named)}.")
 
 
 def _of_prompts(model: Model, prompts: Sequence[str], directory: epath.Path | None) -> Wanted:
@@ -279,7 +280,7 @@ def _of_classes(model: Model) -> Wanted:
     if _CLASSES.value is not None:
         known = {str(number): number for number in classes}
         if not _CLASSES.value or any(given not in known for given in _CLASSES.value):
-            raise c.ConfigError(
+            raise ConfigError(
                 f"--classes={','.join(_CLASSES.value)}: expected numbers from 0 to "
                 f"{len(classes) - 1}, as in --classes=0,1."
             )

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from etils import epath
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 AnyPath = TypeVar("AnyPath")  # pathlib.Path or epath.Path
 GCS = ("tensorflow", "google.cloud.storage")  # epath's files of gs://, and Orbax's listings

@@ -10,6 +10,7 @@ from etils import epath
 
 from simjax import checkpoint, storage, teacher
 from simjax import config as c
+from simjax.errors import ConfigError
 from simjax.porting import zoo
 from simjax.teacher import Model
 from simjax.typing import Params
@@ -40,7 +41,7 @@ def config_of_run(directory: epath.Path) -> c.Config | None:
     try:
         values = json.loads(file.read_text()) if file.exists() else {}
     except ValueError as error:
-        raise c.ConfigError(f"{file} is not valid JSON ({error}).") from error
+        raise ConfigError(f"{file} is not valid JSON ({error}).") from error
     return c.from_dict(values) if "teacher" in values else None
 
 
@@ -78,7 +79,7 @@ def _newest_generator(model: Model, directory: epath.Path) -> tuple[Params, int]
 def _best_generator(model: Model, directory: epath.Path) -> tuple[Params, dict[str, Any]]:
     steps = checkpoint.steps_in(directory / "best")
     if not steps:
-        raise c.ConfigError(
+        raise ConfigError(
             f"{directory} has kept no best generator: a run keeps one with --config.evaluation."
             "best=METRIC (as inception/fid) and --config.evaluation.every=STEPS."
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from simjax import config as c
 from simjax.chips import GIB
+from simjax.errors import ConfigError
 
 # Fields of a config that a sweep may set, each with its type.
 FIELDS = {"batch": int, "accumulate": int, "steps_per_call": int, "compute_dtype": str, "fsdp": int}
@@ -22,11 +23,11 @@ def values(field: str, given: list[str]) -> list[Any]:
     """
     flag = f"--{field}={','.join(given)}"
     if not given:
-        raise c.ConfigError(f"{flag} names no value; leave it out to keep the config's.")
+        raise ConfigError(f"{flag} names no value; leave it out to keep the config's.")
     try:
         return [FIELDS[field](value) for value in given]
     except ValueError as error:
-        raise c.ConfigError(
+        raise ConfigError(
             f"{flag} is no list of whole numbers; expected e.g. --{field}=1,8."
         ) from error
 

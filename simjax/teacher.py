@@ -24,6 +24,7 @@ from simjax import config as c
 from simjax.autoencoder import Decode
 from simjax.captions import Captions
 from simjax.data import conditions
+from simjax.errors import ConfigError
 from simjax.monitor import Monitor
 from simjax.networks.denoiser import Constants, as_denoise, constants_of, with_constants
 from simjax.porting import port, zoo
@@ -100,7 +101,7 @@ def decoded(model: Model) -> Model:
     """
     folder, network = model.config.autoencoder, model.config.network
     if not folder and network.image_channels not in (1, 3):
-        raise c.ConfigError(
+        raise ConfigError(
             f"samples are latents of {network.image_channels} channels: --config.autoencoder= the "
             "folder of diffusers' AutoencoderKL, for pictures."
         )
@@ -116,7 +117,7 @@ def reading(model: Model, reader: text.Reader) -> Model:
     """
     width, expected = reader.encoder.sizes.width, model.config.network.caption_channels
     if width != expected:
-        raise c.ConfigError(
+        raise ConfigError(
             f"the text encoder has {width} channels, the network reads {expected}; give the "
             "encoder that it was trained with."
         )
@@ -130,7 +131,7 @@ def reader_from(model: Model, encoder: str, tokenizer: str = "") -> text.Reader:
       ConfigError: the network reads none, or the encoder cannot be read.
     """
     if not isinstance(model.config.network, c.PixArt):
-        raise c.ConfigError(
+        raise ConfigError(
             f"{type(model.config.network).__name__} reads no captions; leave the encoder out."
         )
     length = model.config.network.caption_length or model.config.text.length
@@ -144,7 +145,7 @@ def require_fit(network: c.Network, prompts: Captions | None) -> None:
       ConfigError: with what would do.
     """
     if isinstance(network, c.PixArt) != (prompts is not None):
-        raise c.ConfigError(
+        raise ConfigError(
             f"{type(network).__name__} reads captions, but there are none: make a cache by "
             "python -m simjax.encode_prompts and set --config.text.cache=FOLDER."
             if prompts is None
@@ -155,7 +156,7 @@ def require_fit(network: c.Network, prompts: Captions | None) -> None:
         found = prompts.cache.identity
         most = network.caption_length or found["length"]
         if found["channels"] != network.caption_channels or found["length"] > most:
-            raise c.ConfigError(
+            raise ConfigError(
                 f"captions of up to {found['length']} tokens of {found['channels']} channels; the "
                 f"network reads {most} of {network.caption_channels}. Encode them with the encoder "
                 f"that the network was trained with, and --length={most}."
@@ -169,7 +170,7 @@ def refuse_family(family: str, what: str) -> None:
       ConfigError: naming what knows its network already.
     """
     if family:
-        raise c.ConfigError(
+        raise ConfigError(
             f"family = {family!r} is of published weights; {what} does not need it: leave it out."
         )
 
@@ -185,7 +186,7 @@ def plan(config: c.Config) -> c.Config:
         return c.complete(config, config.network, made.precondition, made.sigma_data)
     entry = zoo.find(config.teacher.source)
     if entry.network is None:
-        raise c.ConfigError(f"{config.teacher.source}: only the file itself tells its network.")
+        raise ConfigError(f"{config.teacher.source}: only the file itself tells its network.")
     return c.complete(config, entry.network, entry.precondition, entry.sigma_data)
 
 
@@ -228,7 +229,7 @@ def starting_generator(
     if not differing and not _same_constants(teacher, start):
         differing = ["the fixed frequencies of the noise embedding"]
     if differing:
-        raise c.ConfigError(
+        raise ConfigError(
             f"generator.source = {source!r} is another network than the teacher "
             f"(teacher -> generator): {'; '.join(differing)}."
         )
@@ -314,7 +315,7 @@ def _train(
     dataset = build.open_data(config)
     size = dataset.size * math.prod(dataset.shape)
     if size > LARGEST_DATA:
-        raise c.ConfigError(
+        raise ConfigError(
             f"{dataset.name} has {size / 1e9:.1f} GB of images, which would stay on every device; "
             f"at most {LARGEST_DATA / 1e9:.0f} GB train a teacher here. Use a published teacher."
         )

@@ -20,6 +20,7 @@ from simjax import checkpoint, sharding
 from simjax import config as c
 from simjax.data.caption_cache import Embedded
 from simjax.data.tokenizer import Tokenizer
+from simjax.errors import ConfigError
 from simjax.networks.t5 import T5Encoder
 from simjax.porting import read_weights, rules, zoo
 from simjax.porting.maps import t5
@@ -88,13 +89,13 @@ def load_encoder(folder: str | os.PathLike) -> Encoder:
     """
     weights = read_weights.read(zoo.local(folder))
     if weights.config is None:
-        raise c.ConfigError(f"{folder} has no config.json; give the folder of a T5 encoder.")
+        raise ConfigError(f"{folder} has no config.json; give the folder of a T5 encoder.")
     try:
         sizes = c.T5(**t5.describe(weights.config))
         encode, like = encoding(sizes)
         params = rules.apply(t5.RULES, weights.tensors, like)
-    except c.ConfigError as error:
-        raise c.ConfigError(f"{folder}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from error
     devices = jax.local_devices()
     mesh = sharding.make_mesh(len(devices), devices)
     known = json.dumps([vars(sizes), checkpoint.params_sha256(params)], sort_keys=True)
@@ -115,7 +116,7 @@ def random_encoder(sizes: c.T5) -> Encoder:
 def require_fit(encoder: Encoder, tokenizer: Tokenizer) -> None:
     """Raises a ConfigError where the tokenizer has tokens that the encoder does not."""
     if tokenizer.largest >= encoder.sizes.vocabulary:
-        raise c.ConfigError(
+        raise ConfigError(
             f"{tokenizer.path} has tokens up to {tokenizer.largest}, the encoder has "
             f"{encoder.sizes.vocabulary}; give the tokenizer that the encoder was trained with."
         )

@@ -28,6 +28,7 @@ from simjax import (
     storage,
     teacher,
 )
+from simjax.errors import ConfigError
 from tests.helpers.command import refused as refused_command
 from tests.helpers.configs import DIRECTORY, load, small
 
@@ -99,7 +100,7 @@ def test_float32_takes_the_passes_of_the_highest_precision():
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "v5e:", "v5litepod-8", ""])
 def test_an_unknown_topology_is_refused_with_examples(topology):
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         chips.prepare(topology)
     assert f"--topology={topology} is not known" in str(error.value)
     for example in ("v4:2x2x1", "v5e:2x4", "v5p:2x2x2", "v6e:4x4", "tpu7x:2x2x1"):
@@ -108,7 +109,7 @@ def test_an_unknown_topology_is_refused_with_examples(topology):
 
 def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(config.ConfigError, match=r'pip install -e ".\[tpu\]"'):
+    with pytest.raises(ConfigError, match=r'pip install -e ".\[tpu\]"'):
         chips.prepare("v5e:2x4")
 
 
@@ -326,12 +327,12 @@ def test_the_table_has_a_row_a_file(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"config": "cifar10"})])
 def test_a_file_of_something_else_is_named(text, tmp_path):
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(config.ConfigError, match="other.json is no result of simjax.aot"):
+    with pytest.raises(ConfigError, match="other.json is no result of simjax.aot"):
         footprint.read(tmp_path)
 
 
 def test_a_folder_without_results_is_named(tmp_path):
-    with pytest.raises(config.ConfigError, match="has no .json file; write some with --out="):
+    with pytest.raises(ConfigError, match="has no .json file; write some with --out="):
         footprint.read(tmp_path)
 
 

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 from simjax import chips, config, costs, footprint, programs, sharding, sweep, teacher, timing
+from simjax.errors import ConfigError
 from tests.helpers.command import refused
 from tests.helpers.configs import DIRECTORY, load, small
 
@@ -344,7 +345,7 @@ def test_combinations_are_all_and_fit_any_call():
     ],
 )
 def test_impossible_combinations_are_refused(swept, message):
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         timing.prepare(load("digits"), swept)
 
 
@@ -364,7 +365,7 @@ def test_a_cpu_that_jax_must_leave_out_is_asked_for(monkeypatch):
 
     monkeypatch.setattr(jax, "local_devices", missing)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with pytest.raises(config.ConfigError, match="set JAX_PLATFORMS=cuda,cpu, or unset it"):
+    with pytest.raises(ConfigError, match="set JAX_PLATFORMS=cuda,cpu, or unset it"):
         timing.prepare(load("digits"), {})
 
 

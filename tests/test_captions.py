@@ -9,6 +9,7 @@ from etils import epath
 
 from simjax import captions, config, teacher
 from simjax.data import conditions
+from simjax.errors import ConfigError
 from simjax.typing import Caption
 from tests.helpers.configs import load
 
@@ -90,7 +91,7 @@ def test_they_are_encoded_once(tmp_path):
     ],
 )
 def test_templates_and_words_must_fit(changes, message, tmp_path):
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         prepared(tmp_path, **changes)
 
 
@@ -101,12 +102,12 @@ def test_a_run_without_text_has_none(tmp_path):
 def test_networks_and_captions_fit_together(made):
     network = config.PixArt(caption_channels=16, caption_length=6)
     teacher.require_fit(network, made)
-    with pytest.raises(config.ConfigError, match="reads captions, but there are none"):
+    with pytest.raises(ConfigError, match="reads captions, but there are none"):
         teacher.require_fit(network, None)
-    with pytest.raises(config.ConfigError, match="DiT reads no captions; leave them out"):
+    with pytest.raises(ConfigError, match="DiT reads no captions; leave them out"):
         teacher.require_fit(config.DiT(), made)
     for change in ({"caption_channels": 32}, {"caption_length": 5}):
-        with pytest.raises(config.ConfigError, match="of up to 6 tokens of 16 channels"):
+        with pytest.raises(ConfigError, match="of up to 6 tokens of 16 channels"):
             teacher.require_fit(dataclasses.replace(network, **change), made)
 
 

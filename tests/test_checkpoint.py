@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from simjax import checkpoint, config
+from simjax import checkpoint
+from simjax.errors import ConfigError
 from simjax.train import state
 
 TX = optax.sgd(0.1, momentum=0.9)
@@ -121,16 +122,16 @@ def test_one_tree_is_read_beside_a_run_that_goes_on(saved, said):
 def test_a_damaged_tree_is_refused(saved, said, damage):
     damage(saved.directory / "2")
     only_read = reader(saved, said)
-    with pytest.raises(config.ConfigError, match="is damaged .* start the run again"):
+    with pytest.raises(ConfigError, match="is damaged .* start the run again"):
         for name in ("generator", "fake_score", "generator_ema"):
             only_read.restore_tree(name, make(0).generator)
 
 
 def test_nothing_to_read_is_said(tmp_path, said):
-    with pytest.raises(config.ConfigError, match="nothing was saved there yet"):
+    with pytest.raises(ConfigError, match="nothing was saved there yet"):
         checkpoint.Checkpoints(tmp_path / "none", keep=None, say=said.append)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(config.ConfigError, match="has no checkpoint yet"):
+    with pytest.raises(ConfigError, match="has no checkpoint yet"):
         checkpoint.Checkpoints(tmp_path / "empty", keep=None, say=said.append).restore_tree("x", {})
 
 
@@ -143,7 +144,7 @@ def test_the_teacher_keeps_its_provenance_and_refuses_damage(tmp_path):
     assert provenance["source"] == "a test"
     assert provenance["sha256"] == checkpoint.params_sha256(params)
     truncate(tmp_path / "teacher")
-    with pytest.raises(config.ConfigError, match="delete that directory to make it again"):
+    with pytest.raises(ConfigError, match="delete that directory to make it again"):
         checkpoint.load_teacher(tmp_path / "teacher", params)
 
 
@@ -152,7 +153,7 @@ def test_a_teacher_whose_numbers_changed_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_checksums", lambda trees: {"params": 7})
         checkpoint.save_teacher(tmp_path / "teacher", params, {"source": "a test"})
-    with pytest.raises(config.ConfigError, match=r"its checksum is \d+, expected 7; delete"):
+    with pytest.raises(ConfigError, match=r"its checksum is \d+, expected 7; delete"):
         checkpoint.load_teacher(tmp_path / "teacher", params)
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
 from simjax import build, config, programs, sharding, teacher
+from simjax.errors import ConfigError
 from simjax.networks.denoiser import as_denoise
 from tests.helpers.configs import DIRECTORY, PARAMETERS, load, shrunk, small
 
@@ -154,7 +155,7 @@ def test_the_runs_dropout_replaces_the_networks_own():
 def test_augmentation_without_labels_for_it_is_refused():
     options = load("imagenet64")
     options.fake_score.augment = 0.1
-    with pytest.raises(config.ConfigError, match="set --config.fake_score.augment=0"):
+    with pytest.raises(ConfigError, match="set --config.fake_score.augment=0"):
         teacher.plan(options)
 
 
@@ -168,7 +169,7 @@ def test_augmentation_without_labels_for_it_is_refused():
 def test_a_run_has_one_teacher(change, message):
     options = load("cifar10")
     options.teacher = dataclasses.replace(options.teacher, **change)
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         config.require_teacher(options)
 
 
@@ -228,7 +229,7 @@ def test_wrong_values_are_refused_with_what_was_expected(field, value, message):
     setattr(config.get_field(options, ".".join(parents)) if parents else options, name, value)
     if field == "steps_per_call":
         options.steps, message = 701, "steps = 701 is not a multiple of steps_per_call = 7: "
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         build.check(options, devices=1)
     assert message in str(error.value)
 
@@ -236,7 +237,7 @@ def test_wrong_values_are_refused_with_what_was_expected(field, value, message):
 def test_a_batch_that_devices_cannot_share_is_refused_with_one_that_they_can():
     options = load("digits")
     options.batch = 66
-    with pytest.raises(config.ConfigError, match=r"batch: 66 .* 8 devices.*--config\.batch=72"):
+    with pytest.raises(ConfigError, match=r"batch: 66 .* 8 devices.*--config\.batch=72"):
         build.check(options, devices=8)
 
 

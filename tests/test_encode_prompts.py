@@ -15,10 +15,10 @@ import pytest
 import safetensors.numpy
 
 from simjax import text
-from simjax.config import ConfigError
 from simjax.data import prompts
 from simjax.data.caption_cache import Cache
 from simjax.data.tokenizer import Tokenizer
+from simjax.errors import ConfigError
 from tests.helpers import fake_gcs, subprocesses
 from tests.helpers.encoder_files import WORDS, write_encoder
 

@@ -13,6 +13,7 @@ import pytest
 
 import simjax
 from simjax import checkpoint, config, data, report
+from simjax.errors import ConfigError
 from simjax.evaluation import images
 from tests.helpers import checkpoints, subprocesses
 from tests.helpers.command import ROOT, TINY, refused, run
@@ -248,7 +249,7 @@ def test_a_config_comes_back_from_its_file():
     made.evaluation.features = ("pixels",)
     made.generator.sigma.high = 3.0
     assert config.from_dict(json.loads(json.dumps(config.to_dict(made)))) == made
-    with pytest.raises(config.ConfigError, match="Config has no field stepz"):
+    with pytest.raises(ConfigError, match="Config has no field stepz"):
         config.from_dict({"stepz": 1})
 
 

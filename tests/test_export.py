@@ -16,6 +16,7 @@ import yaml
 
 import simjax
 from simjax import build, checkpoint, config, formats, report, stablehlo, teacher
+from simjax.errors import ConfigError
 from simjax.evaluation.judge import Row
 from simjax.porting import rules
 from simjax.porting.maps import pixart
@@ -287,7 +288,7 @@ def test_every_network_comes_back(name, tmp_path):
 def test_dit_of_the_original_repository_is_another_function_in_diffusers():
     network = config.DiT(**vars(DIT) | {"time_steps": 128})
     options = config.complete(config.Config(), network, "ddpm_linear", 1.0)
-    with pytest.raises(config.ConfigError, match="127 steps, this network, from the original rep"):
+    with pytest.raises(ConfigError, match="127 steps, this network, from the original rep"):
         formats.FORMATS["diffusers"].require(options)
 
 
@@ -321,7 +322,7 @@ def test_a_changed_number_is_noticed(kind, name, file, written, tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1  # of the last float32, the sign or the exponent
     path.write_bytes(content)
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         formats.FORMATS[kind].compare(generators[name], tmp_path / name)
     assert file in str(error.value)
     assert path.exists()
@@ -334,7 +335,7 @@ def test_a_program_of_another_noise_level_is_noticed(written, tmp_path):
     options.generator.sigma_init = 2.4
     program = stablehlo.serialized(options, generators["song"].weights)
     (tmp_path / "song" / "generator.stablehlo").write_bytes(program)
-    with pytest.raises(config.ConfigError, match=r"generator.stablehlo, read back.* differ by"):
+    with pytest.raises(ConfigError, match=r"generator.stablehlo, read back.* differ by"):
         formats.FORMATS["stablehlo"].compare(generators["song"], tmp_path / "song")
 
 
@@ -353,5 +354,5 @@ def test_changed_settings_are_noticed(kind, name, file, change, written, tmp_pat
     text = (tmp_path / name / file).read_text()
     assert change[0] in text
     (tmp_path / name / file).write_text(text.replace(*change))
-    with pytest.raises(config.ConfigError):
+    with pytest.raises(ConfigError):
         formats.FORMATS[kind].compare(generators[name], tmp_path / name)

@@ -14,6 +14,7 @@ import pytest
 
 import simjax
 from simjax import build, config, fields, run, sharding, teacher
+from simjax.errors import ConfigError
 from simjax.networks.denoiser import as_denoise
 from simjax.porting.maps.edm import Description
 from tests.helpers.configs import load, small
@@ -234,7 +235,7 @@ def test_a_sampler_reads_what_is_declared(name):
 )
 def test_it_is_refused_with_what_applies_and_how_to_set_it_back(base, path, value, applies):
     options = changed(BASES[base], **{path.replace(".", "__"): value})
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         fields.require_read(options)
     message = str(error.value)
     default = config.get_field(config.Config(), path)
@@ -246,7 +247,7 @@ def test_it_is_refused_with_what_applies_and_how_to_set_it_back(base, path, valu
 
 def test_several_are_refused_at_once():
     options = changed(BASES["trained"], loss__alpha=1.0, scan_blocks=False)
-    with pytest.raises(config.ConfigError, match=r"(?s)scan_blocks = False.*loss.alpha = 1.0"):
+    with pytest.raises(ConfigError, match=r"(?s)scan_blocks = False.*loss.alpha = 1.0"):
         build.check(options, devices=1)
 
 
@@ -257,14 +258,14 @@ def test_default_values_of_another_law_are_not_set():
 
 
 def test_a_new_run_is_refused_and_leaves_nothing(tmp_path):
-    with pytest.raises(config.ConfigError, match="loss.alpha"):
+    with pytest.raises(ConfigError, match="loss.alpha"):
         run.distill(changed(small(), loss__alpha=1.0), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_porting_reads_its_source_alone(tmp_path):
     options = changed(BASES["port"], steps=7)
-    with pytest.raises(config.ConfigError, match="--config.steps=1000"):
+    with pytest.raises(ConfigError, match="--config.steps=1000"):
         run.port_only(options, str(tmp_path))
 
 
@@ -278,7 +279,7 @@ def test_a_run_that_holds_one_already_goes_on(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(old)))
     with pytest.raises(InterruptedError):
         run.distill(old, str(tmp_path))
-    with pytest.raises(config.ConfigError, match=r"without effect:\s+evaluation.best = 'x'"):
+    with pytest.raises(ConfigError, match=r"without effect:\s+evaluation.best = 'x'"):
         run.distill(changed(old, evaluation__best="x"), str(tmp_path))
 
 
@@ -291,7 +292,7 @@ def test_a_stored_run_that_holds_one_opens_but_begins_no_other(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(old)))
     model = simjax.load(str(tmp_path), network="teacher")
     assert model.config.loss.alpha == 1.0
-    with pytest.raises(config.ConfigError, match="loss.alpha"):
+    with pytest.raises(ConfigError, match="loss.alpha"):
         simjax.Distillation(model)
     model.config.loss.alpha = 1.2
     simjax.Distillation(model)

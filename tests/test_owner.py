@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from simjax import config, owner, processes, storage
+from simjax import owner, processes, storage
+from simjax.errors import ConfigError
 from simjax.owner import Lock, Program
 
 HERE = Program(host="here", boot="boot", namespace="pid:[1]", pid=10, started="100")
@@ -71,7 +72,7 @@ def world(tmp_path):
 
 def test_a_second_program_is_refused_in_one_message(world):
     assert world.program(10).attempt()
-    with pytest.raises(config.ConfigError) as refused:
+    with pytest.raises(ConfigError) as refused:
         world.program(11).attempt()
     message = str(refused.value)
     for part in (str(world.directory), "process 10 on here", "since 20", "kill 10", "--workdir"):
@@ -137,7 +138,7 @@ def test_an_owner_elsewhere_that_gives_a_sign_is_not_followed(world, place):
     first.attempt()
     assert not second.attempt()
     first.renew()
-    with pytest.raises(config.ConfigError, match="process 10 on here"):
+    with pytest.raises(ConfigError, match="process 10 on here"):
         second.attempt()
     assert world.owner() == first.token
 
@@ -248,7 +249,7 @@ def come(lock: Lock, together: threading.Barrier, results: list[bool]) -> None:
         try:
             if lock.attempt():
                 return results.append(True)
-        except config.ConfigError:
+        except ConfigError:
             return results.append(False)
         time.sleep(0.001)  # a lock that is just being written
     return None
@@ -270,7 +271,7 @@ def test_who_looked_before_another_took_over_gives_the_lock_back(world, monkeypa
     assert not slow.attempt()
     assert world.owner() == quick.token
     slow._has_ended = look
-    with pytest.raises(config.ConfigError, match="process 10"):
+    with pytest.raises(ConfigError, match="process 10"):
         slow.attempt()
 
 
@@ -286,7 +287,7 @@ def test_in_a_bucket_the_last_of_those_who_write_at_once_owns_it(world, monkeypa
     assert not second.attempt()  # a third one may still write
     world.now += owner.SETTLE
     assert second.attempt()
-    with pytest.raises(config.ConfigError, match="process 11"):
+    with pytest.raises(ConfigError, match="process 11"):
         first.attempt()
     second.release()
     assert world.files() == set()
@@ -294,7 +295,7 @@ def test_in_a_bucket_the_last_of_those_who_write_at_once_owns_it(world, monkeypa
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(config.ConfigError, match="cannot be used: .*--workdir"):
+    with pytest.raises(ConfigError, match="cannot be used: .*--workdir"):
         Lock(tmp_path / "file").attempt()
 
 
@@ -319,7 +320,7 @@ def test_processes_that_do_not_see_the_first_ones_lock_are_refused(tmp_path, mon
     monkeypatch.setattr(owner, "LOOK", 0.0)
     answers = [1, 1, 7]  # not refused, taken, the token of the first process
     monkeypatch.setattr(processes, "from_first", lambda value: np.int32(answers.pop(0)))
-    refused = pytest.raises(config.ConfigError, match="not every process sees .*--workdir")
+    refused = pytest.raises(ConfigError, match="not every process sees .*--workdir")
     with refused, owner.only(tmp_path):
         pytest.fail("it is not the first one's directory")
 
@@ -327,7 +328,7 @@ def test_processes_that_do_not_see_the_first_ones_lock_are_refused(tmp_path, mon
 def test_the_other_processes_are_refused_with_the_first(monkeypatch):
     monkeypatch.setattr(processes, "is_first", lambda: False)
     monkeypatch.setattr(processes, "from_first", lambda value: np.int32(0))
-    with pytest.raises(config.ConfigError, match="the first process"):
+    with pytest.raises(ConfigError, match="the first process"):
         processes.decided_by_first(lambda: pytest.fail("the first process decides"))
 
 

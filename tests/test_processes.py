@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from simjax import config, processes
+from simjax import processes
+from simjax.errors import ConfigError
 
 
 class EndedError(Exception):
@@ -28,7 +29,7 @@ def ended(monkeypatch) -> list[int]:
 @pytest.mark.parametrize(
     ("error", "status", "traceback"),
     [
-        (config.ConfigError("batch = 0 must be positive."), 1, False),
+        (ConfigError("batch = 0 must be positive."), 1, False),
         (ValueError("a bug"), 1, True),
         (KeyboardInterrupt(), 130, False),
     ],

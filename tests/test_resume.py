@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from simjax import checkpoint, config, owner, processes, resume, run
+from simjax.errors import ConfigError
 from tests.helpers import checkpoints
 from tests.helpers.configs import TEACHER, published
 
@@ -81,7 +82,7 @@ def unfinished(finished, tmp_path):
 )
 def test_what_changes_the_result_is_refused_by_its_name(unfinished, field, value):
     source, directory = unfinished
-    with pytest.raises(config.ConfigError, match=f"\n  {field}: .* -> {value!r}\n.*--workdir"):
+    with pytest.raises(ConfigError, match=f"\n  {field}: .* -> {value!r}\n.*--workdir"):
         plan(directory, tiny(source, **{field: value, "log_every": 4}))
 
 
@@ -94,7 +95,7 @@ def test_the_data_that_train_a_teacher_stay_and_those_that_judge_may_change(unfi
     values["network"] = config.describe(TEACHER)
     (directory / "config.json").write_text(json.dumps(values))
     changed = config.from_dict(values | {"data": {"source": "digits"}})
-    with pytest.raises(config.ConfigError, match=r"\n  data.source: '' -> 'digits'\n"):
+    with pytest.raises(ConfigError, match=r"\n  data.source: '' -> 'digits'\n"):
         plan(directory, changed)
 
 
@@ -102,7 +103,7 @@ def test_steps_grow_or_shrink_to_those_that_are_done(unfinished):
     source, directory = unfinished
     for steps in (3, 5, 100):
         assert plan(directory, tiny(source, steps=steps)).has_work
-    with pytest.raises(config.ConfigError, match="steps: 6 -> 2, but 3 are done"):
+    with pytest.raises(ConfigError, match="steps: 6 -> 2, but 3 are done"):
         plan(directory, tiny(source, steps=2))
 
 
@@ -111,7 +112,7 @@ def test_steps_that_a_schedule_depends_on_stay(unfinished, who):
     source, directory = unfinished
     decaying = {f"{who}.optim.final_lr": 0.1}
     rewrite(directory, tiny(source, **decaying))
-    with pytest.raises(config.ConfigError, match=f"{who}.optim.final_lr = 0.1.*generator.source"):
+    with pytest.raises(ConfigError, match=f"{who}.optim.final_lr = 0.1.*generator.source"):
         plan(directory, tiny(source, steps=100, **decaying))
     shutil.rmtree(directory / "checkpoints")  # before the first one nothing depends on it
     assert plan(directory, tiny(source, steps=100, **decaying)).has_work
@@ -132,7 +133,7 @@ def test_a_config_of_an_older_version_has_defaults_for_new_fields(unfinished):
 def test_a_broken_config_is_refused(unfinished):
     source, directory = unfinished
     (directory / "config.json").write_text("{")
-    with pytest.raises(config.ConfigError, match="not valid JSON.*--workdir"):
+    with pytest.raises(ConfigError, match="not valid JSON.*--workdir"):
         plan(directory, tiny(source))
 
 
@@ -219,7 +220,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_trained_again(finished, t
     directory = tmp_path / "run"
     shutil.copytree(complete, directory)
     shutil.rmtree(directory / "checkpoints")
-    with pytest.raises(config.ConfigError, match="checkpoints are gone.*steps: 6 -> 9.*--workdir"):
+    with pytest.raises(ConfigError, match="checkpoints are gone.*steps: 6 -> 9.*--workdir"):
         plan(directory, tiny(source, steps=9))
 
 
@@ -227,7 +228,7 @@ def test_a_second_program_writes_nothing(finished, tmp_path):
     source, _ = finished
     lock = owner.Lock(tmp_path)
     assert lock.attempt()
-    with pytest.raises(config.ConfigError, match="belongs to another program, process"):
+    with pytest.raises(ConfigError, match="belongs to another program, process"):
         run.distill(tiny(source), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [owner.NAME]
     lock.release()

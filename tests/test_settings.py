@@ -13,6 +13,7 @@ import pytest
 
 import simjax
 from simjax import command_line, config, programs, settings, sharding, storage
+from simjax.errors import ConfigError
 from simjax.porting import cache
 
 OTHERS = {
@@ -118,7 +119,7 @@ def test_without_a_home_directory_the_cache_is_asked_for(monkeypatch):
     monkeypatch.delenv("SIMJAX_CACHE")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    with pytest.raises(config.ConfigError, match="SIMJAX_CACHE=DIR"):
+    with pytest.raises(ConfigError, match="SIMJAX_CACHE=DIR"):
         cache.directory()
 
 
@@ -128,5 +129,5 @@ def test_a_bucket_without_its_packages_says_what_to_install(missing, monkeypatch
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == missing else found(name)
     )
-    with pytest.raises(config.ConfigError, match=r'pip install "simjax\[gcs\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "simjax\[gcs\]"'):
         storage.absolute("gs://bucket/run")

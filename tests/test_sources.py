@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from simjax import config, run, teacher
+from simjax.errors import ConfigError
 from simjax.monitor import Monitor
 from tests.helpers import checkpoints, official
 from tests.helpers.command import refused
@@ -103,14 +104,14 @@ def test_a_generator_of_another_network_is_refused(other, message, tmp_path):
     options.generator.source = write(tmp_path / "other.pkl", other, seed=1)
     monitor = Monitor(tmp_path)
     begun = teacher.obtain(options, tmp_path, monitor)
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         teacher.starting_generator(options, begun, tmp_path, monitor)
 
 
 def test_missing_data_are_noticed_before_training(tmp_path):
     options = tiny(write(tmp_path / "net.pkl"))
     options.data.source = f"idx:{tmp_path / 'nowhere'}"
-    with pytest.raises(config.ConfigError, match="nowhere"):
+    with pytest.raises(ConfigError, match="nowhere"):
         run.distill(options, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -118,7 +119,7 @@ def test_missing_data_are_noticed_before_training(tmp_path):
 def test_data_of_another_shape_are_refused_before_training(tmp_path):
     options = tiny(write(tmp_path / "c.pkl", dataclasses.replace(TEACHER, label_dim=3)))
     options.data.source = "digits"
-    with pytest.raises(config.ConfigError, match="10 classes; the network takes .* and 3"):
+    with pytest.raises(ConfigError, match="10 classes; the network takes .* and 3"):
         run.distill(options, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -126,7 +127,7 @@ def test_data_of_another_shape_are_refused_before_training(tmp_path):
 def test_data_that_no_device_holds_train_no_teacher(tmp_path, monkeypatch):
     monkeypatch.setattr(teacher, "LARGEST_DATA", 1000)
     options = load("digits")
-    with pytest.raises(config.ConfigError, match="Use a published teacher"):
+    with pytest.raises(ConfigError, match="Use a published teacher"):
         run.distill(options, str(tmp_path / "run"))
 
 

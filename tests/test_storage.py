@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simjax import formats, storage
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation import images
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

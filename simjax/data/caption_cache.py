@@ -26,7 +26,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.typing import Bool, Caption, Float, Int
 
 FORMAT = 1

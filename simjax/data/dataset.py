@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 Pixels = UInt8[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w c"]  # 0..255, or [-1, 1]
 Classes = Int[np.ndarray, "n"]

@@ -3,8 +3,8 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from simjax.config import ConfigError
 from simjax.data.dataset import Dataset, in_memory, require_train
+from simjax.errors import ConfigError
 
 CLASSES = 10
 

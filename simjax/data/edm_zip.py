@@ -15,7 +15,6 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from simjax.config import ConfigError
 from simjax.data.dataset import MOST_CLASSES, Classes, Dataset, Pixels, require_train
 from simjax.data.image_file import (
     FORMATS,
@@ -29,6 +28,7 @@ from simjax.data.image_file import (
     suffix,
     summary,
 )
+from simjax.errors import ConfigError
 
 LABELS = "dataset.json"
 LARGEST_LABELS = 256 << 20  # bytes; ImageNet's have 50 MB; our choice

@@ -15,8 +15,8 @@ from typing import BinaryIO
 import numpy as np
 from etils import epath
 
-from simjax.config import ConfigError
 from simjax.data.dataset import Dataset, in_memory
+from simjax.errors import ConfigError
 
 UNSIGNED_BYTE = 8
 PREFIXES = {"train": "train", "test": "t10k"}

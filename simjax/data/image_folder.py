@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from simjax.config import ConfigError
 from simjax.data.image_file import FORMATS, is_hidden, kind_of, suffix
+from simjax.errors import ConfigError
 
 MOST_FILES = 10**7  # of any kind; our choice
 MOST_SHOWN = 4  # names in a message; our choice

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from simjax.config import ConfigError
 from simjax.data import digits, edm_zip, idx, tfds
 from simjax.data.dataset import Dataset
+from simjax.errors import ConfigError
 
 SOURCES: dict[str, Callable[[str, str], Dataset]] = {  # (what follows the colon, split)
     "digits": digits.open_digits,

@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 COLUMNS = ("caption", "prompt", "text")  # the first of these that is there
 BLOCK = 2**18  # bytes read at a time; our choice

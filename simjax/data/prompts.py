@@ -17,9 +17,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from simjax import sharding
-from simjax.config import ConfigError
 from simjax.data import prompt_file
 from simjax.data.caption_cache import Cache, Indices
+from simjax.errors import ConfigError
 from simjax.typing import Caption, Int
 
 

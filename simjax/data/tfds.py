@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from simjax.config import ConfigError
 from simjax.data.dataset import Classes, Dataset, Pixels
+from simjax.errors import ConfigError
 
 
 def open_tfds(where: str, split: str) -> Dataset:

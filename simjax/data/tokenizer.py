@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting.foreign_file import DOWNLOAD_AGAIN, reading, shown
 from simjax.typing import Bool, Int
 

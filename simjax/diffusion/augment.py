@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simjax.config import ConfigError
 from simjax.diffusion import warp
+from simjax.errors import ConfigError
 from simjax.typing import Array, Float, Images, Key, Labels, Scalar, typed
 
 # StyleGAN2-ADA, appendix B; EDM, appendix F.2.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import read_weights, rules
 from simjax.porting.foreign_file import refuse_nonfinite
 from simjax.porting.maps.clip import AESTHETIC_RULES

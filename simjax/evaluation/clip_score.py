@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from simjax import sharding
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation import aesthetic as aesthetic_head
 from simjax.evaluation.clip_tokens import Tokenizer
 from simjax.evaluation.statistics import require_finite

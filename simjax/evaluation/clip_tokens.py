@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"  # closes the last piece of every word

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
 from simjax import processes, sharding
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.monitor import to_uint8
 from simjax.typing import Array, Condition, Images, Key, Params
 

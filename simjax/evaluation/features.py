@@ -24,8 +24,8 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from simjax import sharding
-from simjax.config import ConfigError
 from simjax.data.dataset import Dataset, to_unit
+from simjax.errors import ConfigError
 from simjax.evaluation import images as image_files
 from simjax.networks import inception as inception_network
 from simjax.porting import cache, zoo

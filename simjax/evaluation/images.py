@@ -14,7 +14,6 @@ from etils import epath
 from jaxtyping import Int, UInt8
 
 from simjax import storage
-from simjax.config import ConfigError
 from simjax.data import edm_zip, image_folder
 from simjax.data.dataset import MOST_CLASSES, Classes, Dataset, Pixels
 from simjax.data.image_file import (
@@ -27,6 +26,7 @@ from simjax.data.image_file import (
     listed,
     summary,
 )
+from simjax.errors import ConfigError
 from simjax.evaluation.statistics import require_finite
 from simjax.monitor import to_uint8, write_png
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation.statistics import require_finite
 from simjax.typing import typed
 

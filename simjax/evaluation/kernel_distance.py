@@ -7,7 +7,7 @@ Called from evaluation/judge.py.
 import numpy as np
 from jaxtyping import Float
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation.statistics import require_comparable
 from simjax.typing import typed
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from simjax import sharding
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation.statistics import require_comparable
 from simjax.typing import Array, typed
 

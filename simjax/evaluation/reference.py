@@ -17,8 +17,9 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from simjax import data
-from simjax.config import ConfigError, differences
+from simjax.config import differences
 from simjax.data.dataset import Dataset
+from simjax.errors import ConfigError
 from simjax.evaluation import features as spaces
 from simjax.evaluation import images, statistics
 from simjax.evaluation.features import Extractor

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from simjax import sharding
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.typing import Array, typed
 
 ROWS = 512  # summed at a time on one device: float32 then keeps 1e-7; our choice

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Bool
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.networks import layers, transformer
 from simjax.networks.transformer import Tokens
 from simjax.typing import Array, Float, Images, Int

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.networks.layers import Buffer
 from simjax.typing import Array, Float, Images, Params
 

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from etils import epath
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import download
 from simjax.porting.download import Say
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 # All our choice.
 ATTEMPTS = 4

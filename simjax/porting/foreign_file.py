@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 # Our choices: twice the file's size and 16 MiB bound a reader's memory, the mapped file included.
 SMALL_FILE_BYTES = 16 * 2**20

@@ -6,7 +6,7 @@ unpickle.py makes these values; the readers beside it turn them into arrays and 
 import dataclasses
 from typing import Any
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget, shown
 
 DEEPEST = 100  # lists in lists; our choice, several times what real files need

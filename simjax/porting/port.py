@@ -15,6 +15,7 @@ from etils import epath
 
 from simjax import build
 from simjax import config as c
+from simjax.errors import ConfigError
 from simjax.porting import cache, read_pickle, read_weights, rules, transformers, zoo
 from simjax.porting.cache import LocalFile
 from simjax.porting.foreign_file import refuse_nonfinite
@@ -74,18 +75,18 @@ def port(
         found = _read_unet(file)
     description, mapping, tensors, digest, note = found
     if family and not isinstance(description.network, transformers.FAMILIES[family]):
-        raise c.ConfigError(
+        raise ConfigError(
             f"{source}: family = {family!r}, but the file itself says that it is "
             f"{type(description.network).__name__}; leave family out."
         )
     if sha256 not in ("", digest):
-        raise c.ConfigError(f"{source} has sha256 {digest}, expected {sha256}.")
+        raise ConfigError(f"{source} has sha256 {digest}, expected {sha256}.")
     refuse_nonfinite(tensors, file.path)
     try:
         completed = c.complete(c.Config(), *description)
         weights = rules.apply(mapping, tensors, build.weights_like(completed))
-    except c.ConfigError as error:
-        raise c.ConfigError(f"{file.path}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{file.path}: {error}") from error
     provenance = {
         "source": source,
         "file_sha256": digest,
@@ -118,10 +119,10 @@ def _read_unet(file: LocalFile) -> Read:
     found = read_pickle.read_network(file.path)
     try:
         if found.positional:
-            raise c.ConfigError(f"{found.class_name} was built from arguments without names.")
+            raise ConfigError(f"{found.class_name} was built from arguments without names.")
         description = edm.describe(found.class_name, found.arguments)
-    except c.ConfigError as error:
-        raise c.ConfigError(f"{file.path}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{file.path}: {error}") from error
     return Read(description, edm.rules(description.network), found.tensors, file.sha256, {})
 
 
@@ -130,8 +131,8 @@ def _read_transformer(file: LocalFile, family: str) -> Read:
     weights = read_weights.read(file.path)
     try:
         network, mapping, tensors, assumed = transformers.identify(weights, family)
-    except c.ConfigError as error:
-        raise c.ConfigError(f"{file.path}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{file.path}: {error}") from error
     if not (file.path.is_dir() and transformers.require_schedule(Path(file.path))):
         assumed = (*assumed, f"it predicts the noise of {type(network).__name__}'s schedule")
     names = [path.name for path in weights.files]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import read_torch
 from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget, reading, shown
 from simjax.porting.inert import Foreign, described, untangled

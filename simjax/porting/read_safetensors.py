@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting.foreign_file import DOWNLOAD_AGAIN, are_counts, json_object, reading, shown
 
 DTYPES = {

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import stored_zip
 from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget, are_counts, reading, shown
 from simjax.porting.inert import Name, described, untangled

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 Convert = Callable[[np.ndarray], np.ndarray]
 

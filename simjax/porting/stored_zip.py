@@ -8,7 +8,7 @@ import itertools
 import struct
 from collections.abc import Sequence
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget, shown
 
 END = struct.Struct("<4s4H2LH")  # end of the table of contents

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simjax import config as c
+from simjax.errors import ConfigError
 from simjax.porting.foreign_file import shown
 from simjax.porting.maps import dit, pixart
 from simjax.porting.read_weights import Weights, read_json
@@ -57,7 +58,7 @@ def identify(weights: Weights, family: str = "") -> Identified:
     tensors = _without_student(weights.tensors)
     if "y_embedder.embedding_table.weight" in tensors:
         if family != "dit":
-            raise c.ConfigError(
+            raise ConfigError(
                 "a checkpoint of DiT or of SiT: both have these tensors, and the file does not "
                 "tell which it is. If it is DiT's: --family=dit, in a run --config.teacher.family="
                 'dit (or generator.family), in Python simjax.load(..., family="dit"). SiT is not '
@@ -71,12 +72,12 @@ def identify(weights: Weights, family: str = "") -> Identified:
         network = pixart.describe(tensors)
         return Identified(network, pixart.rules(pixart.ORIGINAL), tensors, (_heads(network),))
     if any(name.startswith("transformer_blocks.") for name in tensors):
-        raise c.ConfigError(
+        raise ConfigError(
             "names of diffusers without its config.json, which tells the network's sizes: give the "
             "folder that holds both."
         )
     names = ", ".join(map(shown, list(tensors)[:MOST_SHOWN]))
-    raise c.ConfigError(
+    raise ConfigError(
         f"neither DiT nor PixArt-alpha: its {len(tensors)} tensors begin with {names}. Known: "
         "facebookresearch/DiT's .pt, PixArt-alpha's .pth, SIM's student, and diffusers' folders "
         "of DiT and PixArt-alpha transformers."
@@ -100,7 +101,7 @@ def require_schedule(transformer: Path) -> bool:
     ]
     if wrong:
         kind = shown(str(values.get("_class_name")))
-        raise c.ConfigError(
+        raise ConfigError(
             f"{file}: {kind} is not the schedule of DiT and PixArt-alpha: {'; '.join(wrong)}. A "
             "network trained otherwise is not supported."
         )
@@ -122,7 +123,7 @@ def _folder(weights: Weights) -> Identified:
         network = pixart.describe_folder(weights.config)
         return Identified(network, pixart.rules(pixart.DIFFUSERS), weights.tensors)
     kind = shown(str(weights.config.get("_class_name", weights.config.get("model_type"))))
-    raise c.ConfigError(
+    raise ConfigError(
         f"config.json is of {kind}, norm_type {shown(norm)}; known: "
         "DiTTransformer2DModel, PixArtTransformer2DModel, and Transformer2DModel with norm_type "
         "ada_norm_zero (DiT) or ada_norm_single (PixArt-alpha)."

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget
 from simjax.porting.inert import (
     BYTES_COST,

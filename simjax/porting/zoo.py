@@ -13,7 +13,7 @@ from typing import NamedTuple
 from etils import epath
 
 from simjax import config
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import cache
 from simjax.porting.cache import LocalFile
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from simjax import data
-from simjax.config import ConfigError
 from simjax.data import dataset, digits
+from simjax.errors import ConfigError
 
 
 def small(size: int = 11, labels=None) -> dataset.Dataset:

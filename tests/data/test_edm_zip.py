@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simjax import data
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from tests.helpers.image_files import bomb_png, png
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), np.uint8)

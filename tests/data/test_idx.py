@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simjax import data
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
 LABELS = np.array([3, 0, 1, 3, 2, 0], np.uint8)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simjax.config import ConfigError
 from simjax.data import image_file
+from simjax.errors import ConfigError
 from tests.helpers.image_files import bomb_png, bomb_webp, png
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)

@@ -5,8 +5,8 @@ import os
 import pytest
 from etils import epath
 
-from simjax.config import ConfigError
 from simjax.data import image_folder
+from simjax.errors import ConfigError
 
 
 def write(root, *names):

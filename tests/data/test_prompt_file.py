@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
-from simjax.config import ConfigError
 from simjax.data import prompt_file, prompts
+from simjax.errors import ConfigError
 
 TWO = ["a cat", "a dog"]
 LONG = prompt_file.LONGEST

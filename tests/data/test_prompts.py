@@ -13,9 +13,9 @@ import pytest
 from etils import epath
 
 from simjax import sharding
-from simjax.config import ConfigError
 from simjax.data import caption_cache, prompt_file, prompts
 from simjax.data.caption_cache import Cache, Embedded
+from simjax.errors import ConfigError
 from tests.helpers import subprocesses
 
 LENGTH, CHANNELS, SHARD = 5, 3, 4

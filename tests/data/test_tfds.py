@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from simjax import data
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 
 def test_what_is_not_prepared_is_refused_at_once_without_tensorflow(monkeypatch, tmp_path):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from simjax.config import ConfigError
 from simjax.data.tokenizer import SPACE, Tokenizer
+from simjax.errors import ConfigError
 from tests.helpers.tokenizer_files import (
     LETTERS,
     REPLACED,

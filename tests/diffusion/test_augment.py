@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from simjax.config import ConfigError
 from simjax.diffusion import augment, warp
+from simjax.errors import ConfigError
 
 RNG = np.random.default_rng(0)
 ALL = augment.Pipe(**dict.fromkeys(augment.TRANSFORMATIONS, 1))

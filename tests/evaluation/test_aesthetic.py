@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation import aesthetic
 from tests.helpers import files
 

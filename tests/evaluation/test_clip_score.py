@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation import aesthetic, clip_score, clip_tokens
 from simjax.evaluation.clip_tokens import END, START, Tokenizer
 from simjax.networks.clip import Clip

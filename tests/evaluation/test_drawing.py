@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from simjax import sharding
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation.drawing import Drawing
 from simjax.monitor import to_uint8
 from tests.helpers import subprocesses

@@ -8,8 +8,8 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from simjax import data
-from simjax.config import ConfigError
 from simjax.data.dataset import in_memory
+from simjax.errors import ConfigError
 from simjax.evaluation import features
 from simjax.evaluation import images as image_files
 from simjax.evaluation.features import Extracted

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation import frechet
 
 

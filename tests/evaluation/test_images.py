@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from simjax import data
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation import images
 from tests.helpers.image_files import bomb_png, png
 

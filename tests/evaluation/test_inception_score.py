@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation.inception_score import inception_score, score_of_logits
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation.kernel_distance import kernel_distance, mmd_squared
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from simjax import sharding
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation import precision_recall as module
 from simjax.evaluation.precision_recall import precision_recall
 from tests.helpers import subprocesses

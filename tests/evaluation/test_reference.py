@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from simjax import data
-from simjax.config import ConfigError
 from simjax.data.dataset import in_memory
+from simjax.errors import ConfigError
 from simjax.evaluation import features, images, reference, statistics
 from simjax.evaluation.features import Extracted, Extractor
 from tests.helpers.file_server import Site, serve

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from simjax import sharding
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.evaluation import frechet, statistics
 from tests.helpers import subprocesses
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from scipy import special
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.networks.clip import Clip, Text, Vision
 from simjax.porting import rules
 from simjax.porting.maps import clip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.networks.t5 import T5Encoder, bucket
 from simjax.porting import rules
 from simjax.porting.maps import t5

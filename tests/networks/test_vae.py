@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.networks import vae
 from simjax.porting import rules
 from simjax.porting.maps import vae as names

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.networks import inception
 from simjax.porting import zoo
 from simjax.porting.maps import inception as port

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from simjax import build, config
+from simjax.errors import ConfigError
 from simjax.porting import rules
 from simjax.porting.maps import edm
 from tests.helpers import official
@@ -72,13 +73,13 @@ def test_a_wrapper_brings_its_preconditioning_and_its_usual_network():
     ],
 )
 def test_what_simjax_does_not_have_is_refused(wrapper, arguments, message):
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         edm.describe(wrapper, ARGUMENTS | arguments)
     assert message in str(error.value)
 
 
 def test_a_file_that_does_not_say_its_size_is_refused():
-    with pytest.raises(config.ConfigError, match="img_resolution is missing"):
+    with pytest.raises(ConfigError, match="img_resolution is missing"):
         edm.describe("VEPrecond", {"img_channels": 3})
 
 
@@ -127,5 +128,5 @@ def test_our_weights_come_back(description):
     ("network", "family"), [(TEACHER, "flow"), (config.DiT(), "edm"), (config.PixArt(), "edm")]
 )
 def test_what_the_release_does_not_have_is_refused(network, family):
-    with pytest.raises(config.ConfigError, match="is no denoiser of the EDM release, which has"):
+    with pytest.raises(ConfigError, match="is no denoiser of the EDM release, which has"):
         edm.constructor(edm.Description(network, family, 0.5))

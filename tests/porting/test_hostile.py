@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import foreign_file, read_pickle, read_safetensors, read_torch
 from tests.helpers import files
 from tests.helpers.hostile import READERS, cases

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from simjax import build, config
+from simjax.errors import ConfigError
 from simjax.porting import port
 from tests.helpers import checkpoints, file_server, files, official
 
@@ -138,7 +139,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_all_that_is_wrong(
     damage(tensors, arguments)
     path = tmp_path / "net.pkl"
     files.write_network_pickle(path, "EDMPrecond", arguments, tensors)
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         port.port(str(path), say=quiet)
     assert str(error.value).startswith(str(path))
     assert message in str(error.value)
@@ -149,7 +150,7 @@ def test_arguments_without_names_are_refused(tmp_path):
     network = NETWORKS["ddpmpp"]
     arguments, tensors = checkpoints.arguments(network), checkpoints.tensors(network)
     files.write_network_pickle(path, "EDMPrecond", arguments, tensors, positional=(8, 3))
-    with pytest.raises(config.ConfigError, match="arguments without names"):
+    with pytest.raises(ConfigError, match="arguments without names"):
         port.port(str(path), say=quiet)
 
 
@@ -165,5 +166,5 @@ def test_a_url_is_fetched_once_and_its_hash_is_in_the_report(tmp_path, monkeypat
     text = port.report(first)
     for part in (sha256, "AdmUNet", "7 classes", f"{first.provenance['parameters']:,}", "edm"):
         assert part in text
-    with pytest.raises(config.ConfigError, match="expected " + "0" * 64):
+    with pytest.raises(ConfigError, match="expected " + "0" * 64):
         port.port(f"{site.url}", sha256="0" * 64, say=quiet)

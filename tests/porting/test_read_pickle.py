@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import read_pickle
 from tests.helpers import files
 

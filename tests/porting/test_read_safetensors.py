@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as library
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import read_safetensors
 from tests.helpers import files
 

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import foreign_file, inert, read_torch
 from tests.helpers import files
 

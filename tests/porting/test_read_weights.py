@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as library
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import foreign_file, read_weights
 from simjax.porting.read_weights import read, unwrapped
 from tests.helpers import files, subprocesses

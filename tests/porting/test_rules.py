@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from simjax import config
+from simjax.errors import ConfigError
 from simjax.porting import rules
 
 MAP = [
@@ -37,13 +37,13 @@ def test_every_parameter_is_filled_in_its_own_layout():
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         rules.apply(MAP, GOOD | change, TEMPLATE)
     assert message in str(error.value)
 
 
 def test_all_problems_come_at_once():
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         rules.apply(MAP, {"extra": np.ones(2), "a.bias": np.ones(3)}, TEMPLATE)
     assert "no rule for tensor extra" in str(error.value)
     assert "nothing fills net/a/kernel (2, 3)" in str(error.value)
@@ -110,14 +110,14 @@ def test_names_lead_back():
 )
 def test_what_does_not_fit_a_stack_is_named(change, message):
     tensors = {k: v for k, v in (foreign_layers() | change).items() if v is not None}
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         rules.apply(RULES, tensors, STACKED)
     assert message in str(error.value)
 
 
 def test_a_template_that_the_file_cannot_fill_takes_no_memory():
     claimed = {"blocks": {"qkv": jax.ShapeDtypeStruct((2, 10**7, 3 * 10**7), np.float32)}}
-    with pytest.raises(config.ConfigError, match="elements|nothing fills|arrives at") as error:
+    with pytest.raises(ConfigError, match="elements|nothing fills|arrives at") as error:
         rules.apply(RULES, foreign_layers(), claimed)
     assert "layers.0.q.weight arrives at blocks/qkv[0] as (4, 5)" in str(error.value)
 
@@ -149,6 +149,6 @@ def test_a_word_is_the_same_in_the_name_and_in_the_path():
 
 def test_a_word_has_no_dots_or_slashes():
     tensors = {"model.enc.8x8.norm.weight": np.ones((1, 2))}
-    with pytest.raises(config.ConfigError, match="no rule for tensor model.enc.8x8.norm.weight"):
+    with pytest.raises(ConfigError, match="no rule for tensor model.enc.8x8.norm.weight"):
         rules.apply([name.rule() for name in WORDS], tensors, {})
     assert rules.export(WORDS, {"net": {"enc": {"8x8": {"in": {"kernel": np.ones((1, 2))}}}}}) == {}

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 import simjax
 from simjax import build, config, teacher
+from simjax.errors import ConfigError
 from simjax.monitor import Monitor
 from simjax.porting import port, rules, transformers
 from simjax.porting.maps import dit, pixart, transformer
@@ -77,7 +78,7 @@ def test_what_may_be_dit_or_sit_is_refused_unless_told(tmp_path):
         "SiT is not",
     ):
         assert part in message
-    with pytest.raises(config.ConfigError, match="family = 'sit' is not known; known: dit"):
+    with pytest.raises(ConfigError, match="family = 'sit' is not known; known: dit"):
         port.port(str(tmp_path / "dit.pt"), family="sit", say=quiet)
 
 
@@ -89,7 +90,7 @@ def test_a_known_name_or_its_url_tells_the_family():
 
 def test_a_family_that_a_file_contradicts_is_refused(tmp_path):
     files.write_torch_zip(tmp_path / "pixart.pth", original(PIXART, weights_of(PIXART)))
-    with pytest.raises(config.ConfigError, match="says that it is PixArt; leave family out"):
+    with pytest.raises(ConfigError, match="says that it is PixArt; leave family out"):
         port.port(str(tmp_path / "pixart.pth"), family="dit", say=quiet)
 
 
@@ -97,14 +98,14 @@ def test_a_family_that_a_file_contradicts_is_refused(tmp_path):
 def test_a_family_needs_a_file(path):
     options = config.Config()
     getattr(options, path).family = "dit"
-    with pytest.raises(config.ConfigError, match=f"set --config.{path}.source=FILE"):
+    with pytest.raises(ConfigError, match=f"set --config.{path}.source=FILE"):
         config.require_teacher(options)
 
 
 def test_a_run_and_load_pass_the_family_on(tmp_path, monkeypatch):
     files.write_torch_zip(tmp_path / "dit.pt", original(DIT, weights_of(DIT)))
     source = str(tmp_path / "dit.pt")
-    with pytest.raises(config.ConfigError, match="--family=dit"):
+    with pytest.raises(ConfigError, match="--family=dit"):
         simjax.load(source)
     assert simjax.load(source, family="dit").config.network == DIT
     options = config.Config(generator=config.Generator(source=source, family="dit"))
@@ -180,19 +181,19 @@ def test_diffusers_folder(inside, tmp_path):
     assert_same(ported, network, weights)
     digest = ported.provenance["file_sha256"]
     assert port.port(str(tmp_path), sha256=digest, say=quiet).provenance["file_sha256"] == digest
-    with pytest.raises(config.ConfigError, match=f"has sha256 {digest}, expected 0000"):
+    with pytest.raises(ConfigError, match=f"has sha256 {digest}, expected 0000"):
         port.port(str(tmp_path), sha256="0" * 64, say=quiet)
 
 
 def test_a_folder_without_null_caption_is_not_guided():
     options = config.Config(teacher=config.Teacher(guidance=4.5))
     network = config.PixArt(**vars(PIXART) | {"caption_length": 0})
-    with pytest.raises(config.ConfigError, match="lacks the learned embedding of no caption"):
+    with pytest.raises(ConfigError, match="lacks the learned embedding of no caption"):
         config.complete(options, network, "ddpm_linear", 1.0)
 
 
 def refused(file, source=None) -> str:
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         port.port(str(source or file), say=quiet)
     assert str(file) in str(error.value)
     return str(error.value)
@@ -265,5 +266,5 @@ def test_a_known_name_needs_no_file_to_be_planned():
 
 
 def test_dropout_of_a_network_without_it_is_refused():
-    with pytest.raises(config.ConfigError, match="dropout = 0.1, but DiT has none"):
+    with pytest.raises(ConfigError, match="dropout = 0.1, but DiT has none"):
         config.complete(config.Config(dropout=0.1), DIT, "ddpm_linear", 1.0)

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import inert, unpickle
 from simjax.porting.foreign_file import Budget
 from tests.helpers import files

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from simjax import config
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting import cache, download, zoo
 from tests.helpers.file_server import Site, serve
 

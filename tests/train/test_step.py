@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax import build, config, sharding
+from simjax import build, sharding
+from simjax.errors import ConfigError
 from simjax.losses import distances, sim
 from simjax.networks.denoiser import as_denoise
 from simjax.train import step
@@ -127,7 +128,7 @@ def test_a_sharing_step_is_both_updates_on_the_generators_samples():
 def test_samples_are_not_shared_between_slices_of_a_batch():
     options = small()
     options.share_samples, options.accumulate = True, 2
-    with pytest.raises(config.ConfigError, match="share_samples"):
+    with pytest.raises(ConfigError, match="share_samples"):
         build.check(options, 1)
 
 

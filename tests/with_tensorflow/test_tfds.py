@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simjax import data
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 
 def test_a_mocked_data_set_is_read_and_an_unknown_one_refused(monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from simjax import build, config
 from simjax.diffusion import sampler
+from simjax.errors import ConfigError
 from simjax.porting import port, read_safetensors, rules
 from simjax.porting.maps import dit, pixart
 from simjax.typing import Caption
@@ -149,7 +150,7 @@ def load_exported(model, names, found, folder):
 def test_untied_embeddings_are_refused(tmp_path):
     torch.manual_seed(0)
     shaken(DiTTransformer2DModel(**DITS["small"])).save_pretrained(tmp_path)
-    with pytest.raises(config.ConfigError, match="differs from the tensor that filled"):
+    with pytest.raises(ConfigError, match="differs from the tensor that filled"):
         port.port(str(tmp_path), say=lambda text: None)
 
 

@@ -11,6 +11,7 @@ import transformers
 from flax import nnx
 
 from simjax import autoencoder, config
+from simjax.errors import ConfigError
 from simjax.networks.t5 import T5Encoder, bucket
 from simjax.networks.vae import Autoencoder
 from simjax.porting import read_safetensors, rules
@@ -127,5 +128,5 @@ def test_autoencoder(tmp_path, sizes):
     network = config.DiT(image_channels=sizes["latent_channels"])
     decode = autoencoder.load_decoder(tmp_path, network)  # image after image
     assert worst(decode(latents), nhwc(decoded)) < 1e-4
-    with pytest.raises(config.ConfigError, match="its latents have"):
+    with pytest.raises(ConfigError, match="its latents have"):
         autoencoder.load_decoder(tmp_path, config.DiT(image_channels=5))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from simjax import config
+from simjax.errors import ConfigError
 from simjax.porting.maps.transformer import (
     Shapes,
     array,
@@ -113,7 +114,7 @@ def folder_config(network: config.DiT) -> dict[str, Any]:
       ConfigError: diffusers' class computes another function.
     """
     if network.time_steps != DIFFUSERS_TIME_STEPS:
-        raise config.ConfigError(
+        raise ConfigError(
             f"diffusers computes DiT's embedding of time with {DIFFUSERS_TIME_STEPS} steps, this "
             f"network, from the original repository, with {network.time_steps}: its outputs there "
             "would be others. Start from a folder of diffusers', or leave this format out."

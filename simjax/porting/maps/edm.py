@@ -9,6 +9,7 @@ import numpy as np
 
 from simjax import config
 from simjax.diffusion.precondition import iddpm_levels
+from simjax.errors import ConfigError
 from simjax.porting.rules import (
     AS_IT_IS,
     CONVOLUTION,
@@ -198,14 +199,14 @@ def describe(wrapper: str, arguments: Mapping[str, Any]) -> Description:
       ConfigError: another class, or an argument that no public checkpoint uses and simjax lacks.
     """
     if wrapper not in WRAPPERS:
-        raise config.ConfigError(
+        raise ConfigError(
             f"class {wrapper!r} is not a network of the EDM release; known: {', '.join(WRAPPERS)}."
         )
     family = WRAPPERS[wrapper]
     rest = dict(arguments)
     sigma_data = rest.pop("sigma_data", 0.5)  # EDM table 1
     if not isinstance(sigma_data, float) or not 0 < sigma_data < LARGEST:
-        raise config.ConfigError(f"sigma_data = {sigma_data!r} is not a positive number.")
+        raise ConfigError(f"sigma_data = {sigma_data!r} is not a positive number.")
     model = rest.pop("model_type", family.model)
     _require_known(wrapper, rest, family.known)
     inner = {name: value for name, value in rest.items() if name not in {*IGNORED, *family.known}}
@@ -219,23 +220,21 @@ def network(model: str, arguments: Mapping[str, Any]) -> config.Network:
       ConfigError: another class, or an argument that no public checkpoint uses and simjax lacks.
     """
     if model not in ARCHITECTURES:
-        raise config.ConfigError(
+        raise ConfigError(
             f"network class {model!r} is not supported; known: {', '.join(ARCHITECTURES)}."
         )
     schema, _, fields, known = ARCHITECTURES[model]
     _require_known(model, arguments, known)
     unknown = sorted(arguments.keys() - fields.keys() - known.keys())
     if unknown:
-        raise config.ConfigError(f"{model} has no argument {', '.join(unknown)}.")
+        raise ConfigError(f"{model} has no argument {', '.join(unknown)}.")
     values = {
         field: _plain(model, name, arguments.get(name, default), default)
         for name, (field, default) in fields.items()
     }
     levels, resolution = len(values["channel_mult"]), values["resolution"]
     if not levels or not resolution or resolution % 2 ** (levels - 1):
-        raise config.ConfigError(
-            f"{model}: {resolution} pixels cannot be halved at {levels} levels."
-        )
+        raise ConfigError(f"{model}: {resolution} pixels cannot be halved at {levels} levels.")
     return schema(**values)
 
 
@@ -255,7 +254,7 @@ def constructor(description: Description) -> tuple[str, dict[str, Any]]:
     model = _model(network)
     if model is None or precondition not in wrappers:
         schemas = ", ".join(known.schema.__name__ for known in ARCHITECTURES.values())
-        raise config.ConfigError(
+        raise ConfigError(
             f"{type(network).__name__} with precondition {precondition!r} is no denoiser of the "
             f"EDM release, which has {schemas} with {', '.join(wrappers)}."
         )
@@ -293,7 +292,7 @@ def _names(network: config.Network) -> list[Name]:
 def _require_known(owner: str, arguments: Mapping[str, Any], known: Mapping[str, tuple]) -> None:
     for name, values in known.items():
         if name in arguments and arguments[name] not in values:
-            raise config.ConfigError(
+            raise ConfigError(
                 f"{owner} with {name} = {arguments[name]!r} is not supported; "
                 f"known: {', '.join(map(str, values))}."
             )
@@ -302,7 +301,7 @@ def _require_known(owner: str, arguments: Mapping[str, Any], known: Mapping[str,
 def _plain(model: str, name: str, value: Any, like: Any) -> Any:
     """The value, if it is of the kind that belongs there and of sensible size."""
     if value is REQUIRED:
-        raise config.ConfigError(f"{model}: its argument {name} is missing.")
+        raise ConfigError(f"{model}: its argument {name} is missing.")
     if isinstance(like, tuple) and isinstance(value, list | tuple) and len(value) <= MOST:
         return tuple(_plain(model, name, item, 0) for item in value)
     if isinstance(like, str) and isinstance(value, str):
@@ -311,4 +310,4 @@ def _plain(model: str, name: str, value: Any, like: Any) -> Any:
     most = MOST if name == "num_blocks" else LARGEST
     if (whole or isinstance(like, float)) and isinstance(value, int | float) and 0 <= value <= most:
         return value
-    raise config.ConfigError(f"{model} with {name} = {repr(value)[:60]} cannot be built.")
+    raise ConfigError(f"{model} with {name} = {repr(value)[:60]} cannot be built.")

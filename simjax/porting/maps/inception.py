@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.networks import inception
 from simjax.porting import read_torch, rules, zoo
 from simjax.porting.foreign_file import refuse_nonfinite

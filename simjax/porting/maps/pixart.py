@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from simjax import config
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.networks.transformer import grid_embedding
 from simjax.porting.maps.transformer import (
     Shapes,

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 
 
 class Settings(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from simjax import config
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting.foreign_file import shown
 from simjax.porting.rules import AS_IT_IS, CONVOLUTION, LINEAR, Layout, Name
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from simjax.config import ConfigError
+from simjax.errors import ConfigError
 from simjax.porting.maps.settings import Settings
 from simjax.porting.rules import Rule, oihw_to_hwio
 
