@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 from simjax import (
     build,
     captions,
-    checks,
     formats,
     processes,
     report,
@@ -37,6 +36,7 @@ from simjax import (
     teacher,
 )
 from simjax import config as c
+from simjax.config import checks
 from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.losses.distances import Distance

@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Mapping
 from absl import app, flags
 from ml_collections import config_flags
 
-from simjax import checks, settings
 from simjax import config as c
+from simjax import settings
+from simjax.config import checks
 from simjax.errors import ConfigError
 
 CONFIG = config_flags.DEFINE_config_file(

@@ -16,8 +16,9 @@ from typing import Any
 from absl import flags, logging
 from etils import epath
 
-from simjax import captions, checks, command_line, data, processes, report, storage, stored, teacher
+from simjax import captions, command_line, data, processes, report, storage, stored, teacher
 from simjax import config as c
+from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.judge import Judge, Row

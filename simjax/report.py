@@ -15,8 +15,9 @@ import numpy as np
 from etils import epath
 
 import simjax
-from simjax import build, checks, data, processes, storage
+from simjax import build, data, processes, storage
 from simjax import config as c
+from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing

@@ -20,7 +20,6 @@ from simjax import (
     ahead,
     build,
     checkpoint,
-    checks,
     fields,
     owner,
     processes,
@@ -32,6 +31,7 @@ from simjax import (
     stored,
 )
 from simjax import config as c
+from simjax.config import checks
 from simjax.data import prompts
 from simjax.errors import ConfigError
 from simjax.evaluation.judge import Judge

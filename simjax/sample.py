@@ -23,7 +23,6 @@ from simjax import (
     build,
     captions,
     checkpoint,
-    checks,
     command_line,
     processes,
     report,
@@ -32,6 +31,7 @@ from simjax import (
     teacher,
 )
 from simjax import config as c
+from simjax.config import checks
 from simjax.data import prompts as files_of_prompts
 from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError

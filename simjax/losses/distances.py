@@ -2,7 +2,7 @@
 
 Each maps ONE example's y, of any shape, to a scalar; d(y) >= 0, and 0 only at y = 0. A new distance
 is a function and a line in DISTANCES; its keyword arguments are filled from the config fields of
-the same name (simjax/config.py, class Loss).
+the same name (simjax/config/schema.py, class Loss).
 
 Reference: SIM, arXiv:2410.16794, section 3.3 and table 5 (which names Pseudo-Huber best).
 """

@@ -109,7 +109,7 @@ def _adm_unet(network: config.AdmUNet) -> list[Name]:
 class Architecture(NamedTuple):
     """One of the release's networks: its name map, and its constructor's arguments."""
 
-    schema: type  # its class in simjax/config.py
+    schema: type  # its class in simjax/config/schema.py
     names: Callable[[Any], list[Name]]  # of a network of that class, both ways
     arguments: Mapping[str, tuple[str, Any]]  # name -> (our field, what a file may leave out)
     known: Mapping[str, tuple]  # all values that simjax has, where it has not all

@@ -1,0 +1,93 @@
+"""Configs and networks as plain values: to JSON and back, by dotted names, what differs."""
+
+import dataclasses
+import typing
+from typing import Any
+
+from simjax.config import schema
+from simjax.errors import ConfigError
+
+
+def describe(network: schema.Network) -> dict[str, Any]:
+    """Plain values from which `network_from` makes the network again, through JSON too."""
+    return {"class": type(network).__name__} | dataclasses.asdict(network)
+
+
+def network_from(description: dict[str, Any]) -> schema.Network:
+    """The inverse of `describe`."""
+    kinds = {kind.__name__: kind for kind in typing.get_args(schema.Network)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+    return kinds[values.pop("class")](**values)
+
+
+def get_field(config: schema.Config, path: str) -> Any:
+    """The value at a dotted path, e.g. "loss.name"."""
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def to_dict(config: schema.Config) -> dict[str, Any]:
+    """Nested plain values, as config.json holds them (tuples become lists there)."""
+    network = None if config.network is None else describe(config.network)
+    return dataclasses.asdict(config) | {"network": network}
+
+
+def from_dict(values: dict[str, Any], cls: type = schema.Config) -> Any:
+    """The inverse of `to_dict`, through JSON too.
+
+    Raises:
+      ConfigError: fields that this version does not have.
+    """
+    kinds = typing.get_type_hints(cls)
+    if unknown := sorted(values.keys() - kinds.keys()):
+        raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}: of another version?")
+    made = {}
+    for name, value in values.items():
+        if name == "network" and value is not None:
+            value = network_from(value)
+        elif dataclasses.is_dataclass(kinds[name]):
+            value = from_dict(value, kinds[name])
+        made[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**made)
+
+
+def differences(saved: Any, current: Any) -> list[str]:
+    """Lines "field: saved -> current" for every leaf that differs between two nested dicts."""
+    return [str(change) for change in changes(saved, current)]
+
+
+class Change(typing.NamedTuple):
+    """A field, by its dotted name, and its two values."""
+
+    field: str
+    saved: Any
+    current: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.saved!r} -> {self.current!r}"
+
+
+def changes(saved: Any, current: Any, path: str = "") -> list[Change]:
+    """Every leaf that differs between two nested dicts."""
+    if not (isinstance(saved, dict) and isinstance(current, dict)):
+        same = saved == current or (saved != saved and current != current)
+        return [] if same else [Change(path, saved, current)]
+    missing = "(absent)"
+    return [
+        change
+        for name in sorted({*saved, *current})
+        for change in changes(
+            saved.get(name, missing), current.get(name, missing), f"{path}.{name}".lstrip(".")
+        )
+    ]
+
+
+def known_fields(cls: type = schema.Config, path: str = "") -> list[str]:
+    """Every dotted field name of the schema, for messages about misspelled ones."""
+    names = []
+    for name, kind in typing.get_type_hints(cls).items():
+        dotted = f"{path}.{name}".lstrip(".")
+        inner = [k for k in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(k)]
+        names += [n for k in inner for n in known_fields(k, dotted)] or [dotted]
+    return list(dict.fromkeys(names))
