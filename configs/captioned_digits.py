@@ -6,7 +6,7 @@ The path of configs/pixart512.py on two CPU cores: captions of the digits, a cac
 embeddings, a teacher with classifier-free guidance, its one-step generator; measured for captions
 that no training has seen. Frechet distance in pixels, 1797 samples, three seeds: 0.43, 0.38, 0.34
 with one evaluation; teacher 0.42, 0.30, 0.30 with 70 (README.md). Every value below is our choice,
-found by trial on this data; what is not here keeps the published setting of simjax/config/schema.py.
+found by trial on this data; what is not here keeps the published setting of simjax.config.
 """
 
 from simjax import config as c

@@ -4,7 +4,7 @@ python -m simjax.main --config=configs/digits.py
 
 Frechet distance in pixels, 1797 samples, three seeds: 0.25 to 0.26 with one evaluation; teacher
 0.22 to 0.25 with 35 (README.md). Every value below is our choice, found by trial on this data;
-what is not here keeps the published setting of simjax/config/schema.py.
+what is not here keeps the published setting of simjax.config.
 """
 
 from simjax import config as c

@@ -23,9 +23,10 @@ import jax
 import matplotlib
 
 import simjax
-from simjax import processes, report, storage, teacher
-from simjax.monitor import Monitor
+from simjax import report, teacher
 from simjax.porting import cache
+from simjax.runtime import processes, storage
+from simjax.runtime.monitor import Monitor
 from simjax.typing import Params
 
 matplotlib.use("Agg")  # no screen is needed

@@ -6,7 +6,7 @@
     simjax.show(simjax.draw(generator, 20, labels=[3, 7]))
 
 `load`, `from_function`, `draw`, `show` and `Distillation` are in simjax/api.py, `Config` in
-simjax/config/schema.py; `distill(config, directory)` is what `python -m simjax.main` does. They come when
+simjax/config; `distill(config, directory)` is what `python -m simjax.main` does. They come when
 they are first asked for: a command that only refuses its flags need not import JAX.
 """
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from simjax import build, programs, settings
+from simjax import build, programs
 from simjax import config as c
 from simjax import teacher as teachers
 from simjax.build import Training
+from simjax.runtime import settings
 from simjax.teacher import Model
 
 

@@ -12,8 +12,9 @@ import pathlib
 
 from absl import flags, logging
 
-from simjax import chips, command_line, footprint, storage
+from simjax import chips, command_line, footprint
 from simjax.errors import ConfigError
+from simjax.runtime import storage
 
 flags.declare_key_flag("config")  # shown by --help
 TOPOLOGY = flags.DEFINE_string("topology", None, f"TPU slice: {chips.examples()}, ...")

@@ -9,12 +9,12 @@ import numpy as np
 from flax import nnx
 
 from simjax import config as c
-from simjax import sharding
 from simjax.errors import ConfigError
 from simjax.networks.vae import Autoencoder
 from simjax.porting import read_weights, rules, zoo
 from simjax.porting.foreign_file import refuse_nonfinite
 from simjax.porting.maps import vae
+from simjax.runtime import sharding
 from simjax.typing import Images
 
 Decode = Callable[[np.ndarray], np.ndarray]  # latents (n, h, w, c) -> images, data units

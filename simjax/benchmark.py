@@ -14,8 +14,9 @@ from typing import Any
 
 from absl import flags, logging
 
-from simjax import command_line, footprint, storage, sweep
+from simjax import command_line, footprint, sweep
 from simjax import config as c
+from simjax.runtime import storage
 
 flags.declare_key_flag("config")  # shown by --help
 PROGRAMS = flags.DEFINE_list(
@@ -51,13 +52,13 @@ def _run(argv: list[str]) -> None:
     profile = None if PROFILE.value is None else storage.new_folder(PROFILE.value, "--profile")
     import jax  # only now
 
-    from simjax import allocation, processes
+    from simjax.runtime import cpu, processes
 
     jax.config.update("jax_enable_compilation_cache", False)  # or nothing would be compiled
     processes.join()
     try:
         with processes.failing_at_once():
-            allocation.keep_freed()
+            cpu.keep_freed()
             _measure(swept, out, profile)
     finally:
         processes.leave()
@@ -67,7 +68,8 @@ def _measure(
     swept: dict[str, list[Any]], out: pathlib.Path | None, profile: pathlib.Path | None
 ) -> None:
     """Prints the table's rows, and writes those that there are after each."""
-    from simjax import processes, timing
+    from simjax import timing
+    from simjax.runtime import processes
 
     configs = timing.prepare(command_line.CONFIG.value, swept)
     result = {

@@ -15,19 +15,20 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from simjax import config as c
-from simjax import data, fields, sharding
+from simjax import data, fields
 from simjax.data import conditions
 from simjax.diffusion import augment, guidance, noise, precondition, sampler, schedule
 from simjax.errors import ConfigError
 from simjax.evaluation import features, judge
 from simjax.losses import distances, sim
 from simjax.networks.adm_unet import AdmUNet
-from simjax.networks.convolution import for_cpus
 from simjax.networks.denoiser import Denoiser, as_denoise
 from simjax.networks.dit import DiT
 from simjax.networks.layers import REMAT
 from simjax.networks.pixart import PIXELS, PixArt
 from simjax.networks.song_unet import SongUNet
+from simjax.runtime import sharding
+from simjax.runtime.cpu import for_cpus
 from simjax.train import optim, state, step, teacher_step
 from simjax.train.compile import Call, compile_steps
 from simjax.typing import (

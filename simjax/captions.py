@@ -14,10 +14,11 @@ import numpy as np
 from etils import epath
 
 from simjax import config as c
-from simjax import encoding, processes, text
+from simjax import encoding, text
 from simjax.data.caption_cache import Cache
 from simjax.data.tokenizer import Tokenizer
 from simjax.errors import ConfigError
+from simjax.runtime import processes
 from simjax.text import Reader
 from simjax.typing import Caption, Int
 

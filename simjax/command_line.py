@@ -13,9 +13,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from simjax import config as c
-from simjax import settings
 from simjax.config import checks
 from simjax.errors import ConfigError
+from simjax.runtime import settings
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",

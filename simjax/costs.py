@@ -10,10 +10,11 @@ from collections.abc import Callable
 import jax
 
 from simjax import config as c
-from simjax import programs, sharding
+from simjax import programs
 from simjax.errors import ConfigError
-from simjax.networks.convolution import for_cpus
 from simjax.programs import Arguments
+from simjax.runtime import sharding
+from simjax.runtime.cpu import for_cpus
 
 
 def of_program(config: c.Config, name: str) -> dict[str, float]:

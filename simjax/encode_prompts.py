@@ -15,9 +15,10 @@ import sys
 from absl import flags, logging
 from etils import epath
 
-from simjax import command_line, storage
+from simjax import command_line
 from simjax import config as c
 from simjax.errors import ConfigError
+from simjax.runtime import storage
 
 _PROMPTS = flags.DEFINE_string(
     "prompts", None, "Text file, a prompt a line; .tsv, .csv, .json, .jsonl."
@@ -58,8 +59,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     # They import JAX: only once the flags are known to be good.
-    from simjax import processes
     from simjax.porting import cache
+    from simjax.runtime import processes
 
     processes.join()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would note it and go on; no need to save
@@ -73,9 +74,10 @@ def _run(argv: list[str]) -> None:
 
 def _encode(folder: epath.Path) -> None:
     """What is wrong is said from the quickest to find to the slowest; then the work."""
-    from simjax import encoding, processes, text
+    from simjax import encoding, text
     from simjax.data import caption_cache, prompts, tokenizer
     from simjax.porting import zoo
+    from simjax.runtime import processes
 
     survey = prompts.survey(_PROMPTS.value)
     cutter = tokenizer.Tokenizer(zoo.local(_TOKENIZER.value or _ENCODER.value))
@@ -102,7 +104,7 @@ def _require_shared(folder: epath.Path) -> None:
     """Makes the folder, in which all processes must see what the first one writes."""
     import jax
 
-    from simjax import processes
+    from simjax.runtime import processes
 
     probe = folder / "probe.tmp"
 

@@ -13,11 +13,12 @@ import jax
 import tqdm
 from etils import epath
 
-from simjax import processes, text
+from simjax import text
 from simjax.data import caption_cache, prompts
 from simjax.data.caption_cache import Cache
 from simjax.data.tokenizer import Tokenizer
 from simjax.errors import ConfigError
+from simjax.runtime import processes
 from simjax.text import Encoder
 
 POLL = 1.0  # seconds between looks for the shards of other processes; our choice

@@ -17,12 +17,13 @@ from jax import export
 from safetensors.numpy import save_file
 
 import simjax
-from simjax import build, stablehlo, storage
+from simjax import build, stablehlo
 from simjax import config as c
 from simjax.data import conditions
 from simjax.errors import ConfigError
 from simjax.porting import port, read_safetensors, rules
 from simjax.porting.maps import dit, edm, pixart
+from simjax.runtime import storage
 from simjax.typing import Caption, Condition, Denoise, Images, Params
 
 WEIGHTS, SETTINGS = stablehlo.WEIGHTS, "config.json"

@@ -19,8 +19,9 @@ def main() -> None:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when something is wrong
     # They import JAX: only once the flags are known to be good.
-    from simjax import allocation, processes, run
+    from simjax import run
     from simjax.porting import cache
+    from simjax.runtime import cpu, processes
 
     processes.listen()
     processes.join()
@@ -30,7 +31,7 @@ def _run(argv: list[str]) -> None:
     workdir = _WORKDIR.value or os.path.join("runs", command_line.config_name())
     try:
         with processes.failing_at_once():
-            allocation.keep_freed()
+            cpu.keep_freed()
             run.MODES[config.mode](config, workdir)
     finally:
         processes.leave()

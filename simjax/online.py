@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simjax import checkpoint, processes, report
+from simjax import report
 from simjax.errors import ConfigError
 from simjax.evaluation.judge import HIGHER_IS_BETTER, Judge
-from simjax.monitor import Monitor
+from simjax.runtime import checkpoint, processes
+from simjax.runtime.monitor import Monitor
 from simjax.teacher import Model, store_again
 
 

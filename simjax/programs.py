@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from simjax import build, sharding, text
+from simjax import build, text
 from simjax import config as c
 from simjax.data import conditions
+from simjax.runtime import sharding
 from simjax.train import step
 from simjax.train.compile import Step, compile_steps
 from simjax.train.state import TrainState

@@ -15,13 +15,14 @@ import numpy as np
 from etils import epath
 
 import simjax
-from simjax import build, data, processes, storage
+from simjax import build, data
 from simjax import config as c
 from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing
 from simjax.evaluation.judge import Judge, Row, Space, table
+from simjax.runtime import processes, storage
 from simjax.teacher import Model
 from simjax.typing import Condition, Images, Params
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simjax import checkpoint, processes, storage
 from simjax import config as c
 from simjax.errors import ConfigError
+from simjax.runtime import checkpoint, processes, storage
 
 CONFIG, REPORT, REPORT_BEFORE = "config.json", "report.json", "report_before.json"
 

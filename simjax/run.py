@@ -16,28 +16,16 @@ from etils import epath
 from PIL import Image
 
 import simjax
-from simjax import (
-    ahead,
-    build,
-    checkpoint,
-    fields,
-    owner,
-    processes,
-    report,
-    resume,
-    settings,
-    sharding,
-    storage,
-    stored,
-)
+from simjax import ahead, build, fields, report, resume, stored
 from simjax import config as c
 from simjax.config import checks
 from simjax.data import prompts
 from simjax.errors import ConfigError
 from simjax.evaluation.judge import Judge
-from simjax.monitor import Monitor
 from simjax.online import Online
 from simjax.porting import port
+from simjax.runtime import checkpoint, owner, processes, settings, sharding, storage
+from simjax.runtime.monitor import Monitor
 from simjax.teacher import Model, as_frozen, load, obtain, starting_generator, store_again
 from simjax.train import loop, step
 from simjax.train.state import TrainState

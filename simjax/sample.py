@@ -19,17 +19,7 @@ import numpy as np
 from absl import flags, logging
 from etils import epath
 
-from simjax import (
-    build,
-    captions,
-    checkpoint,
-    command_line,
-    processes,
-    report,
-    storage,
-    stored,
-    teacher,
-)
+from simjax import build, captions, command_line, report, stored, teacher
 from simjax import config as c
 from simjax.config import checks
 from simjax.data import prompts as files_of_prompts
@@ -37,8 +27,9 @@ from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.drawing import Drawing
-from simjax.monitor import grid
 from simjax.porting import cache, zoo
+from simjax.runtime import checkpoint, processes, storage
+from simjax.runtime.monitor import grid
 from simjax.teacher import Model
 from simjax.typing import Int, Params
 

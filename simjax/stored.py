@@ -8,10 +8,11 @@ from typing import Any
 
 from etils import epath
 
-from simjax import checkpoint, storage, teacher
 from simjax import config as c
+from simjax import teacher
 from simjax.errors import ConfigError
 from simjax.porting import zoo
+from simjax.runtime import checkpoint, storage
 from simjax.teacher import Model
 from simjax.typing import Params
 

@@ -19,16 +19,17 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import simjax
-from simjax import autoencoder, build, captions, checkpoint, processes, sharding, text
+from simjax import autoencoder, build, captions, text
 from simjax import config as c
 from simjax.autoencoder import Decode
 from simjax.captions import Captions
 from simjax.data import conditions
 from simjax.errors import ConfigError
-from simjax.monitor import Monitor
 from simjax.networks.denoiser import Constants, as_denoise, constants_of, with_constants
 from simjax.porting import port, zoo
 from simjax.porting.maps.edm import Description
+from simjax.runtime import checkpoint, processes, sharding
+from simjax.runtime.monitor import Monitor
 from simjax.train import loop
 from simjax.typing import Caption, Condition, Denoise, Int, Params
 

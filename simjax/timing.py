@@ -19,20 +19,10 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 
 import simjax
-from simjax import (
-    build,
-    chips,
-    compiled,
-    costs,
-    footprint,
-    processes,
-    programs,
-    sharding,
-    sweep,
-    teacher,
-)
+from simjax import build, chips, compiled, costs, footprint, programs, sweep, teacher
 from simjax import config as c
 from simjax.programs import Arguments, Program
+from simjax.runtime import processes, sharding
 from simjax.typing import Params
 
 WARM_UP = 2  # calls before those that count; our choice

@@ -5,7 +5,8 @@ import types
 
 import pytest
 
-from simjax import ahead, build, programs, sharding, teacher
+from simjax import ahead, build, programs, teacher
+from simjax.runtime import sharding
 from tests.helpers.configs import small
 
 

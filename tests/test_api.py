@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 import simjax
-from simjax import checkpoint, config, programs, sharding
+from simjax import config, programs
 from simjax.losses import distances, sim
+from simjax.runtime import checkpoint, sharding
 from tests.helpers.command import TINY, run
 
 SCALE = 2.0  # of the data of `gaussian`

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from simjax import chips, config, costs, footprint, programs, sharding, sweep, teacher, timing
+from simjax import chips, config, costs, footprint, programs, sweep, teacher, timing
 from simjax.errors import ConfigError
+from simjax.runtime import sharding
 from tests.helpers.command import refused
 from tests.helpers.configs import DIRECTORY, load, small
 

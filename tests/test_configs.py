@@ -8,9 +8,10 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
-from simjax import build, config, programs, sharding, teacher
+from simjax import build, config, programs, teacher
 from simjax.errors import ConfigError
 from simjax.networks.denoiser import as_denoise
+from simjax.runtime import sharding
 from tests.helpers.configs import DIRECTORY, PARAMETERS, load, shrunk, small
 
 WITH_SID = ("cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import simjax
-from simjax import checkpoint, config, data, report
+from simjax import config, data, report
 from simjax.errors import ConfigError
 from simjax.evaluation import images
+from simjax.runtime import checkpoint
 from tests.helpers import checkpoints, subprocesses
 from tests.helpers.command import ROOT, TINY, refused, run
 from tests.helpers.configs import TEACHER, load

@@ -15,11 +15,12 @@ import pytest
 import yaml
 
 import simjax
-from simjax import build, checkpoint, config, formats, report, stablehlo, teacher
+from simjax import build, config, formats, report, stablehlo, teacher
 from simjax.errors import ConfigError
 from simjax.evaluation.judge import Row
 from simjax.porting import rules
 from simjax.porting.maps import pixart
+from simjax.runtime import checkpoint
 from simjax.typing import Caption
 from tests.helpers import checkpoints, subprocesses
 from tests.helpers.configs import NCSNPP, TEACHER, load

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import simjax
-from simjax import build, config, fields, run, sharding, teacher
+from simjax import build, config, fields, run, teacher
 from simjax.errors import ConfigError
 from simjax.networks.denoiser import as_denoise
 from simjax.porting.maps.edm import Description
+from simjax.runtime import sharding
 from tests.helpers.configs import load, small
 
 # Read by every run, or refused elsewhere (its test): a new field of the schema is listed here, or
@@ -288,7 +289,7 @@ def test_a_stored_run_that_holds_one_opens_but_begins_no_other(tmp_path):
     module = build.module(old)
     weights = jax.tree.map(np.asarray, as_denoise(module)[1])
     description = Description(old.network, "edm", 0.5)
-    teacher.store(simjax.storage.absolute(tmp_path / "teacher"), weights, description, {})
+    teacher.store(simjax.runtime.storage.absolute(tmp_path / "teacher"), weights, description, {})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(old)))
     model = simjax.load(str(tmp_path), network="teacher")
     assert model.config.loss.alpha == 1.0

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simjax import checkpoint, config, owner, processes, resume, run
+from simjax import config, resume, run
 from simjax.errors import ConfigError
+from simjax.runtime import checkpoint, owner, processes
 from tests.helpers import checkpoints
 from tests.helpers.configs import TEACHER, published
 

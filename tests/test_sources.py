@@ -10,7 +10,7 @@ from PIL import Image
 
 from simjax import config, run, teacher
 from simjax.errors import ConfigError
-from simjax.monitor import Monitor
+from simjax.runtime.monitor import Monitor
 from tests.helpers import checkpoints, official
 from tests.helpers.command import refused
 from tests.helpers.command import run as command

@@ -21,7 +21,6 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from simjax import sharding
 from simjax.errors import ConfigError
 from simjax.evaluation import aesthetic as aesthetic_head
 from simjax.evaluation.clip_tokens import Tokenizer
@@ -30,6 +29,7 @@ from simjax.networks.clip import Clip, Text
 from simjax.porting import read_weights, rules
 from simjax.porting.foreign_file import refuse_nonfinite
 from simjax.porting.maps import clip as clip_weights
+from simjax.runtime import sharding
 from simjax.typing import Array, Images, Params, typed
 
 WEIGHT = 100.0  # w, see above

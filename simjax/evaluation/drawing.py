@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
-from simjax import processes, sharding
 from simjax.errors import ConfigError
-from simjax.monitor import to_uint8
+from simjax.runtime import processes, sharding
+from simjax.runtime.monitor import to_uint8
 from simjax.typing import Array, Condition, Images, Key, Params
 
 

@@ -23,13 +23,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
-from simjax import sharding
 from simjax.data.dataset import Dataset, to_unit
 from simjax.errors import ConfigError
 from simjax.evaluation import images as image_files
 from simjax.networks import inception as inception_network
 from simjax.porting import cache, zoo
 from simjax.porting.maps import inception as inception_weights
+from simjax.runtime import sharding
 from simjax.typing import Array, Params, typed
 
 Say = Callable[[str], None]

@@ -13,7 +13,6 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 
-from simjax import storage
 from simjax.data import edm_zip, image_folder
 from simjax.data.dataset import MOST_CLASSES, Classes, Dataset, Pixels
 from simjax.data.image_file import (
@@ -28,7 +27,8 @@ from simjax.data.image_file import (
 )
 from simjax.errors import ConfigError
 from simjax.evaluation.statistics import require_finite
-from simjax.monitor import to_uint8, write_png
+from simjax.runtime import storage
+from simjax.runtime.monitor import to_uint8, write_png
 
 Bytes = UInt8[np.ndarray, "n h w c"]
 

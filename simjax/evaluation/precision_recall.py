@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from simjax import sharding
 from simjax.errors import ConfigError
 from simjax.evaluation.statistics import require_comparable
+from simjax.runtime import sharding
 from simjax.typing import Array, typed
 
 BLOCK = 1024  # rows of distances held at a time; our choice

@@ -18,8 +18,8 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from simjax import sharding
 from simjax.errors import ConfigError
+from simjax.runtime import sharding
 from simjax.typing import Array, typed
 
 ROWS = 512  # summed at a time on one device: float32 then keeps 1e-7; our choice

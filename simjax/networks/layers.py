@@ -16,7 +16,7 @@ import scipy.special
 from flax import nnx
 from jaxtyping import Bool
 
-from simjax.networks.convolution import convolve, convolve_doubled, doubled, halved
+from simjax.runtime.cpu import convolve, convolve_doubled, doubled, halved
 from simjax.typing import Array, Float, Images, Key, Params, PerExample
 
 Masks = Bool[Array, "b h w c"]

@@ -1,26 +1,16 @@
 """The only training jit: donated state, whole steps scanned inside one call."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from simjax import sharding
+from simjax.runtime import cpu, sharding
 from simjax.typing import Key, Metrics
 
 Step = Callable[[Any, Any, Key], tuple[Any, Metrics]]
 Call = Callable[[Any, Any, Key], tuple[Any, Metrics]]
-
-# What XLA leaves to YNNPACK on CPUs: sums alone. Given the convolutions and products too, as is its
-# default, the gradients of kernels take up to twice as long (README.md, "Speed").
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-
-# A large program runs in an order that keeps few temporaries: a quarter less memory, and as fast
-# (README.md, "Speed"). A small one gains more from operations that run side by side.
-LARGE_CPU_OPTIONS = CPU_OPTIONS | {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-LARGE = 10**7  # numbers in a state; our choice: digits' holds 10^6 and loses, cifar10's 3 10^8
 
 
 def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
@@ -47,34 +37,6 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
         return jax.lax.with_sharding_constraint(state, where), metrics
 
     compiled = jax.jit(split, donate_argnums=0)
-    if sharding.on_cpus(mesh) and _accepted():
-        return _with_cpu_options(split, compiled)
+    if sharding.on_cpus(mesh) and cpu.knows_options():
+        return cpu.with_options(split, compiled)
     return compiled
-
-
-def _with_cpu_options(function: Callable, plain: Call) -> Call:
-    """`plain`, compiled with the options of its size unless it is part of another program."""
-    jit = functools.partial(jax.jit, function, donate_argnums=0)
-    small, large = jit(compiler_options=CPU_OPTIONS), jit(compiler_options=LARGE_CPU_OPTIONS)
-
-    def alone(state):
-        return large if sum(leaf.size for leaf in jax.tree.leaves(state)) >= LARGE else small
-
-    @functools.wraps(plain)
-    def call(state, *others):
-        leaves = jax.tree.leaves((state, *others))
-        within = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-        return (plain if within else alone(state))(state, *others)
-
-    call.lower = lambda state, *others: alone(state).lower(state, *others)
-    return call
-
-
-@functools.cache
-def _accepted() -> bool:
-    """Whether this version of XLA knows the options: it calls one of them experimental."""
-    try:
-        jax.jit(lambda: 0, compiler_options=LARGE_CPU_OPTIONS).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True

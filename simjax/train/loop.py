@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from simjax import processes
 from simjax.build import Training
-from simjax.checkpoint import Checkpoints
-from simjax.monitor import Monitor
+from simjax.runtime import processes
+from simjax.runtime.checkpoint import Checkpoints
+from simjax.runtime.monitor import Monitor
 from simjax.train import health
 from simjax.typing import Key
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from simjax import sharding
 from simjax.data import caption_cache, prompt_file, prompts
 from simjax.data.caption_cache import Cache, Embedded
 from simjax.errors import ConfigError
+from simjax.runtime import sharding
 from tests.helpers import subprocesses
 
 LENGTH, CHANNELS, SHARD = 5, 3, 4
@@ -423,7 +423,7 @@ def test_damage_met_in_the_background_is_said_to_the_caller(folder):
 
 DEVICES = """
 import jax, numpy as np
-from simjax import sharding
+from simjax.runtime import sharding
 from simjax.data.caption_cache import Cache
 from simjax.data.prompts import Reader
 from tests.data import test_prompts as here
@@ -460,7 +460,7 @@ def test_over_eight_devices_they_are_the_same(folder, fsdp):
 
 
 def test_each_of_two_processes_reads_its_own_rows(folder):
-    program = "from simjax import processes; processes.join()\n" + DEVICES
+    program = "from simjax.runtime import processes; processes.join()\n" + DEVICES
     program = program.format(fsdp=2, folder=str(folder)) + "processes.leave()\n"
     started = subprocesses.start(["-c", program], processes=2, devices=2)
     for process in started:

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax import sharding
 from simjax.errors import ConfigError
 from simjax.evaluation.drawing import Drawing
-from simjax.monitor import to_uint8
+from simjax.runtime import sharding
+from simjax.runtime.monitor import to_uint8
 from tests.helpers import subprocesses
 
 

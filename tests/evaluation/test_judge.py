@@ -6,7 +6,7 @@ import pytest
 from simjax import data
 from simjax.evaluation import features, frechet, reference
 from simjax.evaluation.judge import METRICS, Judge, Row, Space, table
-from simjax.monitor import to_uint8
+from simjax.runtime.monitor import to_uint8
 
 
 def space_of(name: str, rows: np.ndarray, *, logits=None, keep=True) -> Space:

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from simjax import sharding
 from simjax.errors import ConfigError
 from simjax.evaluation import precision_recall as module
 from simjax.evaluation.precision_recall import precision_recall
+from simjax.runtime import sharding
 from tests.helpers import subprocesses
 
 

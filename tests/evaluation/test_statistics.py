@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from simjax import sharding
 from simjax.errors import ConfigError
 from simjax.evaluation import frechet, statistics
+from simjax.runtime import sharding
 from tests.helpers import subprocesses
 
 TOLERANCE = 1e-6  # relative to the largest entry

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from simjax import build, captions, checkpoint, config, storage, teacher
+from simjax import build, captions, config, teacher
 from simjax.porting.maps.edm import Description
+from simjax.runtime import checkpoint, storage
 from simjax.train.state import TrainState
 
 

@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 import simjax
 from simjax import build, config, teacher
 from simjax.errors import ConfigError
-from simjax.monitor import Monitor
 from simjax.porting import port, rules, transformers
 from simjax.porting.maps import dit, pixart, transformer
+from simjax.runtime.monitor import Monitor
 from tests.helpers import files, official
 from tests.helpers.transformer_files import CONFIG, write_folder
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax import build, programs, sharding
+from simjax import build, programs
+from simjax.runtime import sharding
 from simjax.train import step
 from tests.helpers.configs import load
 

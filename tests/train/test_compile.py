@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import struct
 
-from simjax import sharding
-from simjax.networks.convolution import convolve
+from simjax.runtime import cpu, sharding
+from simjax.runtime.cpu import convolve
 from simjax.train import compile as training
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 16, 16, 32)).astype(np.float32)
@@ -44,9 +44,9 @@ def lowered(step=descend) -> jax.stages.Lowered:
 
 @pytest.fixture
 def asked_anew():
-    training._accepted.cache_clear()
+    cpu.knows_options.cache_clear()
     yield
-    training._accepted.cache_clear()
+    cpu.knows_options.cache_clear()
 
 
 def test_convolutions_on_a_cpu_are_xlas_own():
@@ -57,8 +57,8 @@ def test_convolutions_on_a_cpu_are_xlas_own():
 
 
 def test_a_compiler_that_does_not_know_the_options_is_not_asked(asked_anew, monkeypatch):
-    monkeypatch.setattr(training, "LARGE_CPU_OPTIONS", {"xla_cpu_of_another_version": "1"})
-    monkeypatch.setattr(training, "LARGE", 0)
+    monkeypatch.setattr(cpu, "LARGE_CPU_OPTIONS", {"xla_cpu_of_another_version": "1"})
+    monkeypatch.setattr(cpu, "LARGE", 0)
     assert " convolution(" in lowered().compile().as_text()
 
 
@@ -67,7 +67,7 @@ def test_a_large_program_holds_few_temporaries(monkeypatch):
         return lowered(step=descend_many).compile().memory_analysis().temp_size_in_bytes
 
     side_by_side = temporaries()
-    monkeypatch.setattr(training, "LARGE", 9 * 32**2)
+    monkeypatch.setattr(cpu, "LARGE", 9 * 32**2)
     assert temporaries() < 0.5 * side_by_side
 
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from simjax import build, config, sharding
-from simjax.networks.convolution import for_cpus
+from simjax import build, config
 from simjax.networks.denoiser import as_denoise
+from simjax.runtime import sharding
+from simjax.runtime.cpu import for_cpus
 
 KEY = jax.random.key(0)
 

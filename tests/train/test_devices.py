@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from simjax import build, config, sharding
+from simjax import build, config
 from simjax.networks.denoiser import as_denoise
+from simjax.runtime import sharding
 from tests.helpers import subprocesses
 
 TOLERANCE = 1e-5  # of the largest number of an array
@@ -134,7 +135,7 @@ def test_two_processes_equal_one(reference, tmp_path):
     programs = (
         PROGRAM.format(fsdp=fsdp, file=file) for fsdp, file in zip((1, 4), files, strict=True)
     )
-    program = "from simjax import processes\nprocesses.join()\n" + "".join(programs)
+    program = "from simjax.runtime import processes\nprocesses.join()\n" + "".join(programs)
     started = subprocesses.start(["-c", program], processes=2, devices=2)
     for output in [process.communicate(timeout=300)[0] for process in started]:
         assert "4 devices" in output, output
@@ -145,7 +146,7 @@ def test_two_processes_equal_one(reference, tmp_path):
 
 PROGRAM = """
 import jax, numpy as np
-from simjax import processes, sharding
+from simjax.runtime import processes, sharding
 from tests.train import test_devices as t
 found = t.few_steps(t.options(), sharding.make_mesh({fsdp}))
 if processes.is_first():

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from flax import struct
 
-from simjax import build, checkpoint, processes, sharding
-from simjax.monitor import Monitor
+from simjax import build
+from simjax.runtime import checkpoint, processes, sharding
+from simjax.runtime.monitor import Monitor
 from simjax.train import loop
 from simjax.train.compile import compile_steps
 

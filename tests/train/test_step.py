@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax import build, sharding
+from simjax import build
 from simjax.errors import ConfigError
 from simjax.losses import distances, sim
 from simjax.networks.denoiser import as_denoise
+from simjax.runtime import sharding
 from simjax.train import step
 from simjax.train.state import TrainState
 from simjax.typing import Caption

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax import build, config, programs, sharding
+from simjax import build, config, programs
+from simjax.runtime import sharding
 from simjax.typing import Caption
 
 COMMON = {"resolution": 8, "width": 48, "depth": 2, "heads": 3}

@@ -178,7 +178,7 @@ def test_a_bucket_that_cannot_be_written_is_refused(bucket, environment):
 def test_files_of_a_bucket_are_written_when_asked_not_at_every_line(bucket, environment):
     # An addition to an object rewrites it: a line at a time, a long run would write terabytes.
     program = f"""
-from simjax.monitor import Monitor
+from simjax.runtime.monitor import Monitor
 monitor = Monitor("gs://{fake_gcs.BUCKET}/long")
 monitor.begin("sim", step=0, steps=100, batch=1)
 for step in range(1, 51):

@@ -7,7 +7,7 @@ import optax
 import pytest
 from etils import epath
 
-from simjax import checkpoint, sharding
+from simjax.runtime import checkpoint, sharding
 from simjax.train import state
 from tests.helpers import subprocesses
 
@@ -65,7 +65,7 @@ for written in t.MESHES:
         t.read("{0}/" + written, t.mesh_named(name))
 """
     two_processes = """
-from simjax import processes, sharding
+from simjax.runtime import processes, sharding
 from tests.whole_runs import test_checkpoint_meshes as t
 processes.join()
 for fsdp in (1, 4):
@@ -89,7 +89,7 @@ for written in ("two1", "two4"):
 def test_damage_that_one_process_sees_makes_all_fall_back(tmp_path):
     program = f"""
 import pathlib
-from simjax import processes, sharding, checkpoint
+from simjax.runtime import processes, sharding, checkpoint
 from etils import epath
 from tests.whole_runs import test_checkpoint_meshes as t
 processes.join()

@@ -135,7 +135,7 @@ def test_a_run_that_has_come_far_stops_as_soon(tmp_path):
     program = f"""
 import itertools, os, signal, time
 from tests.whole_runs import test_checkpoint_meshes as t
-from simjax import checkpoint, processes, sharding
+from simjax.runtime import checkpoint, processes, sharding
 processes.join()
 checkpoints = checkpoint.Checkpoints(t.epath.Path({str(tmp_path)!r}), keep=1, say=print)
 mesh = sharding.make_mesh(2)
@@ -158,7 +158,7 @@ processes.leave()
 def test_what_one_process_stores_alone_does_not_part_them(tmp_path):
     program = f"""
 from tests.whole_runs import test_checkpoint_meshes as t
-from simjax import checkpoint, processes, sharding
+from simjax.runtime import checkpoint, processes, sharding
 processes.join()
 where = t.epath.Path({str(tmp_path)!r})
 checkpoints = checkpoint.Checkpoints(where / "checkpoints", keep=2, say=print)
@@ -178,7 +178,7 @@ def test_a_save_that_does_not_end_ends_the_run(tmp_path):
     program = f"""
 import os, signal, tensorstore, time
 from tests.whole_runs import test_checkpoint_meshes as t
-from simjax import checkpoint, processes, sharding
+from simjax.runtime import checkpoint, processes, sharding
 processes.join()
 where = t.epath.Path({str(tmp_path)!r})
 checkpoints = checkpoint.Checkpoints(where, keep=2, say=print, limit=5)

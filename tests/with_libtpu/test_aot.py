@@ -11,7 +11,8 @@ import jax
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from simjax import chips, compiled, sharding
+from simjax import chips, compiled
+from simjax.runtime import sharding
 from tests.helpers.command import refused
 
 ROOT = Path(__file__).parent.parent.parent

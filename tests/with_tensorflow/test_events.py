@@ -3,7 +3,7 @@
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
 
-from simjax import monitor
+from simjax.runtime import monitor
 
 
 def test_tensorboard_reads_every_value_with_its_step(tmp_path):

@@ -10,8 +10,8 @@ from tests.helpers import subprocesses
 
 PROGRAM = """
 import resource, jax, jax.numpy as jnp
-from simjax import allocation
-allocation.keep_freed()
+from simjax.runtime import cpu
+cpu.keep_freed()
 
 @jax.jit
 def call(x):
@@ -38,8 +38,9 @@ def test_a_call_takes_the_pages_that_the_last_one_freed(devices):
 def test_commands_that_train_ask_for_it(command):
     program = f"""
 import sys
-from simjax import allocation, {command}
-allocation.keep_freed = lambda: print("asked")
+from simjax import {command}
+from simjax.runtime import cpu
+cpu.keep_freed = lambda: print("asked")
 sys.argv = ["{command}", "--config=configs/digits.py", "--config.batch=0"]  # refused, but later
 {command}.main()
 """

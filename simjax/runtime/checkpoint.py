@@ -22,8 +22,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator as Operations
 
-from simjax import processes, sharding
 from simjax.errors import ConfigError
+from simjax.runtime import processes, sharding
 from simjax.typing import Array, Params
 
 WATCH = 1.0  # seconds between looks at a save; our choice

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simjax import monitor, storage
+from simjax.runtime import monitor, storage
 
 
 class FakeWriter:

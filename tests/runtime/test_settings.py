@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import simjax
-from simjax import command_line, config, programs, settings, sharding, storage
+from simjax import command_line, config, programs
 from simjax.errors import ConfigError
 from simjax.porting import cache
+from simjax.runtime import settings, sharding, storage
 
 OTHERS = {
     "enable_x64": True,

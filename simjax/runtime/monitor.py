@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from simjax import storage
+from simjax.runtime import storage
 from simjax.typing import Float
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from simjax.networks import layers
-from simjax.networks.convolution import convolve, convolve_doubled, doubled, for_cpus, halved
+from simjax.runtime.cpu import convolve, convolve_doubled, doubled, for_cpus, halved
 
 SAME = ((1, 1), (1, 1))
 

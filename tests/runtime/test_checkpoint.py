@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from simjax import checkpoint
 from simjax.errors import ConfigError
+from simjax.runtime import checkpoint
 from simjax.train import state
 
 TX = optax.sgd(0.1, momentum=0.9)

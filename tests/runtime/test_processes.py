@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from simjax import processes
 from simjax.errors import ConfigError
+from simjax.runtime import processes
 
 
 class EndedError(Exception):

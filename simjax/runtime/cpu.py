@@ -1,7 +1,13 @@
-"""Convolution with stride 1, doubling and halving of images, in the forms that CPUs run fast."""
+"""What only CPUs need: convolution in the forms that they run fast, XLA's options, kept memory.
+
+Convolution has stride 1; doubling and halving of images go with it.
+"""
 
 import contextlib
-from collections.abc import Iterator
+import ctypes
+import functools
+import platform
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import jax
@@ -12,6 +18,20 @@ from simjax.typing import Array, Float, Images
 Kernel = Float[Array, "kh kw features_in features"]
 Padding = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of height and of width
 Precision = jax.lax.PrecisionLike
+
+# What XLA leaves to YNNPACK on CPUs: sums alone. Given the convolutions and products too, as is its
+# default, the gradients of kernels take up to twice as long (README.md, "Speed").
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+
+# A large program runs in an order that keeps few temporaries: a quarter less memory, and as fast
+# (README.md, "Speed"). A small one gains more from operations that run side by side.
+LARGE_CPU_OPTIONS = CPU_OPTIONS | {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+LARGE = 10**7  # numbers in a state; our choice: digits' holds 10^6 and loses, cifar10's 3 10^8
+
+# Parameters of mallopt(3), from malloc.h of the GNU C library.
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+NEVER = -1
 
 _FOR_CPUS: ContextVar[bool | None] = ContextVar("forms for CPUs", default=None)
 
@@ -135,3 +155,51 @@ def _backward(padding, precision, operands, dy):
 
 
 _in_order.defvjp(_forward, _backward)
+
+
+def with_options(function: Callable, plain: Callable) -> Callable:
+    """`plain`, compiled with the options of its size unless it is part of another program."""
+    jit = functools.partial(jax.jit, function, donate_argnums=0)
+    small, large = jit(compiler_options=CPU_OPTIONS), jit(compiler_options=LARGE_CPU_OPTIONS)
+
+    def alone(state):
+        return large if sum(leaf.size for leaf in jax.tree.leaves(state)) >= LARGE else small
+
+    @functools.wraps(plain)
+    def call(state, *others):
+        leaves = jax.tree.leaves((state, *others))
+        within = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        return (plain if within else alone(state))(state, *others)
+
+    call.lower = lambda state, *others: alone(state).lower(state, *others)
+    return call
+
+
+@functools.cache
+def knows_options() -> bool:
+    """Whether this version of XLA knows the options: it calls one of them experimental."""
+    try:
+        jax.jit(lambda: 0, compiler_options=LARGE_CPU_OPTIONS).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def keep_freed() -> None:
+    """Has malloc keep it, on CPUs and with the GNU C library; called before JAX has devices.
+
+    XLA asks malloc for a call's temporaries as one block, which malloc maps from the system and
+    returns to it when the call is over. Every call then begins with pages that the system has yet
+    to find and clear: 420 000 in a cifar10 step of four images. malloc can be told to keep what the
+    main thread frees, large as it may be, but not what others do: calls are therefore not handed to
+    a thread of JAX's, and return when they are done. The process holds on to the most that it has
+    needed, and to a few blocks more: one in which something lives on is not whole again. On GPUs
+    and TPUs, and with another C library, malloc stays as it is.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # of CPUs alone, on any machine
+    if jax.default_backend() == "cpu":
+        malloc = ctypes.CDLL(None)
+        malloc.mallopt(M_TRIM_THRESHOLD, NEVER)
+        malloc.mallopt(M_MMAP_MAX, 0)

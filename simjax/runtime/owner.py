@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simjax import processes, storage
 from simjax.errors import ConfigError
+from simjax.runtime import processes, storage
 
 NAME = "owner.json"
 RENEW = 10.0  # seconds between signs of life; our choice, as all that follow

@@ -13,9 +13,9 @@ import time
 import numpy as np
 import pytest
 
-from simjax import owner, processes, storage
 from simjax.errors import ConfigError
-from simjax.owner import Lock, Program
+from simjax.runtime import owner, processes, storage
+from simjax.runtime.owner import Lock, Program
 
 HERE = Program(host="here", boot="boot", namespace="pid:[1]", pid=10, started="100")
 ELSEWHERE = [  # places that cannot be seen, though hosts may have one name and numbers are alike
