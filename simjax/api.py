@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm.auto import tqdm
 
-from simjax import build, captions, formats, report, run, stored, teacher
+from simjax import build, formats, report, run, stored, teacher
 from simjax import config as c
 from simjax.config import checks
 from simjax.data.image_file import CHANNELS
@@ -32,6 +32,7 @@ from simjax.losses.distances import Distance
 from simjax.runtime import processes, settings, sharding
 from simjax.runtime.monitor import grid, to_uint8
 from simjax.teacher import Model, require_fit
+from simjax.text import captions
 from simjax.train import health, step
 from simjax.typing import Condition, Denoise, Float, Int, Metrics, Params, Scalar
 

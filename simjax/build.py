@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from simjax import config as c
 from simjax import data, fields
-from simjax.data import conditions
-from simjax.diffusion import augment, guidance, noise, precondition, sampler, schedule
+from simjax.data import augment, conditions
+from simjax.diffusion import guidance, noise, precondition, sampler, schedule
 from simjax.errors import ConfigError
 from simjax.evaluation import features, judge
 from simjax.losses import distances, sim

@@ -74,20 +74,19 @@ def _run(argv: list[str]) -> None:
 
 def _encode(folder: epath.Path) -> None:
     """What is wrong is said from the quickest to find to the slowest; then the work."""
-    from simjax import encoding, text
-    from simjax.data import caption_cache, prompts, tokenizer
     from simjax.porting import zoo
     from simjax.runtime import processes
+    from simjax.text import caption_cache, encode, encoders, prompts, tokenizer
 
     survey = prompts.survey(_PROMPTS.value)
     cutter = tokenizer.Tokenizer(zoo.local(_TOKENIZER.value or _ENCODER.value))
     sizes = {"length": _LENGTH.value, "shard": _SHARD.value}
-    caption_cache.require_same(folder, encoding.identity(survey, cutter, **sizes))
+    caption_cache.require_same(folder, encode.identity(survey, cutter, **sizes))
     _require_shared(folder)
-    cache = encoding.make_cache(
+    cache = encode.make_cache(
         _PROMPTS.value,
         folder,
-        text.load_encoder(_ENCODER.value),
+        encoders.load_encoder(_ENCODER.value),
         cutter,
         **sizes,
         batch=_BATCH.value,

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags, logging
 from etils import epath
 
-from simjax import captions, command_line, data, report, stored, teacher
+from simjax import command_line, data, report, stored, teacher
 from simjax import config as c
 from simjax.config import checks
 from simjax.errors import ConfigError
@@ -24,6 +24,7 @@ from simjax.evaluation import images
 from simjax.evaluation.judge import Judge, Row
 from simjax.porting import cache, zoo
 from simjax.runtime import processes, storage
+from simjax.text import captions
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, images.")
 _FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from simjax import build, text
+from simjax import build
 from simjax import config as c
 from simjax.data import conditions
 from simjax.runtime import sharding
+from simjax.text import encoders
 from simjax.train import step
 from simjax.train.compile import Step, compile_steps
 from simjax.train.state import TrainState
@@ -89,7 +90,7 @@ def forward(
 
 def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """What prompts become before a text-to-image run: its text encoder, not its denoiser."""
-    encode, params = text.encoding(config.text.t5, unroll=not config.scan_blocks)
+    encode, params = encoders.encoding(config.text.t5, unroll=not config.scan_blocks)
     batch = -(-config.evaluation.batch // mesh.size) * mesh.size
 
     def inputs(rows: int) -> tuple[Array, Array]:
@@ -103,7 +104,7 @@ def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) 
     where = sharding.batch_split(mesh)
     like = sharding.abstract(params, mesh)
     return Program(
-        function=text.sharded(encode, mesh),
+        function=encoders.sharded(encode, mesh),
         arguments=(like, *_placed(jax.eval_shape(lambda: inputs(batch)), where)),
         trees={"parameters": like},
         batch=batch,

@@ -19,7 +19,6 @@ import simjax
 from simjax import ahead, build, fields, report, resume, stored
 from simjax import config as c
 from simjax.config import checks
-from simjax.data import prompts
 from simjax.errors import ConfigError
 from simjax.evaluation.judge import Judge
 from simjax.online import Online
@@ -27,6 +26,7 @@ from simjax.porting import port
 from simjax.runtime import checkpoint, owner, processes, settings, sharding, storage
 from simjax.runtime.monitor import Monitor
 from simjax.teacher import Model, as_frozen, load, obtain, starting_generator, store_again
+from simjax.text import prompts
 from simjax.train import loop, step
 from simjax.train.state import TrainState
 from simjax.typing import Params

@@ -19,10 +19,9 @@ import numpy as np
 from absl import flags, logging
 from etils import epath
 
-from simjax import build, captions, command_line, report, stored, teacher
+from simjax import build, command_line, report, stored, teacher
 from simjax import config as c
 from simjax.config import checks
-from simjax.data import prompts as files_of_prompts
 from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.evaluation import images
@@ -31,6 +30,8 @@ from simjax.porting import cache, zoo
 from simjax.runtime import checkpoint, processes, storage
 from simjax.runtime.monitor import grid
 from simjax.teacher import Model
+from simjax.text import captions
+from simjax.text import prompts as files_of_prompts
 from simjax.typing import Int, Params
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")

@@ -19,10 +19,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import simjax
-from simjax import autoencoder, build, captions, text
+from simjax import autoencoder, build
 from simjax import config as c
 from simjax.autoencoder import Decode
-from simjax.captions import Captions
 from simjax.data import conditions
 from simjax.errors import ConfigError
 from simjax.networks.denoiser import Constants, as_denoise, constants_of, with_constants
@@ -30,6 +29,8 @@ from simjax.porting import port, zoo
 from simjax.porting.maps.edm import Description
 from simjax.runtime import checkpoint, processes, sharding
 from simjax.runtime.monitor import Monitor
+from simjax.text import captions, encoders
+from simjax.text.captions import Captions
 from simjax.train import loop
 from simjax.typing import Caption, Condition, Denoise, Int, Params
 
@@ -110,7 +111,7 @@ def decoded(model: Model) -> Model:
     return dataclasses.replace(model, decode=decode)
 
 
-def reading(model: Model, reader: text.Reader) -> Model:
+def reading(model: Model, reader: encoders.Reader) -> Model:
     """The model with what reads its prompts.
 
     Raises:
@@ -125,7 +126,7 @@ def reading(model: Model, reader: text.Reader) -> Model:
     return dataclasses.replace(model, read=reader)
 
 
-def reader_from(model: Model, encoder: str, tokenizer: str = "") -> text.Reader:
+def reader_from(model: Model, encoder: str, tokenizer: str = "") -> encoders.Reader:
     """A T5 encoder's folder, for as many tokens as the network reads.
 
     Raises:
@@ -136,7 +137,7 @@ def reader_from(model: Model, encoder: str, tokenizer: str = "") -> text.Reader:
             f"{type(model.config.network).__name__} reads no captions; leave the encoder out."
         )
     length = model.config.network.caption_length or model.config.text.length
-    return text.open_reader(encoder, tokenizer, length)
+    return encoders.open_reader(encoder, tokenizer, length)
 
 
 def require_fit(network: c.Network, prompts: Captions | None) -> None:

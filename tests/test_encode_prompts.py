@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from simjax import text
-from simjax.data import prompts
-from simjax.data.caption_cache import Cache
-from simjax.data.tokenizer import Tokenizer
 from simjax.errors import ConfigError
+from simjax.text import encoders, prompts
+from simjax.text.caption_cache import Cache
+from simjax.text.tokenizer import Tokenizer
 from tests.helpers import fake_gcs, subprocesses
 from tests.helpers.encoder_files import WORDS, write_encoder
 
@@ -62,7 +61,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(files):
-    return text.load_encoder(files / "t5")
+    return encoders.load_encoder(files / "t5")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def test_it_says_what_it_did(finished):
 def test_the_cache_holds_the_encoders_features_of_every_prompt(finished, files, encoder):
     cache = Cache.open(finished[0], {"length": LENGTH, "encoder": encoder.digest, "channels": 32})
     got = cache.read(np.arange(10))
-    encode = jax.jit(text.encoding(encoder.sizes)[0])
+    encode = jax.jit(encoders.encoding(encoder.sizes)[0])
     tokenizer = Tokenizer(files / "t5")
     for n in (0, 4, 9):  # alone, and without padding
         line = made_up(10)[n]
@@ -102,7 +101,7 @@ def test_the_cache_holds_the_encoders_features_of_every_prompt(finished, files, 
 
 def test_a_few_prompts_encoded_at_once_are_those_of_the_cache(finished, files, encoder):
     tokenizer = Tokenizer(files / "t5")
-    got = text.captions(encoder, tokenizer, made_up(10)[2:7], length=LENGTH, batch=2)
+    got = encoders.captions(encoder, tokenizer, made_up(10)[2:7], length=LENGTH, batch=2)
     expected = Cache.open(finished[0]).read(np.arange(2, 7))
     np.testing.assert_array_equal(got.mask, expected.mask)
     assert got.embedding.dtype == ml_dtypes.bfloat16 and not got.dropped.any()
@@ -113,29 +112,29 @@ def test_a_few_prompts_encoded_at_once_are_those_of_the_cache(finished, files, e
 def test_the_digest_is_of_weights_and_sizes_alone(files, encoder, tmp_path):
     again = write_encoder(tmp_path / "again")
     (again / "config.json").write_text((files / "t5" / "config.json").read_text() + "\n")
-    assert text.load_encoder(again).digest == encoder.digest
-    assert text.load_encoder(write_encoder(tmp_path / "other", seed=1)).digest != encoder.digest
+    assert encoders.load_encoder(again).digest == encoder.digest
+    assert encoders.load_encoder(write_encoder(tmp_path / "other", seed=1)).digest != encoder.digest
     config = json.loads((again / "config.json").read_text())
     config["relative_attention_max_distance"] = 64  # no weight shows it
     (again / "config.json").write_text(json.dumps(config))
-    assert text.load_encoder(again).digest != encoder.digest
+    assert encoders.load_encoder(again).digest != encoder.digest
 
 
 def test_a_tokenizer_of_more_tokens_than_the_encoder_has_is_refused(tmp_path, files):
-    encoder = text.load_encoder(write_encoder(tmp_path / "small", vocabulary=11))
+    encoder = encoders.load_encoder(write_encoder(tmp_path / "small", vocabulary=11))
     with pytest.raises(ConfigError, match="has tokens up to 11, the encoder has 11"):
-        text.require_fit(encoder, Tokenizer(files / "t5"))
+        encoders.require_fit(encoder, Tokenizer(files / "t5"))
 
 
 def test_an_encoder_that_is_none_is_refused(tmp_path, files):
     with pytest.raises(ConfigError, match="model.safetensors has no config.json"):
-        text.load_encoder(files / "t5" / "model.safetensors")
+        encoders.load_encoder(files / "t5" / "model.safetensors")
     folder = write_encoder(tmp_path / "t5")
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     tensors.pop("encoder.final_layer_norm.weight")
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ConfigError, match=f"^{folder}: 1 misfits .*\n.*nothing fills norm/scale"):
-        text.load_encoder(folder)
+        encoders.load_encoder(folder)
 
 
 def refusals(commands):
@@ -286,7 +285,7 @@ def test_two_processes_refuse_together(many, uninterrupted):
 READ = """
 import json, sys
 import numpy as np
-from simjax.data.caption_cache import Cache
+from simjax.text.caption_cache import Cache
 captions = Cache.open(sys.argv[1]).read(np.arange(10)[::-1])
 print(json.dumps([captions.embedding.astype(float).tolist(), captions.mask.tolist()]))
 """

@@ -21,7 +21,7 @@ LEVELS = [
     ("export", "perf"),
     ("api", "commands"),
 ]
-PENDING = {path.stem for path in ROOT.glob("*.py")} - {"typing", "errors", "api"} | {"data"}  # to move
+PENDING = {path.stem for path in ROOT.glob("*.py")} - {"typing", "errors", "api"}  # to move
 DOORS = ("__init__", "main", "__main__")  # above all levels: nothing imports them
 # Slow to import, or for tests only: never at the top of a module, and torch and its kin nowhere.
 LAZY = ("tensorflow", "clu", "tensorflow_datasets")

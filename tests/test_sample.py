@@ -14,12 +14,13 @@ from etils import epath
 from flax import nnx
 from PIL import Image
 
-from simjax import build, captions, config, report, teacher
+from simjax import build, config, report, teacher
 from simjax.networks.vae import Autoencoder
 from simjax.porting import port, rules
 from simjax.porting.maps import pixart
 from simjax.runtime import checkpoint
 from simjax.runtime.monitor import to_uint8
+from simjax.text import captions
 from tests.helpers import checkpoints, subprocesses
 from tests.helpers.configs import TEACHER, load
 from tests.helpers.encoder_files import write_encoder

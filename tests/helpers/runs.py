@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from simjax import build, captions, config, teacher
+from simjax import build, config, teacher
 from simjax.porting.maps.edm import Description
 from simjax.runtime import checkpoint, storage
+from simjax.text import captions
 from simjax.train.state import TrainState
 
 

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 
-from simjax.data.tokenizer import SPACE
+from simjax.text.tokenizer import SPACE
 
 LETTERS = "abcdefgh"
 SPECIAL = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]

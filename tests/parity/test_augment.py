@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from simjax.diffusion import augment
+from simjax.data import augment
 from tests.helpers import official
 
 EXACT, COLOUR, GEOMETRIC, BOTH, LABELS = 0, 2e-6, 5e-5, 1e-4, 1e-6  # absolute

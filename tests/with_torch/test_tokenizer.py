@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import transformers
 
-from simjax.data.tokenizer import Tokenizer
+from simjax.text.tokenizer import Tokenizer
 from tests.helpers.tokenizer_files import LETTERS, REPLACED, charsmap, field, pieces, spiece
 
 LENGTH = 12

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from simjax import captions, config, teacher
+from simjax import config, teacher
 from simjax.data import conditions
 from simjax.errors import ConfigError
+from simjax.text import captions
 from simjax.typing import Caption
 from tests.helpers.configs import load
 

@@ -1,7 +1,7 @@
 """EDM's augmentation pipe: random transformations of images, and labels that tell a network which.
 
 Each transformation is applied to an image with probability multiplier * p, in a fixed order: moves
-of whole pixels; then one affine map (simjax/diffusion/warp.py); then one matrix on the channels.
+of whole pixels; then one affine map (simjax/data/warp.py); then one matrix on the channels.
 Its labels are zero where it was not applied.
 
 References: EDM, arXiv:2206.00364, appendix F.2; StyleGAN2-ADA, arXiv:2006.06676, appendix B.
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simjax.diffusion import warp
+from simjax.data import warp
 from simjax.errors import ConfigError
 from simjax.typing import Array, Float, Images, Key, Labels, Scalar, typed
 

@@ -17,13 +17,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from simjax import config as c
-from simjax.data.caption_cache import Embedded
-from simjax.data.tokenizer import Tokenizer
 from simjax.errors import ConfigError
 from simjax.networks.t5 import T5Encoder
 from simjax.porting import read_weights, rules, zoo
 from simjax.porting.maps import t5
 from simjax.runtime import checkpoint, sharding
+from simjax.text.caption_cache import Embedded
+from simjax.text.tokenizer import Tokenizer
 from simjax.typing import Array, Caption, Params
 
 Encode = Callable[..., Array]  # (params, tokens (b, l), mask (b, l)) -> (b, l, channels), bfloat16

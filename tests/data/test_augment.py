@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from simjax.diffusion import augment, warp
+from simjax.data import augment, warp
 from simjax.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    """Closed forms are compared in float64."""
+    with jax.enable_x64(True):
+        yield
+
 
 RNG = np.random.default_rng(0)
 ALL = augment.Pipe(**dict.fromkeys(augment.TRANSFORMATIONS, 1))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from simjax.data.tokenizer import SPACE, Tokenizer
 from simjax.errors import ConfigError
+from simjax.text.tokenizer import SPACE, Tokenizer
 from tests.helpers.tokenizer_files import (
     LETTERS,
     REPLACED,

@@ -14,12 +14,12 @@ import numpy as np
 from etils import epath
 
 from simjax import config as c
-from simjax import encoding, text
-from simjax.data.caption_cache import Cache
-from simjax.data.tokenizer import Tokenizer
 from simjax.errors import ConfigError
 from simjax.runtime import processes
-from simjax.text import Reader
+from simjax.text import encode, encoders
+from simjax.text.caption_cache import Cache
+from simjax.text.encoders import Reader
+from simjax.text.tokenizer import Tokenizer
 from simjax.typing import Caption, Int
 
 SHARD = 4096  # prompts in a file; our choice
@@ -69,7 +69,7 @@ def prepare(config: c.Config, workdir: epath.Path) -> Captions | None:
     caches = []
     for name in ("trained", "held_out"):
         caches.append(
-            encoding.make_cache(
+            encode.make_cache(
                 folder / f"{name}.txt",
                 folder / name,
                 encoder,
@@ -86,7 +86,7 @@ def prepare(config: c.Config, workdir: epath.Path) -> Captions | None:
 def reader(options: c.Text, workdir: epath.Path) -> Reader:
     """What reads the captions of a run's labelled data; `prepare` has written its tokenizer."""
     tokenizer = Tokenizer(workdir / "text" / "tokenizer.json")
-    return Reader(text.random_encoder(options.t5), tokenizer, options.length)
+    return Reader(encoders.random_encoder(options.t5), tokenizer, options.length)
 
 
 def _written(options: c.Text, templates: tuple[str, ...]) -> list[list[str]]:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from simjax.data import caption_cache, prompt_file, prompts
-from simjax.data.caption_cache import Cache, Embedded
 from simjax.errors import ConfigError
 from simjax.runtime import sharding
+from simjax.text import caption_cache, prompt_file, prompts
+from simjax.text.caption_cache import Cache, Embedded
 from tests.helpers import subprocesses
 
 LENGTH, CHANNELS, SHARD = 5, 3, 4
@@ -424,8 +424,8 @@ def test_damage_met_in_the_background_is_said_to_the_caller(folder):
 DEVICES = """
 import jax, numpy as np
 from simjax.runtime import sharding
-from simjax.data.caption_cache import Cache
-from simjax.data.prompts import Reader
+from simjax.text.caption_cache import Cache
+from simjax.text.prompts import Reader
 from tests.data import test_prompts as here
 
 class Counting(Cache):

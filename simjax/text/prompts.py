@@ -16,10 +16,10 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from simjax.data import prompt_file
-from simjax.data.caption_cache import Cache, Indices
 from simjax.errors import ConfigError
 from simjax.runtime import sharding
+from simjax.text import prompt_file
+from simjax.text.caption_cache import Cache, Indices
 from simjax.typing import Caption, Int
 
 

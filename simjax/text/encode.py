@@ -1,6 +1,6 @@
 """A file of prompts to a cache of captions: shard by shard, by all processes, again after a stop.
 
-Called from simjax/encode_prompts.py, and from simjax/captions.py.
+Called from simjax/encode_prompts.py, and from simjax/text/captions.py.
 """
 
 import itertools
@@ -13,13 +13,12 @@ import jax
 import tqdm
 from etils import epath
 
-from simjax import text
-from simjax.data import caption_cache, prompts
-from simjax.data.caption_cache import Cache
-from simjax.data.tokenizer import Tokenizer
 from simjax.errors import ConfigError
 from simjax.runtime import processes
-from simjax.text import Encoder
+from simjax.text import caption_cache, encoders, prompts
+from simjax.text.caption_cache import Cache
+from simjax.text.encoders import Encoder
+from simjax.text.tokenizer import Tokenizer
 
 POLL = 1.0  # seconds between looks for the shards of other processes; our choice
 LINE_EVERY = {True: 0.1, False: 30.0}  # seconds, on a terminal or in a log; our choice
@@ -62,7 +61,7 @@ def make_cache(
     """
     folder = epath.Path(folder)
     known = identity(prompts.survey(source), tokenizer, length=length, shard=shard)
-    text.require_fit(encoder, tokenizer)
+    encoders.require_fit(encoder, tokenizer)
     known |= {"encoder": encoder.digest, "channels": encoder.sizes.width}
     caption_cache.require_same(folder, known)
     processes.wait("all have looked")
@@ -109,7 +108,9 @@ def _write_shards(
         if len(some) != sizes[number]:
             raise ConfigError(f"{source} changed while it was read; start again.")
         if number in mine:
-            batches = text.embedded(encoder, tokenizer, some, length=known["length"], batch=batch)
+            batches = encoders.embedded(
+                encoder, tokenizer, some, length=known["length"], batch=batch
+            )
             caption_cache.write_shard(folder, number, some, counted(batches))
     line.close()
     others = set(lacking) - mine

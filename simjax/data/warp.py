@@ -3,7 +3,7 @@
 An image continues by reflection, is upsampled by 2 through the sym6 wavelet's low-pass filter,
 sampled bilinearly at transformed positions and downsampled by 2 through the same filter, which
 gives back the image where nothing moved. References: StyleGAN2-ADA, arXiv:2006.06676, appendix B.1;
-EDM, arXiv:2206.00364, appendix F.2. Called from simjax/diffusion/augment.py.
+EDM, arXiv:2206.00364, appendix F.2. Called from simjax/data/augment.py.
 """
 
 import jax

@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
-from simjax.data import prompt_file, prompts
 from simjax.errors import ConfigError
+from simjax.text import prompt_file, prompts
 
 TWO = ["a cat", "a dog"]
 LONG = prompt_file.LONGEST
