@@ -24,7 +24,7 @@ import matplotlib
 
 import simjax
 from simjax import report, teacher
-from simjax.porting import cache
+from simjax.porting.files import cache
 from simjax.runtime import processes, storage
 from simjax.runtime.monitor import Monitor
 from simjax.typing import Params

@@ -59,7 +59,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     # They import JAX: only once the flags are known to be good.
-    from simjax.porting import cache
+    from simjax.porting.files import cache
     from simjax.runtime import processes
 
     processes.join()

@@ -22,7 +22,8 @@ from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.judge import Judge, Row
-from simjax.porting import cache, zoo
+from simjax.porting import zoo
+from simjax.porting.files import cache
 from simjax.runtime import processes, storage
 from simjax.text import captions
 

@@ -22,7 +22,7 @@ from simjax import command_line, formats, model_card, stored, teacher
 from simjax import config as c
 from simjax.errors import ConfigError
 from simjax.networks.denoiser import with_constants
-from simjax.porting import cache
+from simjax.porting.files import cache
 from simjax.runtime import checkpoint, processes, sharding, storage
 from simjax.teacher import Model
 from simjax.typing import Params

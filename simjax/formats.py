@@ -21,7 +21,8 @@ from simjax import build, stablehlo
 from simjax import config as c
 from simjax.data import conditions
 from simjax.errors import ConfigError
-from simjax.porting import port, read_safetensors, rules
+from simjax.porting import port, rules
+from simjax.porting.files import read_safetensors
 from simjax.porting.maps import dit, edm, pixart
 from simjax.runtime import storage
 from simjax.typing import Caption, Condition, Denoise, Images, Params

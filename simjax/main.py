@@ -20,7 +20,7 @@ def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when something is wrong
     # They import JAX: only once the flags are known to be good.
     from simjax import run
-    from simjax.porting import cache
+    from simjax.porting.files import cache
     from simjax.runtime import cpu, processes
 
     processes.listen()

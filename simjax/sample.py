@@ -26,7 +26,8 @@ from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.drawing import Drawing
-from simjax.porting import cache, zoo
+from simjax.porting import zoo
+from simjax.porting.files import cache
 from simjax.runtime import checkpoint, processes, storage
 from simjax.runtime.monitor import grid
 from simjax.teacher import Model

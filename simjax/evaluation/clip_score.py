@@ -26,8 +26,9 @@ from simjax.evaluation import aesthetic as aesthetic_head
 from simjax.evaluation.clip_tokens import Tokenizer
 from simjax.evaluation.statistics import require_finite
 from simjax.networks.clip import Clip, Text
-from simjax.porting import read_weights, rules
-from simjax.porting.foreign_file import refuse_nonfinite
+from simjax.porting import rules
+from simjax.porting.files import read_weights
+from simjax.porting.files.foreign_file import refuse_nonfinite
 from simjax.porting.maps import clip as clip_weights
 from simjax.runtime import sharding
 from simjax.typing import Array, Images, Params, typed

@@ -27,7 +27,8 @@ from simjax.data.dataset import Dataset, to_unit
 from simjax.errors import ConfigError
 from simjax.evaluation import images as image_files
 from simjax.networks import inception as inception_network
-from simjax.porting import cache, zoo
+from simjax.porting import zoo
+from simjax.porting.files import cache
 from simjax.porting.maps import inception as inception_weights
 from simjax.runtime import sharding
 from simjax.typing import Array, Params, typed

@@ -16,9 +16,10 @@ from etils import epath
 from simjax import build
 from simjax import config as c
 from simjax.errors import ConfigError
-from simjax.porting import cache, read_pickle, read_weights, rules, transformers, zoo
-from simjax.porting.cache import LocalFile
-from simjax.porting.foreign_file import refuse_nonfinite
+from simjax.porting import identify, rules, zoo
+from simjax.porting.files import cache, read_pickle, read_weights
+from simjax.porting.files.cache import LocalFile
+from simjax.porting.files.foreign_file import refuse_nonfinite
 from simjax.porting.maps import edm
 from simjax.typing import Params
 
@@ -63,7 +64,7 @@ def port(
       ConfigError: it cannot be fetched, is not such a file, is damaged or does not fit.
     """
     if family:
-        c.require_known("family", family, transformers.FAMILIES)
+        c.require_known("family", family, identify.FAMILIES)
     begun = time.monotonic()
     folder = Path(source).expanduser()
     is_folder = source not in zoo.ZOO and folder.is_dir()
@@ -74,7 +75,7 @@ def port(
     else:
         found = _read_unet(file)
     description, mapping, tensors, digest, note = found
-    if family and not isinstance(description.network, transformers.FAMILIES[family]):
+    if family and not isinstance(description.network, identify.FAMILIES[family]):
         raise ConfigError(
             f"{source}: family = {family!r}, but the file itself says that it is "
             f"{type(description.network).__name__}; leave family out."
@@ -110,7 +111,7 @@ class Read(NamedTuple):
 def _published_family(source: str) -> str:
     """The family of a known name, or of the URL that it stands for."""
     entries = (entry for name, entry in zoo.ZOO.items() if source in (name, entry.url))
-    kinds = {kind: family for family, kind in transformers.FAMILIES.items()}
+    kinds = {kind: family for family, kind in identify.FAMILIES.items()}
     return kinds.get(type(getattr(next(entries, None), "network", None)), "")
 
 
@@ -130,10 +131,10 @@ def _read_transformer(file: LocalFile, family: str) -> Read:
     """A state dictionary, or a folder of diffusers'."""
     weights = read_weights.read(file.path)
     try:
-        network, mapping, tensors, assumed = transformers.identify(weights, family)
+        network, mapping, tensors, assumed = identify.identify(weights, family)
     except ConfigError as error:
         raise ConfigError(f"{file.path}: {error}") from error
-    if not (file.path.is_dir() and transformers.require_schedule(Path(file.path))):
+    if not (file.path.is_dir() and identify.require_schedule(Path(file.path))):
         assumed = (*assumed, f"it predicts the noise of {type(network).__name__}'s schedule")
     names = [path.name for path in weights.files]
     note = {"files": ", ".join(names[:MOST_NAMED]) + ", ..." * (len(names) > MOST_NAMED)}
@@ -146,7 +147,7 @@ def _read_transformer(file: LocalFile, family: str) -> Read:
 def _folder(path: Path) -> LocalFile:
     """A folder of weights; of a whole pipeline, its transformer's. Its files are hashed later."""
     inner = path / "transformer"
-    is_pipeline = (path / transformers.PIPELINE).exists() and inner.is_dir()
+    is_pipeline = (path / identify.PIPELINE).exists() and inner.is_dir()
     return LocalFile(epath.Path(inner if is_pipeline else path), "", str(path))
 
 

@@ -14,8 +14,8 @@ from etils import epath
 
 from simjax import config
 from simjax.errors import ConfigError
-from simjax.porting import cache
-from simjax.porting.cache import LocalFile
+from simjax.porting.files import cache
+from simjax.porting.files.cache import LocalFile
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 DIT = "https://dl.fbaipublicfiles.com/DiT/models/"  # facebookresearch/DiT, download.py

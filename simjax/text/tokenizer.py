@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simjax.errors import ConfigError
-from simjax.porting.foreign_file import DOWNLOAD_AGAIN, reading, shown
+from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, reading, shown
 from simjax.typing import Bool, Int
 
 FILES = ("tokenizer.json", "spiece.model")  # in a folder, the first that is there

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from simjax.porting import read_pickle, read_safetensors, read_torch
+from simjax.porting.files import read_pickle, read_safetensors, read_torch
 from tests.helpers import files
 from tests.helpers.hostile_pickles import (
     HEAD,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simjax.errors import ConfigError
-from simjax.porting import foreign_file, read_pickle, read_safetensors, read_torch
+from simjax.porting.files import foreign_file, read_pickle, read_safetensors, read_torch
 from tests.helpers import files
 from tests.helpers.hostile import READERS, cases
 from tests.helpers.hostile_pickles import CODE, COMMAND, ONE

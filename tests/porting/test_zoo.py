@@ -17,7 +17,8 @@ import pytest
 
 from simjax import config
 from simjax.errors import ConfigError
-from simjax.porting import cache, download, zoo
+from simjax.porting import zoo
+from simjax.porting.files import cache, download
 from tests.helpers.file_server import Site, serve
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
@@ -391,7 +392,7 @@ def test_two_at_once_download_once(site):
 def test_a_kill_leaves_nothing_that_looks_complete(site, cache_directory):
     site.stall = threading.Event()
     program = (
-        "import sys; from simjax.porting import download, zoo; download.CHUNK = 10_000; "
+        "import sys; from simjax.porting.files import download; from simjax.porting import zoo; download.CHUNK = 10_000; "
         "zoo.fetch(sys.argv[1])"
     )
     child = subprocess.Popen(

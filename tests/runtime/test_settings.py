@@ -14,7 +14,7 @@ import pytest
 import simjax
 from simjax import command_line, config, programs
 from simjax.errors import ConfigError
-from simjax.porting import cache
+from simjax.porting.files import cache
 from simjax.runtime import settings, sharding, storage
 
 OTHERS = {

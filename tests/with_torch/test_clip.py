@@ -12,7 +12,8 @@ from flax import nnx
 from simjax.evaluation import aesthetic, clip_score
 from simjax.evaluation.clip_tokens import END, START, Tokenizer
 from simjax.networks.clip import Clip
-from simjax.porting import read_weights, rules
+from simjax.porting import rules
+from simjax.porting.files import read_weights
 from simjax.porting.maps import clip
 from tests.helpers.clip_files import VOCABULARY, write_vocabulary
 from tests.helpers.official import worst

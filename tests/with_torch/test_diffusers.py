@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 from simjax import build, config
 from simjax.diffusion import sampler
 from simjax.errors import ConfigError
-from simjax.porting import port, read_safetensors, rules
+from simjax.porting import port, rules
+from simjax.porting.files import read_safetensors
 from simjax.porting.maps import dit, pixart
 from simjax.typing import Caption
 

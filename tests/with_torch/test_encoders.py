@@ -14,7 +14,8 @@ from simjax import autoencoder, config
 from simjax.errors import ConfigError
 from simjax.networks.t5 import T5Encoder, bucket
 from simjax.networks.vae import Autoencoder
-from simjax.porting import read_safetensors, rules
+from simjax.porting import rules
+from simjax.porting.files import read_safetensors
 from simjax.porting.maps import t5, vae
 from tests.helpers.official import worst
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from simjax.porting import foreign_file, read_pickle, read_safetensors, read_torch
+from simjax.porting.files import foreign_file, read_pickle, read_safetensors, read_torch
 
 PERSISTENCE = "torch_utils.persistence"
 DTYPES = {

@@ -10,9 +10,10 @@ import numpy as np
 
 from simjax.errors import ConfigError
 from simjax.networks import inception
-from simjax.porting import read_torch, rules, zoo
-from simjax.porting.foreign_file import refuse_nonfinite
-from simjax.porting.inert import described
+from simjax.porting import rules, zoo
+from simjax.porting.files import read_torch
+from simjax.porting.files.foreign_file import refuse_nonfinite
+from simjax.porting.files.inert import described
 from simjax.porting.rules import Rule, oihw_to_hwio, transposed
 from simjax.typing import Params
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from simjax import config
 from simjax.errors import ConfigError
-from simjax.porting.foreign_file import shown
+from simjax.porting.files.foreign_file import shown
 from simjax.porting.rules import AS_IT_IS, CONVOLUTION, LINEAR, Layout, Name
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width: S, B, L, XL of DiT's table 1

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simjax.errors import ConfigError
-from simjax.porting import read_safetensors, read_torch
-from simjax.porting.foreign_file import DOWNLOAD_AGAIN, json_object, reading, shown
-from simjax.porting.inert import described
+from simjax.porting.files import read_safetensors, read_torch
+from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, json_object, reading, shown
+from simjax.porting.files.inert import described
 
 # Under these keys training checkpoints hold state dicts. The first row, averages over training, is
 # preferred. DiT writes ema and model, PixArt-alpha the other two, SIM's released student ema.

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from simjax.errors import ConfigError
-from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget
-from simjax.porting.inert import (
+from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget
+from simjax.porting.files.inert import (
     BYTES_COST,
     CONTAINER_COST,
     ENTRY_COST,

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from simjax.errors import ConfigError
-from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget, shown
+from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget, shown
 
 DEEPEST = 100  # lists in lists; our choice, several times what real files need
 

@@ -14,7 +14,13 @@ import ml_dtypes
 import numpy as np
 
 from simjax.errors import ConfigError
-from simjax.porting.foreign_file import DOWNLOAD_AGAIN, are_counts, json_object, reading, shown
+from simjax.porting.files.foreign_file import (
+    DOWNLOAD_AGAIN,
+    are_counts,
+    json_object,
+    reading,
+    shown,
+)
 
 DTYPES = {
     "F64": np.dtype(np.float64),

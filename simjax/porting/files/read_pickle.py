@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simjax.errors import ConfigError
-from simjax.porting import read_torch
-from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget, reading, shown
-from simjax.porting.inert import Foreign, described, untangled
-from simjax.porting.unpickle import load
+from simjax.porting.files import read_torch
+from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget, reading, shown
+from simjax.porting.files.inert import Foreign, described, untangled
+from simjax.porting.files.unpickle import load
 
 PREFERRED = ("ema", "G_ema")  # the averaged network's key in EDM's and StyleGAN's files
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"

@@ -13,10 +13,10 @@ import ml_dtypes
 import numpy as np
 
 from simjax.errors import ConfigError
-from simjax.porting import stored_zip
-from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget, are_counts, reading, shown
-from simjax.porting.inert import Name, described, untangled
-from simjax.porting.unpickle import CONTAINERS, Table, load
+from simjax.porting.files import stored_zip
+from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget, are_counts, reading, shown
+from simjax.porting.files.inert import Name, described, untangled
+from simjax.porting.files.unpickle import CONTAINERS, Table, load
 
 STORAGES = {
     "torch.DoubleStorage": np.dtype(np.float64),

@@ -6,8 +6,8 @@ import pickle
 import pytest
 
 from simjax.errors import ConfigError
-from simjax.porting import inert, unpickle
-from simjax.porting.foreign_file import Budget
+from simjax.porting.files import inert, unpickle
+from simjax.porting.files.foreign_file import Budget
 from tests.helpers import files
 
 PLAIN = {

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from simjax.errors import ConfigError
-from simjax.porting import read_pickle
+from simjax.porting.files import read_pickle
 from tests.helpers import files
 
 ARGUMENTS = {

@@ -9,7 +9,7 @@ import pytest
 from safetensors import numpy as library
 
 from simjax.errors import ConfigError
-from simjax.porting import read_safetensors
+from simjax.porting.files import read_safetensors
 from tests.helpers import files
 
 TENSORS = {

@@ -11,9 +11,9 @@ import numpy as np
 
 from simjax import config as c
 from simjax.errors import ConfigError
-from simjax.porting.foreign_file import shown
+from simjax.porting.files.foreign_file import shown
+from simjax.porting.files.read_weights import Weights, read_json
 from simjax.porting.maps import dit, pixart
-from simjax.porting.read_weights import Weights, read_json
 from simjax.porting.rules import Rule
 
 FAMILIES = {"dit": c.DiT}  # that a file may not tell by itself

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 import simjax
 from simjax import build, config, teacher
 from simjax.errors import ConfigError
-from simjax.porting import port, rules, transformers
+from simjax.porting import identify, port, rules
 from simjax.porting.maps import dit, pixart, transformer
 from simjax.runtime.monitor import Monitor
 from tests.helpers import files, official
@@ -134,7 +134,7 @@ def test_a_pipelines_schedule_is_read(scheduler, message, tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "scheduler").mkdir()
     flow = scheduler.get("_class_name", "").startswith("Flow")
-    values = scheduler if flow else dict(transformers.SCHEDULE) | scheduler
+    values = scheduler if flow else dict(identify.SCHEDULE) | scheduler
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(values))
     for source in (str(tmp_path), inner):
         if message:

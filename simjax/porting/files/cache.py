@@ -19,8 +19,8 @@ from urllib.parse import unquote, urlsplit
 from etils import epath
 
 from simjax.errors import ConfigError
-from simjax.porting import download
-from simjax.porting.download import Say
+from simjax.porting.files import download
+from simjax.porting.files.download import Say
 
 CHUNK = 1 << 20  # bytes hashed at a time; our choice
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simjax.errors import ConfigError
-from simjax.porting import foreign_file, inert, read_torch
+from simjax.porting.files import foreign_file, inert, read_torch
 from tests.helpers import files
 
 WRITERS = [files.write_torch_zip, files.write_torch_stream]

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 
 from simjax.errors import ConfigError
-from simjax.porting.foreign_file import DOWNLOAD_AGAIN, Budget, shown
+from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget, shown
 
 END = struct.Struct("<4s4H2LH")  # end of the table of contents
 LOCATOR = struct.Struct("<4sLQL")  # where its 64-bit form is

@@ -12,8 +12,8 @@ import pytest
 from safetensors import numpy as library
 
 from simjax.errors import ConfigError
-from simjax.porting import foreign_file, read_weights
-from simjax.porting.read_weights import read, unwrapped
+from simjax.porting.files import foreign_file, read_weights
+from simjax.porting.files.read_weights import read, unwrapped
 from tests.helpers import files, subprocesses
 
 A = {"a.w": np.arange(6, dtype=np.float32).reshape(2, 3), "a.b": np.ones(3, np.float16)}
@@ -441,7 +441,7 @@ def test_config_and_shards_are_complained_of_at_once(tmp_path):
 PROGRAM = r"""
 import resource, sys
 import numpy as np
-from simjax.porting import read_weights, rules
+from simjax.porting.files import read_weights; from simjax.porting import rules
 
 def status(field):
     lines = open("/proc/self/status").read().splitlines()
