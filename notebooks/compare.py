@@ -86,8 +86,8 @@ class Measure:
     """Metrics of samplers, always from the same noise; each is compiled once."""
 
     def __init__(self, model: simjax.Model):
-        self._judging = report.judge(model.config)
-        self._classes = report.asked(model, self._judging, model.config.evaluation.samples)
+        self._evaluator = report.evaluator(model.config)
+        self._classes = report.asked(model, self._evaluator, model.config.evaluation.samples)
         self._drawing = report.drawing(model, self._classes, 0)
         (self._one_step,) = report.one_step(model, {"generator": model.params})
 
@@ -101,7 +101,7 @@ class Measure:
     def sampler(self, contestant: report.Contestant) -> dict[str, float]:
         """Of any sampler."""
         batches = self._drawing.draw(contestant.sampler, contestant.params)
-        return self._judging.measure(batches, self._classes)[0]
+        return self._evaluator.measure(batches, self._classes)[0]
 
 
 def curve(

@@ -19,7 +19,7 @@ from simjax import data, fields
 from simjax.data import augment, conditions
 from simjax.diffusion import guidance, noise, precondition, sampler, schedule
 from simjax.errors import ConfigError
-from simjax.evaluation import features, judge
+from simjax.evaluation import evaluator, features
 from simjax.losses import distances, sim
 from simjax.networks.adm_unet import AdmUNet
 from simjax.networks.denoiser import Denoiser, as_denoise
@@ -107,7 +107,7 @@ def check_evaluation(options: c.Evaluation) -> None:
     for name in options.features:
         c.require_known("evaluation.features", name, features.EXTRACTORS)
     for name in options.metrics:
-        c.require_known("evaluation.metrics", name, judge.METRICS)
+        c.require_known("evaluation.metrics", name, evaluator.METRICS)
 
 
 def network(

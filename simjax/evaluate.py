@@ -21,7 +21,7 @@ from simjax import config as c
 from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation import images
-from simjax.evaluation.judge import Judge, Row
+from simjax.evaluation.evaluator import Evaluator, Row
 from simjax.porting import zoo
 from simjax.porting.files import cache
 from simjax.runtime import processes, storage
@@ -185,34 +185,37 @@ def _churning(numbers: list[str]) -> c.Sampler:
 def _of_images(dataset: data.Dataset) -> dict[str, Any]:
     """A folder or .npz of images, or a split of real ones."""
     config = _with_flags(c.Config())
-    judging = report.judge(config)
-    if judging is None:
+    evaluator = report.evaluator(config)
+    if evaluator is None:
         raise ConfigError("images need --reference=... (or --data=...) to be compared with.")
     batches = (images.as_bytes(x) for x, _ in data.batches(dataset, config.evaluation.batch))
-    metrics, count = judging.measure(batches, dataset.labels)
-    rows = [Row(dataset.name, None, count, None, metrics), *judging.floors(_SEED.value)]
-    return report.result(rows, judging, _SEED.value)
+    metrics, count = evaluator.measure(batches, dataset.labels)
+    rows = [Row(dataset.name, None, count, None, metrics), *evaluator.floors(_SEED.value)]
+    return report.result(rows, evaluator, _SEED.value)
 
 
 def _repeated(
     model: teacher.Model, contestants: list[report.Contestant], save: epath.Path | None
 ) -> dict[str, Any]:
     """One result, or the first with every seed's rows and, by metric, the smallest and the mean."""
-    judging = report.judge(model.config)
+    evaluator = report.evaluator(model.config)
     seeds = range(_SEED.value, _SEED.value + _REPEATS.value)
     if save:
-        _save(model, contestants[0], judging, save)
-    results = [report.make(model, contestants, judging, seed=seed) for seed in seeds]
+        _save(model, contestants[0], evaluator, save)
+    results = [report.make(model, contestants, evaluator, seed=seed) for seed in seeds]
     if len(results) == 1:
         return results[0]
     return report.summary(results)
 
 
 def _save(
-    model: teacher.Model, contestant: report.Contestant, judging: Judge | None, where: epath.Path
+    model: teacher.Model,
+    contestant: report.Contestant,
+    evaluator: Evaluator | None,
+    where: epath.Path,
 ) -> None:
     """Writes the images that the first row of the first seed measures."""
-    classes = report.asked(model, judging, model.config.evaluation.samples)
+    classes = report.asked(model, evaluator, model.config.evaluation.samples)
     drawn = report.drawing(model, classes, _SEED.value)
     batches = drawn.draw(contestant.sampler, contestant.params)
     images.write(where, batches, classes)

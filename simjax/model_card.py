@@ -15,7 +15,7 @@ import simjax
 from simjax import build, formats, stablehlo
 from simjax import config as c
 from simjax.diffusion import precondition
-from simjax.evaluation.judge import Row, table
+from simjax.evaluation.evaluator import Row, table
 from simjax.networks.pixart import PIXELS
 from simjax.porting.maps import edm
 

@@ -8,7 +8,7 @@ from etils import epath
 
 from simjax import report
 from simjax.errors import ConfigError
-from simjax.evaluation.judge import HIGHER_IS_BETTER, Judge
+from simjax.evaluation.evaluator import HIGHER_IS_BETTER, Evaluator
 from simjax.runtime import checkpoint, processes
 from simjax.runtime.monitor import Monitor
 from simjax.teacher import Model, store_again
@@ -19,14 +19,14 @@ class Online:
 
     Args:
       model: the denoiser, and the run's config.
-      judging: with its references; None when there is nothing to compare with.
+      evaluator: with its references; None when there is nothing to compare with.
       directory: of the run; best/STEP holds the best generator so far, with its value.
     """
 
     def __init__(
-        self, model: Model, judging: Judge | None, directory: epath.Path, monitor: Monitor
+        self, model: Model, evaluator: Evaluator | None, directory: epath.Path, monitor: Monitor
     ):
-        self._model, self._judging, self._monitor = model, judging, monitor
+        self._model, self._evaluator, self._monitor = model, evaluator, monitor
         self._config = model.config
         self._best = directory / "best"
         options = self._config.evaluation
@@ -35,12 +35,12 @@ class Online:
             "limit": options.limit,
             "samples": options.online_samples,
         }
-        if options.every and judging is None:
+        if options.every and evaluator is None:
             raise ConfigError(
                 f"evaluation.every = {options.every}, but there is nothing to compare with: set "
                 "evaluation.reference or data.source, or evaluation.every=0."
             )
-        classes = report.asked(model, judging, options.online_samples)
+        classes = report.asked(model, evaluator, options.online_samples)
         self._classes = classes if model.classes else None
         self._drawing = report.drawing(model, classes, seed=0)
         self._sampler = report.one_step(model, {"generator": model.params})[0].sampler
@@ -48,7 +48,7 @@ class Online:
     def measure(self, state: Any, step: int) -> None:
         """Measures and logs state.generator_ema; stores it when it is the best so far."""
         batches = self._drawing.draw(self._sampler, state.generator_ema)
-        metrics, _ = self._judging.measure(batches, self._classes)
+        metrics, _ = self._evaluator.measure(batches, self._classes)
         self._monitor.measured(step, metrics)
         if name := self._config.evaluation.best:
             better = processes.is_first() and self._is_better(name, metrics)

@@ -1,6 +1,6 @@
 """The table that ends a run: every sampler measured the same way, and what it was made with.
 
-All processes draw the samples; the first one judges them.
+All processes draw the samples; the first one measures them.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing
-from simjax.evaluation.judge import Judge, Row, Space, table
+from simjax.evaluation.evaluator import Evaluator, Row, Space, table
 from simjax.runtime import processes, storage
 from simjax.teacher import Model
 from simjax.typing import Condition, Images, Params
@@ -63,7 +63,7 @@ def contestants(teacher: Model, generator: Params, name: str = "generator") -> l
     ]
 
 
-def judge(config: c.Config, say: Callable[[str], None] = print) -> Judge | None:
+def evaluator(config: c.Config, say: Callable[[str], None] = print) -> Evaluator | None:
     """Feature spaces and references of a config; None if there is nothing to compare with.
 
     Of several processes only the first has any spaces.
@@ -76,7 +76,7 @@ def judge(config: c.Config, say: Callable[[str], None] = print) -> Judge | None:
     if not source:
         return None
     if not processes.is_first():
-        return Judge([], options.metrics)
+        return Evaluator([], options.metrics)
     real = _real_images(config)
     build.check_evaluation(options)
     spaces = []
@@ -85,7 +85,7 @@ def judge(config: c.Config, say: Callable[[str], None] = print) -> Judge | None:
         which = {"split": config.data.split, "limit": options.limit or None}
         compared = reference.of(source, extractor, **which, say=say)
         spaces.append(Space(extractor, compared))
-    return Judge(spaces, options.metrics)
+    return Evaluator(spaces, options.metrics)
 
 
 def _real_images(config: c.Config) -> data.Dataset | None:
@@ -109,11 +109,11 @@ EXTRACTORS = {
 }
 
 
-def asked(model: Model, judging: Judge | None, count: int) -> np.ndarray:
+def asked(model: Model, evaluator: Evaluator | None, count: int) -> np.ndarray:
     """Classes to ask for: those of the real images in turn, or every class in turn."""
     classes = np.arange(max(model.classes, 1))
-    if judging and model.classes:
-        labels = (space.reference.labels for space in judging.spaces)
+    if evaluator and model.classes:
+        labels = (space.reference.labels for space in evaluator.spaces)
         classes = next((found for found in labels if found is not None), classes)
     return processes.from_first(classes[np.arange(count) % len(classes)].astype(np.int32))
 
@@ -135,21 +135,21 @@ def drawing_of(model: Model, cond: Condition, count: int, seed: int) -> Drawing:
 def measure(
     model: Model,
     contestants: Sequence[Contestant],
-    judging: Judge | None,
+    evaluator: Evaluator | None,
     *,
     samples: int,
     seed: int = 0,
 ) -> list[Row]:
-    """A row for each contestant; without a judge a single batch is drawn, for its speed."""
+    """A row for each contestant; without an evaluator a single batch is drawn, for its speed."""
     config = model.config
-    classes = asked(model, judging, samples if judging else config.evaluation.batch)
+    classes = asked(model, evaluator, samples if evaluator else config.evaluation.batch)
     drawn = drawing(model, classes, seed)
     conditional = classes if model.classes else None
     rows = []
     for contestant in contestants:
         batches = drawn.draw(contestant.sampler, contestant.params)
-        if judging:
-            metrics, count = judging.measure(batches, conditional)
+        if evaluator:
+            metrics, count = evaluator.measure(batches, conditional)
         else:
             metrics, count = {}, sum(map(len, batches))
         rows.append(Row(contestant.name, contestant.evaluations, count, drawn.seconds, metrics))
@@ -157,21 +157,21 @@ def measure(
 
 
 def make(
-    model: Model, contestants: Sequence[Contestant], judging: Judge | None, *, seed: int = 0
+    model: Model, contestants: Sequence[Contestant], evaluator: Evaluator | None, *, seed: int = 0
 ) -> dict[str, Any]:
     """Rows of every contestant and of real images, and all that they depend on."""
     samples = model.config.evaluation.samples
-    rows = measure(model, contestants, judging, samples=samples, seed=seed)
-    rows += judging.floors(model.config.seed) if judging else []
-    return result(rows, judging, seed)
+    rows = measure(model, contestants, evaluator, samples=samples, seed=seed)
+    rows += evaluator.floors(model.config.seed) if evaluator else []
+    return result(rows, evaluator, seed)
 
 
-def result(rows: Sequence[Row], judging: Judge | None, seed: int) -> dict[str, Any]:
+def result(rows: Sequence[Row], evaluator: Evaluator | None, seed: int) -> dict[str, Any]:
     """What report.json and metrics.json hold."""
     versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
         "rows": [dataclasses.asdict(row) for row in rows],
-        "protocol": judging.protocol() if judging else NOTHING_TO_COMPARE,
+        "protocol": evaluator.protocol() if evaluator else NOTHING_TO_COMPARE,
         "seed": seed,
         "versions": versions | {"simjax": simjax.__version__, "python": platform.python_version()},
         "device": jax.devices()[0].device_kind,

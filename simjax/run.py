@@ -20,7 +20,7 @@ from simjax import ahead, build, fields, report, resume, stored
 from simjax import config as c
 from simjax.config import checks
 from simjax.errors import ConfigError
-from simjax.evaluation.judge import Judge
+from simjax.evaluation.evaluator import Evaluator
 from simjax.online import Online
 from simjax.porting import port
 from simjax.runtime import checkpoint, owner, processes, settings, sharding, storage
@@ -62,16 +62,18 @@ def _distill(config: c.Config, directory: epath.Path, monitor: Monitor) -> None:
     with ahead.distillation(config) as distillation_of:
         teacher = obtain(config, directory, monitor)
     fields.require_read(teacher.config, _begun(directory))  # its file may have told its network
-    judging = report.judge(teacher.config, monitor.say)  # missing data show here, not at the end
+    evaluator = report.evaluator(
+        teacher.config, monitor.say
+    )  # missing data show here, not at the end
     training = distillation_of(teacher)
     _store_start_of_run(config.generator.source, directory / "generator_start")
     state = training.init(teacher.params, starting_generator(config, teacher, directory, monitor))
     teacher = as_frozen(teacher)
     contestants = report.contestants(teacher, teacher.params)
-    generator = _distilled(training, state, teacher, contestants, directory, judging, monitor)
+    generator = _distilled(training, state, teacher, contestants, directory, evaluator, monitor)
     monitor.say("evaluating")
     contestants[0] = dataclasses.replace(contestants[0], params=generator)
-    result = report.make(teacher, contestants, judging)
+    result = report.make(teacher, contestants, evaluator)
     result |= {"generator_sha256": checkpoint.params_sha256(generator), "weights": "EMA"}
     report.finish(directory, result | {"teacher": teacher.provenance})
 
@@ -168,7 +170,7 @@ def _distilled(
     teacher: Model,
     contestants: Sequence[report.Contestant],
     directory: epath.Path,
-    judging: Judge | None,
+    evaluator: Evaluator | None,
     monitor: Monitor,
 ) -> Params:
     """The generator's EMA after distillation; pictures of the same z, and metrics, on the way.
@@ -199,7 +201,7 @@ def _distilled(
             "samples/contrast_ratio": scalars["samples/contrast"] / float(contrast),
         }
 
-    online = Online(teacher, judging, directory, monitor)
+    online = Online(teacher, evaluator, directory, monitor)
     checkpoints = checkpoint.Checkpoints(
         directory / "checkpoints",
         keep=config.keep_checkpoints,

@@ -17,7 +17,7 @@ import yaml
 import simjax
 from simjax import build, config, formats, report, stablehlo, teacher
 from simjax.errors import ConfigError
-from simjax.evaluation.judge import Row
+from simjax.evaluation.evaluator import Row
 from simjax.porting import rules
 from simjax.porting.maps import pixart
 from simjax.runtime import checkpoint

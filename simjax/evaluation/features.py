@@ -2,7 +2,7 @@
 
 Only Inception's may be called FID (arXiv:1706.08500). Where its weights are not at hand: the pixels
 themselves, or the hidden layer of a small classifier of the real images. Every space says what its
-numbers depend on (`protocol`). Called by evaluation/reference.py and evaluation/judge.py.
+numbers depend on (`protocol`). Called by evaluation/reference.py and evaluation/evaluator.py.
 """
 
 import dataclasses

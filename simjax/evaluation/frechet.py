@@ -1,6 +1,6 @@
 """The Frechet distance between Gaussians fitted to two sets of features: FID. NumPy, float64.
 
-Reference: Heusel et al., arXiv:1706.08500, eq. 6. Called from evaluation/judge.py.
+Reference: Heusel et al., arXiv:1706.08500, eq. 6. Called from evaluation/evaluator.py.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Inception Score: how surely samples are of one class, and of how many classes in all. float64.
 
 Reference: Salimans et al., arXiv:1606.03498, section 4; 10 consecutive splits and the population
-standard deviation over them, as SiD's metrics. Called from evaluation/judge.py.
+standard deviation over them, as SiD's metrics. Called from evaluation/evaluator.py.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Kernel distance (KID): the squared maximum mean discrepancy of two sets of features. float64.
 
 Reference: Bińkowski et al., arXiv:1801.01401, section 4; subsets drawn as SiD's metrics draw them.
-Called from evaluation/judge.py.
+Called from evaluation/evaluator.py.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Improved precision and recall: how much of each set lies within the other's neighbourhoods.
 
 Reference: Kynkäänniemi et al., arXiv:1904.06991, section 2, k = 3. Distances are float32 matrix
-products on the device, BLOCK rows at a time. Called from evaluation/judge.py.
+products on the device, BLOCK rows at a time. Called from evaluation/evaluator.py.
 """
 
 import functools

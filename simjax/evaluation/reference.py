@@ -2,7 +2,7 @@
 
 Images: a data set, a folder, a zip, or an .npz as ADM's reference batches (arr_0). Statistics: an
 .npz as EDM's fid-refs (mu, sigma). What is computed is kept in simjax's cache. Called by
-evaluation/judge.py and the program that evaluates.
+evaluation/evaluator.py and the program that evaluates.
 """
 
 import dataclasses

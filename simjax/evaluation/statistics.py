@@ -2,7 +2,7 @@
 
 A device sums one batch in float32; batches are merged on the host in float64 (Chan, Golub and
 LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
-Files have the layout of EDM's fid-refs. Called by judge.py, reference.py and the metrics.
+Files have the layout of EDM's fid-refs. Called by evaluator.py, reference.py and the metrics.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from simjax.evaluation.clip_tokens import END, START
+from simjax.evaluation.clip.tokens import END, START
 
 VISION = {"width": 24, "depth": 2, "heads": 3, "hidden": 40, "resolution": 28, "patch": 7}
 TEXT = {"width": 16, "depth": 3, "heads": 2, "hidden": 20, "vocabulary": 60, "length": 10}

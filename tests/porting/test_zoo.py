@@ -392,7 +392,8 @@ def test_two_at_once_download_once(site):
 def test_a_kill_leaves_nothing_that_looks_complete(site, cache_directory):
     site.stall = threading.Event()
     program = (
-        "import sys; from simjax.porting.files import download; from simjax.porting import zoo; download.CHUNK = 10_000; "
+        "import sys; from simjax.porting import zoo; from simjax.porting.files import download; "
+        "download.CHUNK = 10_000; "
         "zoo.fetch(sys.argv[1])"
     )
     child = subprocess.Popen(

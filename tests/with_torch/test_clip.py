@@ -9,8 +9,9 @@ import torch
 import transformers
 from flax import nnx
 
-from simjax.evaluation import aesthetic, clip_score
-from simjax.evaluation.clip_tokens import END, START, Tokenizer
+from simjax.evaluation.clip import aesthetic
+from simjax.evaluation.clip import score as clip_score
+from simjax.evaluation.clip.tokens import END, START, Tokenizer
 from simjax.networks.clip import Clip
 from simjax.porting import rules
 from simjax.porting.files import read_weights

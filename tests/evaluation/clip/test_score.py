@@ -9,8 +9,10 @@ import pytest
 from flax import nnx
 
 from simjax.errors import ConfigError
-from simjax.evaluation import aesthetic, clip_score, clip_tokens
-from simjax.evaluation.clip_tokens import END, START, Tokenizer
+from simjax.evaluation.clip import aesthetic
+from simjax.evaluation.clip import score as clip_score
+from simjax.evaluation.clip import tokens as clip_tokens
+from simjax.evaluation.clip.tokens import END, START, Tokenizer
 from simjax.networks.clip import Clip
 from simjax.porting import rules
 from simjax.porting.maps import clip

@@ -22,8 +22,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from simjax.errors import ConfigError
-from simjax.evaluation import aesthetic as aesthetic_head
-from simjax.evaluation.clip_tokens import Tokenizer
+from simjax.evaluation.clip import aesthetic as aesthetic_head
+from simjax.evaluation.clip.tokens import Tokenizer
 from simjax.evaluation.statistics import require_finite
 from simjax.networks.clip import Clip, Text
 from simjax.porting import rules

@@ -106,7 +106,7 @@ METRICS: dict[str, Metric] = {
 HIGHER_IS_BETTER = ("precision", "recall", "inception_score", "class_agreement")
 
 
-class Judge:
+class Evaluator:
     """Measures images in every space, by the metrics named."""
 
     def __init__(self, spaces: Sequence[Space], metrics: Sequence[str] = tuple(METRICS)):
@@ -174,7 +174,7 @@ class Judge:
     def _floor(self, name: str, space: Space, rows: np.ndarray) -> Row:
         total = statistics.add(statistics.empty(rows.shape[1]), rows)
         sample = Sample(total, Extracted(rows, None), None)
-        only = Judge([space], [m for m in self.metrics if m not in ("inception_score",)])
+        only = Evaluator([space], [m for m in self.metrics if m not in ("inception_score",)])
         return Row(name, None, len(rows), None, only._measured(space, sample))
 
     def _measured(self, space: Space, sample: Sample) -> dict[str, float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simjax.errors import ConfigError
-from simjax.evaluation import aesthetic
+from simjax.evaluation.clip import aesthetic
 from tests.helpers import files
 
 WIDTHS = {"0": (768, 1024), "2": (1024, 128), "4": (128, 64), "6": (64, 16), "7": (16, 1)}

@@ -1,11 +1,11 @@
-"""What a judge measures, in which space, under which name."""
+"""What an evaluator measures, in which space, under which name."""
 
 import numpy as np
 import pytest
 
 from simjax import data
 from simjax.evaluation import features, frechet, reference
-from simjax.evaluation.judge import METRICS, Judge, Row, Space, table
+from simjax.evaluation.evaluator import METRICS, Evaluator, Row, Space, table
 from simjax.runtime.monitor import to_uint8
 
 
@@ -35,7 +35,7 @@ def flat(pictures: np.ndarray) -> np.ndarray:
 def test_a_shift_alone_moves_the_mean():
     space = space_of("pixels", flat(images(40)))
     parts = np.array_split(images(40, shift=3), 3)
-    metrics, count = Judge([space], ["frechet"]).measure(parts)
+    metrics, count = Evaluator([space], ["frechet"]).measure(parts)
     assert count == 40
     assert metrics == {"pixels/frechet": pytest.approx(4 * 3**2, rel=1e-5)}
 
@@ -43,21 +43,21 @@ def test_a_shift_alone_moves_the_mean():
 def test_only_inceptions_distance_is_called_fid():
     names = set()
     for space in ("inception", "pixels", "classifier"):
-        judge = Judge([space_of(space, flat(images(40)))], ["frechet"])
-        names |= set(judge.measure([images(40)])[0])
+        evaluator = Evaluator([space_of(space, flat(images(40)))], ["frechet"])
+        names |= set(evaluator.measure([images(40)])[0])
     assert names == {"inception/fid", "pixels/frechet", "classifier/frechet"}
 
 
 def test_statistics_alone_give_distances_alone():
     space = space_of("pixels", flat(images(40)), keep=False)
-    judge = Judge([space], tuple(METRICS))
-    assert set(judge.measure([images(40)])[0]) == {"pixels/frechet"}
-    assert judge.floors(seed=0) == []
+    evaluator = Evaluator([space], tuple(METRICS))
+    assert set(evaluator.measure([images(40)])[0]) == {"pixels/frechet"}
+    assert evaluator.floors(seed=0) == []
 
 
 def test_equal_sets_have_full_precision_and_recall():
-    judge = Judge([space_of("pixels", flat(images(40)))], ["precision_recall", "kernel"])
-    metrics, _ = judge.measure([images(40)])
+    evaluator = Evaluator([space_of("pixels", flat(images(40)))], ["precision_recall", "kernel"])
+    metrics, _ = evaluator.measure([images(40)])
     assert metrics["pixels/precision"] == metrics["pixels/recall"] == 1.0
     assert metrics["pixels/kid"] < 0  # unbiased: equal sets are nearer than two draws would be
 
@@ -69,11 +69,11 @@ def test_agreement_is_with_the_class_that_was_asked_for():
     space = space_of("classifier", flat(images(40)), logits=read)
     pictures = images(40)
     right = (pictures[:, 0, 0, 0] > 100).astype(np.int32)
-    judge = Judge([space], ["class_agreement"])
+    evaluator = Evaluator([space], ["class_agreement"])
     wrong = np.where(np.arange(40) < 10, 1 - right, right)
-    assert judge.measure([pictures], right)[0] == {"classifier/class_agreement": 1.0}
-    assert judge.measure([pictures], wrong)[0] == {"classifier/class_agreement": 0.75}
-    assert judge.measure([pictures])[0] == {}
+    assert evaluator.measure([pictures], right)[0] == {"classifier/class_agreement": 1.0}
+    assert evaluator.measure([pictures], wrong)[0] == {"classifier/class_agreement": 0.75}
+    assert evaluator.measure([pictures])[0] == {}
 
 
 def test_the_inception_score_of_certain_balanced_classes_is_their_number():
@@ -81,18 +81,18 @@ def test_the_inception_score_of_certain_balanced_classes_is_their_number():
         return 100.0 * np.eye(4, dtype=np.float32)[np.arange(len(rows)) % 4]
 
     space = space_of("inception", flat(images(40)), logits=read)
-    metrics, _ = Judge([space], ["inception_score"]).measure([images(40)])
+    metrics, _ = Evaluator([space], ["inception_score"]).measure([images(40)])
     assert metrics["inception/inception_score"] == pytest.approx(4, rel=1e-6)
     assert metrics["inception/inception_score_std"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[Judge, np.ndarray, np.ndarray]:
+def digits() -> tuple[Evaluator, np.ndarray, np.ndarray]:
     dataset = data.open("digits")
     extractor = features.pixels()
     real = reference.of_dataset(dataset, extractor, limit=None, say=print)
-    judge = Judge([Space(extractor, real)], ["frechet", "precision_recall"])
-    return judge, data.to_unit(dataset.load()), dataset.labels
+    evaluator = Evaluator([Space(extractor, real)], ["frechet", "precision_recall"])
+    return evaluator, data.to_unit(dataset.load()), dataset.labels
 
 
 def test_floors_of_the_digits(digits):
@@ -104,11 +104,11 @@ def test_floors_of_the_digits(digits):
 
 
 def test_a_gaussian_fit_is_unmasked_by_precision(digits):
-    judge, pictures, _ = digits
+    evaluator, pictures, _ = digits
     rng = np.random.default_rng(0)
     pixels = pictures.reshape(len(pictures), -1)
     fake = rng.multivariate_normal(pixels.mean(0), np.cov(pixels, rowvar=False), len(pixels))
-    metrics, _ = judge.measure([to_uint8(fake.reshape(pictures.shape))])
+    metrics, _ = evaluator.measure([to_uint8(fake.reshape(pictures.shape))])
     assert metrics["pixels/frechet"] < 1.0  # before clipping it is below every real sampler's
     assert frechet.frechet_distance(*frechet.moments(fake), *frechet.moments(pixels)) < 0.1
     assert metrics["pixels/precision"] < 0.3
