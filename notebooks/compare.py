@@ -23,8 +23,9 @@ import jax
 import matplotlib
 
 import simjax
-from simjax import report, teacher
+from simjax import teacher
 from simjax.porting.files import cache
+from simjax.runs import report
 from simjax.runtime import processes, storage
 from simjax.runtime.monitor import Monitor
 from simjax.typing import Params

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from simjax.api import Distillation, draw, from_function, load, show
     from simjax.config import Config
     from simjax.errors import ConfigError
-    from simjax.run import distill
+    from simjax.runs.distill import distill
     from simjax.teacher import Model
 
 if importlib.util.find_spec("fcntl") is None:  # locks files, and Windows has none

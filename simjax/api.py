@@ -23,12 +23,14 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm.auto import tqdm
 
-from simjax import build, formats, report, run, stored, teacher
 from simjax import config as c
+from simjax import formats, teacher
 from simjax.config import checks
 from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.losses.distances import Distance
+from simjax.models import build, stored
+from simjax.runs import check, distill, report, setup
 from simjax.runtime import processes, settings, sharding
 from simjax.runtime.monitor import grid, to_uint8
 from simjax.teacher import Model, require_fit
@@ -254,18 +256,18 @@ class Distillation:
         self._model = dataclasses.replace(
             teacher, config=dataclasses.replace(completed, steps_per_call=1)
         )
-        build.check(self._model.config, jax.device_count())
+        check.check(self._model.config, jax.device_count())
         require_fit(self._model.config.network, teacher.captions)
-        self._fns = build.step_fns(self._model.config, teacher.denoise, teacher.mesh)
+        self._fns = setup.step_fns(self._model.config, teacher.denoise, teacher.mesh)
         if distance is not None:
-            matching = build.generator_loss(self._model.config, distance)
+            matching = setup.generator_loss(self._model.config, distance)
             self._fns = dataclasses.replace(self._fns, distance=distance, loss=matching)
         if loss is not None:
             self._fns = dataclasses.replace(self._fns, loss=loss)
-        training = build.distillation(self._model.config, teacher.denoise, teacher.mesh, self._fns)
+        training = setup.distillation(self._model.config, teacher.denoise, teacher.mesh, self._fns)
         self._call = training.call
         self._key = build.key_on(self._model.config, "distillation", teacher.mesh)
-        self._constants_at = run.constants_at(self._model)
+        self._constants_at = distill.constants_at(self._model)
         self.state = training.init(teacher.params, teacher.params)
         self._metrics: list[dict[str, float]] = []
         self._late: list[Metrics] = []  # still on the device: to look at every step's would stop it

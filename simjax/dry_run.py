@@ -13,10 +13,12 @@ import jax
 from jax.stages import Compiled
 
 import simjax
-from simjax import build, chips, compiled, costs, footprint, programs, teacher
+from simjax import chips, compiled, costs, footprint, programs, teacher
 from simjax import config as c
 from simjax.errors import ConfigError
+from simjax.models import build
 from simjax.programs import Program
+from simjax.runs import check
 
 
 def compile_for(config: c.Config, topology: str, program: str, *, effort: float) -> dict[str, Any]:
@@ -33,8 +35,8 @@ def compile_for(config: c.Config, topology: str, program: str, *, effort: float)
     """
     devices, chip = chips.devices(topology), chips.find(topology)
     # The text encoder reads fields that no training does.
-    check = build.check_values if program == "encode_text" else build.check
-    check(config, len(devices))
+    checked = check.check_values if program == "encode_text" else check.check
+    checked(config, len(devices))
     c.require_teacher(config)
     config = teacher.plan(config)
     mesh = build.mesh(config, devices)

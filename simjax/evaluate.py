@@ -16,14 +16,16 @@ from typing import Any
 from absl import flags, logging
 from etils import epath
 
-from simjax import command_line, data, report, stored, teacher
+from simjax import command_line, data, teacher
 from simjax import config as c
 from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.evaluator import Evaluator, Row
+from simjax.models import stored
 from simjax.porting import zoo
 from simjax.porting.files import cache
+from simjax.runs import report
 from simjax.runtime import processes, storage
 from simjax.text import captions
 

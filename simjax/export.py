@@ -18,9 +18,10 @@ import jax
 from absl import flags, logging
 from etils import epath
 
-from simjax import command_line, formats, model_card, stored, teacher
+from simjax import command_line, formats, model_card, teacher
 from simjax import config as c
 from simjax.errors import ConfigError
+from simjax.models import stored
 from simjax.networks.denoiser import with_constants
 from simjax.porting.files import cache
 from simjax.runtime import checkpoint, processes, sharding, storage

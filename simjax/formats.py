@@ -17,13 +17,15 @@ from jax import export
 from safetensors.numpy import save_file
 
 import simjax
-from simjax import build, stablehlo
 from simjax import config as c
+from simjax import stablehlo
 from simjax.data import conditions
 from simjax.errors import ConfigError
-from simjax.porting import port, rules
+from simjax.models import build, port, samplers
+from simjax.porting import rules
 from simjax.porting.files import read_safetensors
 from simjax.porting.maps import dit, edm, pixart
+from simjax.runs import check
 from simjax.runtime import storage
 from simjax.typing import Caption, Condition, Denoise, Images, Params
 
@@ -86,7 +88,7 @@ def sampler(
     config: c.Config, denoise: Denoise, params: Params
 ) -> Callable[[Images, Condition], Images]:
     """(z, condition) -> images by one call, as everywhere in simjax."""
-    sample = build.one_step_sampler(denoise, config, build.mesh(config))
+    sample = samplers.one_step_sampler(denoise, config, build.mesh(config))
     return lambda z, cond: sample(params, z, cond, None)
 
 
@@ -130,7 +132,7 @@ def read(folder: Path) -> tuple[c.Config, Params]:
         config.generator.sigma_init = float(found["sigma_init"])
         network = c.network_from(found["network"])
         config = c.complete(config, network, found["precondition"], found["sigma_data"])
-        build.check_values(config, devices=1)
+        check.check_values(config, devices=1)
         like = build.weights_like(config)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(

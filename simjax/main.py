@@ -19,20 +19,20 @@ def main() -> None:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when something is wrong
     # They import JAX: only once the flags are known to be good.
-    from simjax import run
     from simjax.porting.files import cache
+    from simjax.runs import distill
     from simjax.runtime import cpu, processes
 
     processes.listen()
     processes.join()
     processes.reuse_compiled(cache.directory() / "compiled")
     config = command_line.CONFIG.value
-    c.require_known("mode", config.mode, run.MODES)
+    c.require_known("mode", config.mode, distill.MODES)
     workdir = _WORKDIR.value or os.path.join("runs", command_line.config_name())
     try:
         with processes.failing_at_once():
             cpu.keep_freed()
-            run.MODES[config.mode](config, workdir)
+            distill.MODES[config.mode](config, workdir)
     finally:
         processes.leave()
 

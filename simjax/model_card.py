@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import simjax
-from simjax import build, formats, stablehlo
 from simjax import config as c
+from simjax import formats, stablehlo
 from simjax.diffusion import precondition
 from simjax.evaluation.evaluator import Row, table
+from simjax.models import build
 from simjax.networks.pixart import PIXELS
 from simjax.porting.maps import edm
 

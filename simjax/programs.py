@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from simjax import build
 from simjax import config as c
 from simjax.data import conditions
+from simjax.models import build, samplers
+from simjax.runs import setup
 from simjax.runtime import sharding
 from simjax.text import encoders
 from simjax.train import step
-from simjax.train.compile import Step, compile_steps
+from simjax.train.compile import Step, Training, compile_steps
 from simjax.train.state import TrainState
 from simjax.typing import Array, Condition, Denoise, Images, Key, Metrics, Params
 
@@ -123,7 +124,7 @@ def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) 
 
 def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The fake score's update alone: one forward of G, three of the score."""
-    fns = build.step_fns(config, denoise, mesh)
+    fns = setup.step_fns(config, denoise, mesh)
 
     def update(state: TrainState, constants: step.Constants, key: Key) -> tuple:
         draws, _ = step.draw(state, constants, key, fns=fns)
@@ -136,7 +137,7 @@ def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -
 
 def generator(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The generator's update alone: one forward of G, four of the scores, two of G."""
-    fns = build.step_fns(config, denoise, mesh)
+    fns = setup.step_fns(config, denoise, mesh)
 
     def update(state: TrainState, constants: step.Constants, key: Key) -> tuple:
         _, draws = step.draw(state, constants, key, fns=fns)
@@ -149,22 +150,22 @@ def generator(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) ->
 def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The distillation call, as a run makes it; both updates may share their forward of G."""
     forwards = 10 if config.share_samples else 11  # tests/train/test_cost.py
-    made = build.distillation(config, denoise, mesh)
+    made = setup.distillation(config, denoise, mesh)
     return _training(config, made, denoise, params, forwards + _guidance(config))
 
 
 def sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """One-step samples, in the batches of evaluation."""
-    sampler = build.one_step_sampler(denoise, config, mesh)
+    sampler = samplers.one_step_sampler(denoise, config, mesh)
     return _sampling(config, sampler, denoise, params, mesh, turns=1, evaluations=1)
 
 
 def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The teacher's samples, in the first of evaluation.teacher_steps."""
     steps = config.evaluation.teacher_steps[0]
-    sampler = build.teacher_sampler(denoise, config, steps, mesh)
-    evaluations = build.evaluations(config.teacher, steps)
-    turns = evaluations // build.calls(config.teacher)
+    sampler = samplers.teacher_sampler(denoise, config, steps, mesh)
+    evaluations = samplers.evaluations(config.teacher, steps)
+    turns = evaluations // samplers.calls(config.teacher)
     return _sampling(config, sampler, denoise, params, mesh, turns, evaluations)
 
 
@@ -184,10 +185,10 @@ def _guidance(config: c.Config) -> int:
     return 2 * sum(guided)
 
 
-def _alone(config: c.Config, denoise: Denoise, mesh: Mesh, update: Step) -> build.Training:
+def _alone(config: c.Config, denoise: Denoise, mesh: Mesh, update: Step) -> Training:
     """A distillation whose steps are one update."""
     call = compile_steps(update, mesh=mesh, steps_per_call=config.steps_per_call)
-    return dataclasses.replace(build.distillation(config, denoise, mesh), call=call)
+    return dataclasses.replace(setup.distillation(config, denoise, mesh), call=call)
 
 
 def _counted(state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
@@ -196,16 +197,16 @@ def _counted(state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
 
 
 def _training(
-    config: c.Config, made: build.Training, denoise: Denoise, params: Params, forwards: int
+    config: c.Config, made: Training, denoise: Denoise, params: Params, forwards: int
 ) -> Program:
-    state, constants, key = build.arguments_like(config, made, params)
+    state, constants, key = setup.arguments_like(config, made, params)
     names = (field.name for field in dataclasses.fields(state) if field.name != "step")
     trees = {name: getattr(state, name) for name in names}
 
     captions = {} if constants.captions is None else {"captions": constants.captions}
 
     def values(params: Params) -> Arguments:
-        frozen = sharding.place(build.frozen(config, params), made.mesh)
+        frozen = sharding.place(setup.frozen(config, params), made.mesh)
         where = jax.tree.map(lambda leaf: leaf.sharding, constants.captions)
         draw = functools.partial(build.any_captions, config, (1, 2, config.batch))
         teacher = step.Constants(frozen, jax.jit(draw, out_shardings=where)())

@@ -19,15 +19,17 @@ import numpy as np
 from absl import flags, logging
 from etils import epath
 
-from simjax import build, command_line, report, stored, teacher
+from simjax import command_line, teacher
 from simjax import config as c
 from simjax.config import checks
 from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.drawing import Drawing
+from simjax.models import build, stored
 from simjax.porting import zoo
 from simjax.porting.files import cache
+from simjax.runs import report
 from simjax.runtime import checkpoint, processes, storage
 from simjax.runtime.monitor import grid
 from simjax.teacher import Model

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from simjax import build
 from simjax import config as c
+from simjax.models import build
 from simjax.typing import Array, Caption, Condition, Images, Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")

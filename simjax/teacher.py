@@ -19,14 +19,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import simjax
-from simjax import autoencoder, build
 from simjax import config as c
-from simjax.autoencoder import Decode
 from simjax.data import conditions
 from simjax.errors import ConfigError
+from simjax.models import autoencoder, build, port
+from simjax.models.autoencoder import Decode
 from simjax.networks.denoiser import Constants, as_denoise, constants_of, with_constants
-from simjax.porting import port, zoo
+from simjax.porting import zoo
 from simjax.porting.maps.edm import Description
+from simjax.runs import setup
 from simjax.runtime import checkpoint, processes, sharding
 from simjax.runtime.monitor import Monitor
 from simjax.text import captions, encoders
@@ -271,7 +272,7 @@ def load(config: c.Config, directory: epath.Path) -> Model:
 def as_frozen(model: Model) -> Model:
     """The teacher as it is kept while it is distilled: its parameters in teacher.dtype."""
     where = sharding.by_rules(model.params, model.mesh)
-    cast = jax.jit(functools.partial(build.frozen, model.config), out_shardings=where)
+    cast = jax.jit(functools.partial(setup.frozen, model.config), out_shardings=where)
     return dataclasses.replace(model, params=cast(model.params))
 
 
@@ -313,8 +314,8 @@ def _train(
     module = build.module(config)
     denoise, start = as_denoise(module)
     mesh = build.mesh(config)
-    training = build.pretraining(config, denoise, mesh)
-    dataset = build.open_data(config)
+    training = setup.pretraining(config, denoise, mesh)
+    dataset = setup.open_data(config)
     size = dataset.size * math.prod(dataset.shape)
     if size > LARGEST_DATA:
         raise ConfigError(

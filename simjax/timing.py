@@ -19,9 +19,11 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 
 import simjax
-from simjax import build, chips, compiled, costs, footprint, programs, sweep, teacher
+from simjax import chips, compiled, costs, footprint, programs, sweep, teacher
 from simjax import config as c
+from simjax.models import build
 from simjax.programs import Arguments, Program
+from simjax.runs import check
 from simjax.runtime import processes, sharding
 from simjax.typing import Params
 
@@ -43,7 +45,7 @@ def prepare(config: c.Config, swept: dict[str, list]) -> list[c.Config]:
     c.require_teacher(config)
     configs = sweep.combinations(teacher.plan(config), swept)
     for one in configs:
-        build.check_values(one, jax.device_count())
+        check.check_values(one, jax.device_count())
     return configs
 
 

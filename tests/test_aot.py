@@ -15,8 +15,9 @@ import pytest
 from absl import flags
 from jax.sharding import Mesh
 
-from simjax import aot, build, chips, compiled, config, dry_run, footprint, programs, teacher
+from simjax import aot, chips, compiled, config, dry_run, footprint, programs, teacher
 from simjax.errors import ConfigError
+from simjax.models import build
 from simjax.runtime import sharding, storage
 from tests.helpers.command import refused as refused_command
 from tests.helpers.configs import DIRECTORY, load, small

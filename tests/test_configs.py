@@ -8,10 +8,14 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
-from simjax import build, config, programs, teacher
+from simjax import config, programs, teacher
 from simjax.errors import ConfigError
+from simjax.losses.distances import DISTANCES
+from simjax.models import build
 from simjax.networks.denoiser import as_denoise
+from simjax.runs import check, setup
 from simjax.runtime import sharding
+from simjax.train.step import LOSSES, Constants
 from tests.helpers.configs import DIRECTORY, PARAMETERS, load, shrunk, small
 
 WITH_SID = ("cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")
@@ -34,11 +38,11 @@ def abstract_steps(options: config.Config, network=programs.network):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     options = teacher.plan(options)
     denoise, like = network(options)
-    training = build.distillation(options, denoise, mesh)
+    training = setup.distillation(options, denoise, mesh)
 
     def whole(params):
         state = training.init(params, params)
-        constants = build.step.Constants(params, build.any_captions(options, (1, 2, options.batch)))
+        constants = Constants(params, build.any_captions(options, (1, 2, options.batch)))
         return state, training.call(state, constants, jax.random.key(0))
 
     return jax.eval_shape(whole, like)
@@ -74,16 +78,16 @@ def test_accumulates_in_calls_of_two_steps_on_two_devices(name, method, network,
     options = load(name, method)
     options.accumulate = options.steps_per_call = 2
     options.steps -= options.steps % 2
-    build.check(options, devices=2)
+    check.check(options, devices=2)
     options = teacher.plan(options)
     options.network = shrunk(options.network)
     denoise, like = network(options)
-    training = build.distillation(options, denoise, two_devices)
-    arguments = build.arguments_like(options, training, like)
+    training = setup.distillation(options, denoise, two_devices)
+    arguments = setup.arguments_like(options, training, like)
     assert arguments[0].generator  # not an empty tree, whose shapes would be kept by anything
     assert_kept(arguments[0], jax.eval_shape(training.call, *arguments))
     if options.teacher.steps:
-        training = build.pretraining(options, denoise, two_devices)
+        training = setup.pretraining(options, denoise, two_devices)
         state = jax.eval_shape(training.init, like)
         images = np.zeros((3, *build.image_shape(options)), np.uint8)
         constants = (images, np.zeros(3, int), build.any_captions(options, (10, 4)))
@@ -102,7 +106,7 @@ def assert_kept(before, results):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_builds_abstractly_and_keeps_the_shapes_of_its_state(name):
     options = load(name)
-    build.check(options, devices=1)
+    check.check(options, devices=1)
     config.require_teacher(options)
     before, (after, metrics) = abstract_steps(options)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), before) == jax.tree.map(
@@ -120,7 +124,7 @@ def test_has_the_official_networks_size(name):
 @pytest.mark.parametrize("name", WITH_SID)
 def test_is_sids_published_run_by_its_method_alone(name):
     options = load(name, "sid")
-    build.check(options, devices=1)
+    check.check(options, devices=1)
     published = {"alpha": 1.0 if name == "afhqv2_64" else 1.2, "scale": 100.0}
     assert options.loss == config.Loss(name="sid", **published)
     assert options.generator.optim.beta1 == (0.9 if name == "ffhq64" else 0.0)
@@ -185,20 +189,20 @@ def test_adam_with_zero_beta1_stores_one_copy_of_the_parameters():
     assert size(before.fake_score_opt) >= 2 * parameters
 
 
-@pytest.mark.parametrize("name", build.step.LOSSES)
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_method_builds_by_override_alone(name):
     options = small()
     options.loss.name = name
-    build.check(options, devices=1)
+    check.check(options, devices=1)
     abstract_steps(options, stand_in)
 
 
 @pytest.mark.parametrize("units", ["denoiser", "score"])
-@pytest.mark.parametrize("distance", build.distances.DISTANCES)
+@pytest.mark.parametrize("distance", DISTANCES)
 def test_every_distance_builds_by_override_alone(distance, units):
     options = small()
     options.loss = config.Loss(distance=distance, units=units)
-    build.check(options, devices=1)
+    check.check(options, devices=1)
     abstract_steps(options, stand_in)
 
 
@@ -231,7 +235,7 @@ def test_wrong_values_are_refused_with_what_was_expected(field, value, message):
     if field == "steps_per_call":
         options.steps, message = 701, "steps = 701 is not a multiple of steps_per_call = 7: "
     with pytest.raises(ConfigError) as error:
-        build.check(options, devices=1)
+        check.check(options, devices=1)
     assert message in str(error.value)
 
 
@@ -239,7 +243,7 @@ def test_a_batch_that_devices_cannot_share_is_refused_with_one_that_they_can():
     options = load("digits")
     options.batch = 66
     with pytest.raises(ConfigError, match=r"batch: 66 .* 8 devices.*--config\.batch=72"):
-        build.check(options, devices=8)
+        check.check(options, devices=8)
 
 
 def test_differences_name_the_fields():

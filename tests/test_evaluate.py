@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import simjax
-from simjax import config, data, report
+from simjax import config, data
 from simjax.errors import ConfigError
 from simjax.evaluation import images
+from simjax.runs import report
 from simjax.runtime import checkpoint
 from tests.helpers import checkpoints, subprocesses
 from tests.helpers.command import ROOT, TINY, refused, run

@@ -15,11 +15,13 @@ import pytest
 import yaml
 
 import simjax
-from simjax import build, config, formats, report, stablehlo, teacher
+from simjax import config, formats, stablehlo, teacher
 from simjax.errors import ConfigError
 from simjax.evaluation.evaluator import Row
+from simjax.models import build, samplers
 from simjax.porting import rules
 from simjax.porting.maps import pixart
+from simjax.runs import report
 from simjax.runtime import checkpoint
 from simjax.typing import Caption
 from tests.helpers import checkpoints, subprocesses
@@ -132,7 +134,7 @@ def noise(count, shape):
 
 def live(model, params):
     """What simjax.sample draws with."""
-    sample = build.one_step_sampler(model.denoise, model.config, model.mesh)
+    sample = samplers.one_step_sampler(model.denoise, model.config, model.mesh)
     return lambda z, cond: sample(params, z, cond, None)
 
 

@@ -14,10 +14,12 @@ from etils import epath
 from flax import nnx
 from PIL import Image
 
-from simjax import build, config, report, teacher
+from simjax import config, teacher
+from simjax.models import build, port
 from simjax.networks.vae import Autoencoder
-from simjax.porting import port, rules
+from simjax.porting import rules
 from simjax.porting.maps import pixart
+from simjax.runs import report
 from simjax.runtime import checkpoint
 from simjax.runtime.monitor import to_uint8
 from simjax.text import captions

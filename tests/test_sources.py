@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simjax import config, run, teacher
+from simjax import config, teacher
 from simjax.errors import ConfigError
+from simjax.runs import distill
 from simjax.runtime.monitor import Monitor
 from tests.helpers import checkpoints, official
 from tests.helpers.command import refused
@@ -32,7 +33,7 @@ def distilled(tmp_path_factory):
     """A finished run whose teacher's file is gone."""
     where = tmp_path_factory.mktemp("distilled")
     options = tiny(write(where / "net.pkl"))
-    run.distill(options, str(where / "run"))
+    distill.distill(options, str(where / "run"))
     (where / "net.pkl").unlink()
     return options, where / "run"
 
@@ -54,7 +55,7 @@ def test_a_published_teacher_is_distilled_without_data(distilled):
 def test_the_source_is_never_asked_again(distilled, capsys):
     options, workdir = distilled
     (workdir / "report.json").unlink()
-    run.distill(options, str(workdir))  # the file is gone: the run directory has the teacher
+    distill.distill(options, str(workdir))  # the file is gone: the run directory has the teacher
     assert "continuing from step 4" in capsys.readouterr().out
     assert (workdir / "report.json").exists()
 
@@ -112,7 +113,7 @@ def test_missing_data_are_noticed_before_training(tmp_path):
     options = tiny(write(tmp_path / "net.pkl"))
     options.data.source = f"idx:{tmp_path / 'nowhere'}"
     with pytest.raises(ConfigError, match="nowhere"):
-        run.distill(options, str(tmp_path / "run"))
+        distill.distill(options, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -120,7 +121,7 @@ def test_data_of_another_shape_are_refused_before_training(tmp_path):
     options = tiny(write(tmp_path / "c.pkl", dataclasses.replace(TEACHER, label_dim=3)))
     options.data.source = "digits"
     with pytest.raises(ConfigError, match="10 classes; the network takes .* and 3"):
-        run.distill(options, str(tmp_path / "run"))
+        distill.distill(options, str(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -128,7 +129,7 @@ def test_data_that_no_device_holds_train_no_teacher(tmp_path, monkeypatch):
     monkeypatch.setattr(teacher, "LARGEST_DATA", 1000)
     options = load("digits")
     with pytest.raises(ConfigError, match="Use a published teacher"):
-        run.distill(options, str(tmp_path / "run"))
+        distill.distill(options, str(tmp_path / "run"))
 
 
 def test_porting_alone_prints_what_a_file_is(tmp_path):

@@ -153,7 +153,7 @@ def sample_ve(key: Key, batch: int, **options: float) -> PerExample:
     return geometric(jax.random.uniform(key, (batch,)), **options)
 
 
-# (key, batch, **options); keywords that a law names are config fields (simjax/fields.py).
+# (key, batch, **options); keywords that a law names are config fields (simjax/runs/fields.py).
 SigmaLaw = Callable[..., PerExample]
 SIGMA_LAWS: dict[str, SigmaLaw] = {
     "lognormal": sample_lognormal,

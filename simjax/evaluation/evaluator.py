@@ -2,7 +2,7 @@
 
 A number's name says its space: "inception/fid", "pixels/frechet", "classifier/frechet". One number
 alone misleads (a Gaussian fitted to pixels scores well in Frechet distance), so precision and
-recall stand beside it, and every row has its sample count. Called from simjax/report.py.
+recall stand beside it, and every row has its sample count. Called from simjax/runs/report.py.
 """
 
 import dataclasses

@@ -1,5 +1,6 @@
 """The only training jit: donated state, whole steps scanned inside one call."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +8,52 @@ import jax
 from jax.sharding import Mesh
 
 from simjax.runtime import cpu, sharding
-from simjax.typing import Key, Metrics
+from simjax.typing import Key, Metrics, Params
 
 Step = Callable[[Any, Any, Key], tuple[Any, Metrics]]
 Call = Callable[[Any, Any, Key], tuple[Any, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A training call and what makes its first state.
+
+    Args:
+      call: (state, constants, run key) -> (state, metrics); compiled at its first use.
+      init: the first state, split over the mesh, from parameters (train/state.py).
+    """
+
+    call: Call
+    init: Callable[..., Any]
+    mesh: Mesh
+    steps: int
+    steps_per_call: int
+    batch: int
+
+
+def training(
+    step: Step,
+    init: Callable[..., Any],
+    *,
+    mesh: Mesh,
+    steps: int,
+    steps_per_call: int,
+    batch: int,
+) -> Training:
+    """The training of `step`, from states that `init` makes of parameters."""
+
+    def first_state(*params: Params) -> Any:
+        where = sharding.by_rules(jax.eval_shape(init, *params), mesh)
+        return jax.jit(init, out_shardings=where)(*params)
+
+    return Training(
+        call=compile_steps(step, mesh=mesh, steps_per_call=steps_per_call),
+        init=first_state,
+        mesh=mesh,
+        steps=steps,
+        steps_per_call=steps_per_call,
+        batch=batch,
+    )
 
 
 def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from simjax.build import Training
 from simjax.runtime import processes
 from simjax.runtime.checkpoint import Checkpoints
 from simjax.runtime.monitor import Monitor
 from simjax.train import health
+from simjax.train.compile import Training
 from simjax.typing import Key
 
 

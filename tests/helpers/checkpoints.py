@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from simjax import build, config
+from simjax import config
+from simjax.models import build
 from simjax.porting.maps import edm
 from tests.helpers import files
 

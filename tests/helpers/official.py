@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from simjax import build
 from simjax.diffusion import noise, schedule
 from simjax.diffusion.precondition import PRECONDITIONS, Precondition
 from simjax.losses import distances
+from simjax.models import build
 from simjax.networks.denoiser import Denoiser, as_denoise
 from simjax.porting import rules
 from simjax.porting.maps import edm

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from simjax import build, config, teacher
+from simjax import config, teacher
+from simjax.models import build
 from simjax.porting.maps.edm import Description
 from simjax.runtime import checkpoint, storage
 from simjax.text import captions

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax import build, config
+from simjax import config
+from simjax.models import build
 from simjax.networks import layers
 
 BATCH = 4

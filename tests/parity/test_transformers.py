@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from simjax import build, config
+from simjax import config
 from simjax.diffusion import guidance, precondition
 from simjax.diffusion.precondition import Coefficients
+from simjax.models import build
 from simjax.networks.denoiser import Denoiser, as_denoise
 from simjax.porting import rules
 from simjax.porting.maps import dit, pixart, transformer

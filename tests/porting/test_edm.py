@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from simjax import build, config
+from simjax import config
 from simjax.errors import ConfigError
+from simjax.models import build
 from simjax.porting import rules
 from simjax.porting.maps import edm
 from tests.helpers import official

@@ -9,9 +9,10 @@ from etils import epath
 from safetensors.numpy import save_file
 
 import simjax
-from simjax import build, config, teacher
+from simjax import config, teacher
 from simjax.errors import ConfigError
-from simjax.porting import identify, port, rules
+from simjax.models import build, port
+from simjax.porting import identify, rules
 from simjax.porting.maps import dit, pixart, transformer
 from simjax.runtime.monitor import Monitor
 from tests.helpers import files, official

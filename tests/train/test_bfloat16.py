@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax import build, programs
+from simjax import programs
+from simjax.runs import setup
 from simjax.runtime import sharding
 from simjax.train import step
 from tests.helpers.configs import load
@@ -21,7 +22,7 @@ def losses_and_gradients(options, dtype):
     teacher = programs.random_params(like)
     generator = jax.tree.map(np.flip, teacher)  # another network of the same law
     fake_score = jax.tree.map(lambda a, b: 0.8 * a + 0.6 * b, teacher, generator)
-    fns = build.step_fns(options, denoise, mesh)
+    fns = setup.step_fns(options, denoise, mesh)
 
     @jax.jit
     def both(generator, teacher, fake_score, key):

@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from simjax import build, config
+from simjax import config
+from simjax.models import build
 from simjax.networks.denoiser import as_denoise
+from simjax.runs import setup
 from simjax.runtime import sharding
 from simjax.runtime.cpu import for_cpus
+from simjax.train.step import Constants
 
 KEY = jax.random.key(0)
 
@@ -33,8 +36,8 @@ def test_one_step_costs_eleven_forwards(loss):
         loss=config.Loss(name=loss),
     )
     denoise, params = as_denoise(build.module(options))
-    training = build.distillation(options, denoise, sharding.make_mesh(devices=jax.devices()[:1]))
-    step = flops(training.call, training.init(params, params), build.step.Constants(params), KEY)
+    training = setup.distillation(options, denoise, sharding.make_mesh(devices=jax.devices()[:1]))
+    step = flops(training.call, training.init(params, params), Constants(params), KEY)
     xt, sigma, labels = jnp.zeros((8, 8, 8, 1)), jnp.ones(8), jnp.zeros((8, 10))
     with for_cpus():
         forward = flops(denoise, params, xt, sigma, labels)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from simjax import build, config
+from simjax import config
+from simjax.models import build
 from simjax.networks.denoiser import as_denoise
+from simjax.runs import setup
 from simjax.runtime import sharding
+from simjax.train.step import Constants
 from tests.helpers import subprocesses
 
 TOLERANCE = 1e-5  # of the largest number of an array
@@ -54,7 +57,7 @@ def stack() -> config.Config:
 def few_steps(settings: config.Config, mesh: Mesh, steps: int = STEPS) -> dict[str, np.ndarray]:
     """Every array of the state and every step's metrics, after a few steps from the same start."""
     denoise, params = as_denoise(build.module(settings))
-    training = build.distillation(settings, denoise, mesh)
+    training = setup.distillation(settings, denoise, mesh)
     params = sharding.place(sharding.to_host(params), mesh)
     captions = build.any_captions(settings, (1, 2, settings.batch))
     captions = jax.tree.map(
@@ -65,7 +68,7 @@ def few_steps(settings: config.Config, mesh: Mesh, steps: int = STEPS) -> dict[s
     state, seen = training.init(params, params), []
     for _ in range(steps // settings.steps_per_call):
         key = build.key_on(settings, "distillation", mesh)
-        state, metrics = training.call(state, build.step.Constants(params, captions), key)
+        state, metrics = training.call(state, Constants(params, captions), key)
         seen.append(metrics)
     where = sharding.by_rules(state, mesh)
     kept = jax.tree.map(lambda x, w: x.sharding.is_equivalent_to(w, x.ndim), state, where)
@@ -158,8 +161,8 @@ print(jax.device_count(), "devices")
 def test_the_call_takes_a_bf16_teacher_and_keeps_everything_else_in_float32():
     settings = options(teacher=config.Teacher(dtype="bfloat16"), compute_dtype="bfloat16")
     denoise, params = as_denoise(build.module(settings))
-    training = build.distillation(settings, denoise, sharding.make_mesh())
-    state, constants, key = build.arguments_like(settings, training, params)
+    training = setup.distillation(settings, denoise, sharding.make_mesh())
+    state, constants, key = setup.arguments_like(settings, training, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(constants)} == {jnp.dtype("bfloat16")}
     after, _ = jax.eval_shape(training.call, state, constants, key)
     assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
@@ -178,7 +181,7 @@ def share() -> None:
     """Prints the largest part of the state's bytes on any device, of the arrays that are there."""
     settings = config.Config(network=config.SongUNet(label_dim=10), fsdp=8)
     shapes = jax.eval_shape(lambda: as_denoise(build.module(settings))[1])
-    training = build.distillation(settings, lambda *_: None, build.mesh(settings))
+    training = setup.distillation(settings, lambda *_: None, build.mesh(settings))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     state = training.init(*2 * [sharding.place(params, training.mesh)])
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) > 5 * 55e6

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from flax import struct
 
-from simjax import build
 from simjax.runtime import checkpoint, processes, sharding
 from simjax.runtime.monitor import Monitor
 from simjax.train import loop
-from simjax.train.compile import compile_steps
+from simjax.train.compile import Training, compile_steps
 
 
 @struct.dataclass
@@ -32,7 +31,7 @@ def count(state: Count, constants, key) -> tuple[Count, dict]:
 def run(directory, steps=6, constants=None, hooks=(), steps_per_call=1, log_every=2) -> Count:
     mesh = sharding.make_mesh()
     start = Count(np.int32(0), {"total": np.float32(0)})
-    training = build.Training(
+    training = Training(
         call=compile_steps(count, mesh=mesh, steps_per_call=steps_per_call),
         init=Count,
         mesh=mesh,

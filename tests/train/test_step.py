@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax import build
 from simjax.errors import ConfigError
 from simjax.losses import distances, sim
+from simjax.models import build
 from simjax.networks.denoiser import as_denoise
+from simjax.runs import check, setup
 from simjax.runtime import sharding
 from simjax.train import step
 from simjax.train.state import TrainState
@@ -97,8 +98,8 @@ def test_a_sharing_step_is_both_updates_on_the_generators_samples():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     denoise, teacher = as_denoise(build.module(options))
     start = jax.tree.map(lambda leaf: 1.01 * leaf, teacher)  # or every gap is zero
-    state = build.distillation(options, denoise, mesh).init(teacher, start)
-    fns = build.step_fns(options, denoise, mesh)
+    state = setup.distillation(options, denoise, mesh).init(teacher, start)
+    fns = setup.step_fns(options, denoise, mesh)
     key = jax.random.key(3)
 
     def by_hand(state, teacher):
@@ -130,7 +131,7 @@ def test_samples_are_not_shared_between_slices_of_a_batch():
     options = small()
     options.share_samples, options.accumulate = True, 2
     with pytest.raises(ConfigError, match="share_samples"):
-        build.check(options, 1)
+        check.check(options, 1)
 
 
 @pytest.mark.parametrize("classes", [0, 3])

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax import build, config, programs
+from simjax import config, programs
+from simjax.models import build
+from simjax.runs import setup
 from simjax.runtime import sharding
+from simjax.train.step import Constants, draw
 from simjax.typing import Caption
 
 COMMON = {"resolution": 8, "width": 48, "depth": 2, "heads": 3}
@@ -53,15 +56,15 @@ def step_of(options):
     """State before and after a step, its metrics, its draws, and the networks."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     denoise, teacher, generator, fake_score = random_network(options)
-    training = build.distillation(options, denoise, mesh)
+    training = setup.distillation(options, denoise, mesh)
     captions = build.any_captions(options, (1, 2, options.batch))
-    constants = build.step.Constants(teacher, captions)
+    constants = Constants(teacher, captions)
     state = training.init(teacher, generator).replace(fake_score=fake_score)
     before = jax.tree.map(jnp.copy, state)
     key = jax.random.key(5)
     after, metrics = training.call(state, constants, key)
-    fns = build.step_fns(options, denoise, mesh)
-    draws = build.step.draw(before, constants, jax.random.fold_in(key, 0), fns=fns)
+    fns = setup.step_fns(options, denoise, mesh)
+    draws = draw(before, constants, jax.random.fold_in(key, 0), fns=fns)
     return before, after, metrics, draws, denoise, teacher
 
 

@@ -9,10 +9,12 @@ from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, PixArt
 from flax import nnx
 from safetensors.numpy import save_file
 
-from simjax import build, config
+from simjax import config
 from simjax.diffusion import sampler
+from simjax.diffusion.schedule import ddpm_linear_ladder
 from simjax.errors import ConfigError
-from simjax.porting import port, rules
+from simjax.models import build, port
+from simjax.porting import rules
 from simjax.porting.files import read_safetensors
 from simjax.porting.maps import dit, pixart
 from simjax.typing import Caption
@@ -178,5 +180,5 @@ def test_dpm_solver_is_that_of_diffusers(steps):
 
     ours = sampler.dpm_solver(denoise, jnp.asarray(z), jnp.asarray(sigmas))
     np.testing.assert_allclose(ours, x.numpy(), rtol=1e-4, atol=1e-4)
-    ladder = build.schedule.ddpm_linear_ladder(steps)
+    ladder = ddpm_linear_ladder(steps)
     np.testing.assert_allclose(ladder, sigmas, rtol=6e-3)  # SIM's table has 0.02 one step later

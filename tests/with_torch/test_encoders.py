@@ -10,8 +10,9 @@ import torch
 import transformers
 from flax import nnx
 
-from simjax import autoencoder, config
+from simjax import config
 from simjax.errors import ConfigError
+from simjax.models import autoencoder
 from simjax.networks.t5 import T5Encoder, bucket
 from simjax.networks.vae import Autoencoder
 from simjax.porting import rules

@@ -13,7 +13,8 @@ import torch
 import transformers
 from PIL import Image
 
-from simjax import build, config
+from simjax import config
+from simjax.models import build
 from simjax.porting import rules
 from simjax.porting.maps import pixart
 from tests.helpers import subprocesses

@@ -6,14 +6,13 @@ simjax/build.py at the start of a new run; a stored one opens whatever its confi
 """
 
 import dataclasses
-import functools
-import inspect
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from simjax import config as c
 from simjax import data
+from simjax.config.options import keywords
 from simjax.diffusion import noise, precondition, sampler, schedule
 from simjax.errors import ConfigError
 from simjax.losses import distances
@@ -43,22 +42,6 @@ class Choice(NamedTuple):
     name: str
     unread: Collection[str]
     read: Collection[str] = ()
-
-
-@functools.cache
-def keywords(function: Callable) -> list[str]:
-    """Names of the options that a function declares: its keyword-only parameters."""
-    parameters = inspect.signature(function).parameters.values()
-    return [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
-
-
-def options(function: Callable, record: Any) -> dict[str, Any]:
-    """Values of the options that a function declares, from the fields of the same names.
-
-    >>> options(schedule.sample_karras, c.Sigma(t_max=0.5))["t_max"]
-    0.5
-    """
-    return {name: getattr(record, name) for name in keywords(function) if hasattr(record, name)}
 
 
 def require_read(config: c.Config, saved: c.Config | None = None) -> None:

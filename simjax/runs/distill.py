@@ -16,18 +16,19 @@ from etils import epath
 from PIL import Image
 
 import simjax
-from simjax import ahead, build, fields, report, resume, stored
 from simjax import config as c
 from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation.evaluator import Evaluator
-from simjax.online import Online
-from simjax.porting import port
+from simjax.models import build, port, stored
+from simjax.runs import ahead, check, fields, report, resume, setup
+from simjax.runs.online import Online
 from simjax.runtime import checkpoint, owner, processes, settings, sharding, storage
 from simjax.runtime.monitor import Monitor
 from simjax.teacher import Model, as_frozen, load, obtain, starting_generator, store_again
 from simjax.text import prompts
 from simjax.train import loop, step
+from simjax.train.compile import Training
 from simjax.train.state import TrainState
 from simjax.typing import Params
 
@@ -41,7 +42,7 @@ def distill(config: c.Config, workdir: str) -> None:
       Preempted: SIGTERM came, and everything is saved.
     """
     checks.instance("config", config, c.Config, "simjax.Config(...) makes one")
-    build.check(config, jax.device_count(), _begun(storage.absolute(workdir)))
+    check.check(config, jax.device_count(), _begun(storage.absolute(workdir)))
     c.require_teacher(config)
     directory = storage.absolute(workdir)
     if _has_work(directory, config):
@@ -165,7 +166,7 @@ def constants_at(teacher: Model) -> Callable[[int], step.Constants]:
 
 
 def _distilled(
-    training: build.Training,
+    training: Training,
     state: TrainState,
     teacher: Model,
     contestants: Sequence[report.Contestant],
@@ -185,7 +186,7 @@ def _distilled(
         + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     )
     classes = np.arange(config.grid**2) % max(teacher.classes, 1)
-    inputs = build.grid_inputs(config, teacher.asked(classes), mesh)
+    inputs = setup.grid_inputs(config, teacher.asked(classes), mesh)
     one_step, _, many_steps, *_ = (contestant.sampler for contestant in contestants)
     reference = sharding.to_host(many_steps(teacher.params, *inputs))
     monitor.picture("teacher", teacher.decode(reference), columns=config.grid)

@@ -13,15 +13,20 @@ import numpy as np
 import pytest
 
 import simjax
-from simjax import build, config, fields, run, teacher
+from simjax import config, teacher
+from simjax.diffusion.schedule import SIGMA_LAWS
 from simjax.errors import ConfigError
+from simjax.losses.distances import DISTANCES
+from simjax.models import build, samplers
 from simjax.networks.denoiser import as_denoise
 from simjax.porting.maps.edm import Description
+from simjax.runs import check, distill, fields, setup
 from simjax.runtime import sharding
+from simjax.train.step import LOSSES
 from tests.helpers.configs import load, small
 
 # Read by every run, or refused elsewhere (its test): a new field of the schema is listed here, or
-# has its place in simjax/fields.py.
+# has its place in simjax/runs/fields.py.
 READ_BY_EVERY_RUN = {
     *("mode", "seed", "steps", "batch", "accumulate", "share_samples", "steps_per_call", "fsdp"),
     *("network", "dropout"),  # complete, require_teacher: tests/test_configs.py
@@ -91,13 +96,11 @@ def bases() -> dict[str, config.Config]:
         "dpm": changed(published, teacher__sampler__solver="dpm_solver"),
         "churn": changed(published, teacher__sampler__churn=40.0),
     }
-    for law, part in itertools.product(
-        build.schedule.SIGMA_LAWS, ("teacher", "generator", "fake_score")
-    ):
+    for law, part in itertools.product(SIGMA_LAWS, ("teacher", "generator", "fake_score")):
         made[f"{part}, {law}"] = changed(trained, **{f"{part}__sigma__law": law})
-    for loss in build.step.LOSSES:
+    for loss in LOSSES:
         made[loss] = changed(trained, loss__name=loss)
-    for distance in build.distances.DISTANCES:
+    for distance in DISTANCES:
         made[distance] = changed(trained, loss__distance=distance)
     return made
 
@@ -109,8 +112,8 @@ def other(path: str, value):
     """A value that a field may have instead."""
     if path == "network":
         return config.SongUNet()
-    if path in build.CHOICES:
-        return next(name for name in build.CHOICES[path] if name not in (value, "float32"))
+    if path in check.CHOICES:
+        return next(name for name in check.CHOICES[path] if name not in (value, "float32"))
     if path == "mode":
         return "distill" if value == "port" else "port"
     if isinstance(value, bool) or value is None:
@@ -173,19 +176,19 @@ def declared(options: config.Config, part: str) -> set[str]:
     return {path.rpartition(".")[2] for path in inside if path not in unread}
 
 
-@pytest.mark.parametrize("law", build.schedule.SIGMA_LAWS)
+@pytest.mark.parametrize("law", SIGMA_LAWS)
 def test_a_law_reads_what_is_declared(law):
     options = BASES[f"generator, {law}"]
     watched = Watched(options.generator.sigma)
-    jax.eval_shape(lambda: build._draw_sigma(jax.random.key(0), law=watched, batch=2))
+    jax.eval_shape(lambda: setup._draw_sigma(jax.random.key(0), law=watched, batch=2))
     assert watched.seen == declared(options, "generator.sigma")
 
 
-@pytest.mark.parametrize("name", [*build.step.LOSSES, *build.distances.DISTANCES])
+@pytest.mark.parametrize("name", [*LOSSES, *DISTANCES])
 def test_a_loss_and_a_distance_read_what_is_declared(name):
     options = copy.deepcopy(BASES[name])
     options.loss = watched = Watched(options.loss)
-    found = build.generator_loss(options, build.distance(watched))
+    found = setup.generator_loss(options, setup.distance(watched))
     image = jax.ShapeDtypeStruct((1, 2, 2, 1), jnp.float32)
     sigma = jax.ShapeDtypeStruct((1,), jnp.float32)
     assert jax.eval_shape(found, image, image, image, sigma).shape == (1,)
@@ -197,7 +200,9 @@ def test_a_sampler_reads_what_is_declared(name):
     options = copy.deepcopy(BASES[name])
     options.network = load("digits").network
     options.teacher.sampler = watched = Watched(options.teacher.sampler)
-    draw = build.teacher_sampler(lambda params, xt, *_, **__: xt, options, 3, sharding.make_mesh())
+    draw = samplers.teacher_sampler(
+        lambda params, xt, *_, **__: xt, options, 3, sharding.make_mesh()
+    )
     keys = jax.random.split(jax.random.key(0), 1)
     jax.eval_shape(draw, {}, jnp.ones((1, 8, 8, 1)), jnp.ones((1, 10)), keys)
     assert watched.seen == declared(BASES[name], "teacher.sampler")
@@ -249,39 +254,39 @@ def test_it_is_refused_with_what_applies_and_how_to_set_it_back(base, path, valu
 def test_several_are_refused_at_once():
     options = changed(BASES["trained"], loss__alpha=1.0, scan_blocks=False)
     with pytest.raises(ConfigError, match=r"(?s)scan_blocks = False.*loss.alpha = 1.0"):
-        build.check(options, devices=1)
+        check.check(options, devices=1)
 
 
 def test_default_values_of_another_law_are_not_set():
     # The generator's default is Sigma(mean=-3.5, std=2.5): a new Sigma has others.
     options = changed(BASES["trained"], generator__sigma=config.Sigma(law="karras"))
-    build.check(options, devices=1)
+    check.check(options, devices=1)
 
 
 def test_a_new_run_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(ConfigError, match="loss.alpha"):
-        run.distill(changed(small(), loss__alpha=1.0), str(tmp_path / "run"))
+        distill.distill(changed(small(), loss__alpha=1.0), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_porting_reads_its_source_alone(tmp_path):
     options = changed(BASES["port"], steps=7)
     with pytest.raises(ConfigError, match="--config.steps=1000"):
-        run.port_only(options, str(tmp_path))
+        distill.port_only(options, str(tmp_path))
 
 
 def test_a_run_that_holds_one_already_goes_on(tmp_path, monkeypatch):
     def obtain(*arguments):
         raise InterruptedError
 
-    monkeypatch.setattr(run, "obtain", obtain)
+    monkeypatch.setattr(distill, "obtain", obtain)
     old = changed(small(), loss__alpha=1.0)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(old)))
     with pytest.raises(InterruptedError):
-        run.distill(old, str(tmp_path))
+        distill.distill(old, str(tmp_path))
     with pytest.raises(ConfigError, match=r"without effect:\s+evaluation.best = 'x'"):
-        run.distill(changed(old, evaluation__best="x"), str(tmp_path))
+        distill.distill(changed(old, evaluation__best="x"), str(tmp_path))
 
 
 def test_a_stored_run_that_holds_one_opens_but_begins_no_other(tmp_path):

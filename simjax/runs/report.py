@@ -15,13 +15,15 @@ import numpy as np
 from etils import epath
 
 import simjax
-from simjax import build, data
 from simjax import config as c
+from simjax import data
 from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing
 from simjax.evaluation.evaluator import Evaluator, Row, Space, table
+from simjax.models import build, samplers
+from simjax.runs import check, setup
 from simjax.runtime import processes, storage
 from simjax.teacher import Model
 from simjax.typing import Condition, Images, Params
@@ -41,16 +43,16 @@ class Contestant:
 
 def one_step(model: Model, params: Mapping[str, Params]) -> list[Contestant]:
     """One evaluation at sigma_init, with each of the named parameters."""
-    sampler = build.one_step_sampler(model.denoise, model.config, model.mesh)
+    sampler = samplers.one_step_sampler(model.denoise, model.config, model.mesh)
     return [Contestant(name, 1, sampler, value) for name, value in params.items()]
 
 
 def many_steps(teacher: Model, steps: int) -> Contestant:
     """The teacher itself, by its sampler."""
     options = teacher.config.teacher
-    sampler = build.teacher_sampler(teacher.denoise, teacher.config, steps, teacher.mesh)
-    name = build.SAMPLERS[options.sampler.solver]
-    evaluations = build.evaluations(options, steps)
+    sampler = samplers.teacher_sampler(teacher.denoise, teacher.config, steps, teacher.mesh)
+    name = samplers.SAMPLERS[options.sampler.solver]
+    evaluations = samplers.evaluations(options, steps)
     return Contestant(f"teacher, {name}", evaluations, sampler, teacher.params)
 
 
@@ -78,7 +80,7 @@ def evaluator(config: c.Config, say: Callable[[str], None] = print) -> Evaluator
     if not processes.is_first():
         return Evaluator([], options.metrics)
     real = _real_images(config)
-    build.check_evaluation(options)
+    check.check_evaluation(options)
     spaces = []
     for name in options.features:
         extractor = EXTRACTORS[name](real, say)
@@ -93,7 +95,7 @@ def _real_images(config: c.Config) -> data.Dataset | None:
         return None
     if config.network is None:  # images from elsewhere are judged
         return data.open(config.data.source, split=config.data.split)
-    return build.open_data(config)
+    return setup.open_data(config)
 
 
 def _classifier(real: data.Dataset | None, say: Callable[[str], None]) -> features.Extractor:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from simjax import build
 from simjax import config as c
 from simjax.errors import ConfigError
+from simjax.models import build
 from simjax.porting import identify, rules, zoo
 from simjax.porting.files import cache, read_pickle, read_weights
 from simjax.porting.files.cache import LocalFile

@@ -5,21 +5,22 @@ import types
 
 import pytest
 
-from simjax import ahead, build, programs, teacher
+from simjax import programs, teacher
+from simjax.runs import ahead, setup
 from simjax.runtime import sharding
 from tests.helpers.configs import small
 
 
 @pytest.fixture
 def built(monkeypatch) -> list:
-    """What build.distillation has made."""
-    found, make = [], build.distillation
+    """What setup.distillation has made."""
+    found, make = [], setup.distillation
 
     def distillation(*arguments):
         found.append(make(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(build, "distillation", distillation)
+    monkeypatch.setattr(setup, "distillation", distillation)
     return found
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simjax import report
 from simjax.errors import ConfigError
 from simjax.evaluation.evaluator import HIGHER_IS_BETTER, Evaluator
+from simjax.runs import report
 from simjax.runtime import checkpoint, processes
 from simjax.runtime.monitor import Monitor
 from simjax.teacher import Model, store_again

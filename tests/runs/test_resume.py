@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simjax import config, resume, run
+from simjax import config
 from simjax.errors import ConfigError
+from simjax.runs import distill, resume
 from simjax.runtime import checkpoint, owner, processes
 from tests.helpers import checkpoints
 from tests.helpers.configs import TEACHER, published
@@ -27,7 +28,7 @@ def finished(tmp_path_factory):
     """The source of a teacher and the directory of a finished run, all of its checkpoints kept."""
     where = tmp_path_factory.mktemp("finished")
     checkpoints.write(where / "net.pkl", TEACHER)
-    run.distill(tiny(where / "net.pkl", keep_checkpoints=10), str(where / "run"))
+    distill.distill(tiny(where / "net.pkl", keep_checkpoints=10), str(where / "run"))
     return where / "net.pkl", where / "run"
 
 
@@ -43,7 +44,9 @@ def in_table(name: str, field: str) -> bool:
 
 @pytest.mark.parametrize("field", config.known_fields())
 def test_every_field_is_decided_once(field):
-    assert len(tables(field)) == 1, f"{field}: put it into one of the tables of simjax/resume.py"
+    assert len(tables(field)) == 1, (
+        f"{field}: put it into one of the tables of simjax/runs/resume.py"
+    )
 
 
 def test_what_the_tables_name_exists():
@@ -175,7 +178,7 @@ def test_a_finished_run_grows_with_other_settings_and_ends_bitwise_equal(
         "grid": 3,
         "evaluation.batch": 5,
     }
-    run.distill(tiny(source, **changed), str(directory))
+    distill.distill(tiny(source, **changed), str(directory))
     said = capsys.readouterr().out
     for part in ("steps: 3 -> 6", "keep_checkpoints: 2 -> 1", "grid: 2 -> 3"):
         assert said.count(part) == 1
@@ -196,21 +199,21 @@ def test_a_finished_run_of_other_measurements_is_measured_again(finished, tmp_pa
     directory = tmp_path / "run"
     shutil.copytree(complete, directory)
     options = tiny(source, keep_checkpoints=10, **{"evaluation.teacher_steps": (2, 3)})
-    run.distill(options, str(directory))
+    distill.distill(options, str(directory))
     assert [row["evaluations"] for row in read(directory)["rows"]] == [1, 1, 3, 5]
     assert read(directory)["generator_sha256"] == read(complete)["generator_sha256"]
     assert logged(directory) == logged(complete)
-    run.distill(options, str(directory))
+    distill.distill(options, str(directory))
     assert capsys.readouterr().out.count("is finished") == 1
 
 
 def test_a_finished_run_prints_its_report_whatever_is_free(finished, monkeypatch, capsys):
     source, directory = finished
     before = (directory / "config.json").read_bytes()
-    monkeypatch.setattr(run, "_distill", lambda *_: pytest.fail("it is finished"))
+    monkeypatch.setattr(distill, "_distill", lambda *_: pytest.fail("it is finished"))
     lock = owner.Lock(directory)  # to look at it, nothing need be owned
     assert lock.attempt()
-    run.distill(tiny(source, remat="blocks", accumulate=2, log_every=1), str(directory))
+    distill.distill(tiny(source, remat="blocks", accumulate=2, log_every=1), str(directory))
     lock.release()
     assert "is finished" in capsys.readouterr().out
     assert (directory / "config.json").read_bytes() == before
@@ -230,7 +233,7 @@ def test_a_second_program_writes_nothing(finished, tmp_path):
     lock = owner.Lock(tmp_path)
     assert lock.attempt()
     with pytest.raises(ConfigError, match="belongs to another program, process"):
-        run.distill(tiny(source), str(tmp_path))
+        distill.distill(tiny(source), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [owner.NAME]
     lock.release()
 
@@ -245,6 +248,6 @@ def test_a_run_starts_from_the_generator_of_another(finished, tmp_path):
         raise processes.Preempted(0)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(processes.Preempted):
-        patch.setattr(run, "_distilled", stop)
-        run.distill(options, str(tmp_path / "run"))
+        patch.setattr(distill, "_distilled", stop)
+        distill.distill(options, str(tmp_path / "run"))
     assert started == [read(complete)["generator_sha256"]]

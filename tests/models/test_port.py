@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from simjax import build, config
+from simjax import config
 from simjax.errors import ConfigError
-from simjax.porting import port
+from simjax.models import build, port
 from tests.helpers import checkpoints, file_server, files, official
 
 SMALL = {

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from simjax import build, programs
 from simjax import config as c
+from simjax import programs
 from simjax import teacher as teachers
-from simjax.build import Training
+from simjax.models import build
+from simjax.runs import setup
 from simjax.runtime import settings
 from simjax.teacher import Model
+from simjax.train.compile import Training
 
 
 @contextlib.contextmanager
@@ -36,7 +38,7 @@ def distillation(config: c.Config) -> Iterator[Callable[[Model], Training]]:
         planned, training = made[0] if made else (None, None)
         if planned == teacher.config and training is not None and not teacher.constants:
             return training
-        return build.distillation(teacher.config, teacher.denoise, teacher.mesh)
+        return setup.distillation(teacher.config, teacher.denoise, teacher.mesh)
 
     yield of  # after an error, Python waits for the thread when it exits: XLA cannot be stopped
 
@@ -48,6 +50,6 @@ def _compile(config: c.Config, made: list[tuple[c.Config, Training]]) -> None:
         denoise, params = programs.network(config)
         if build.count(params) < build.count(build.weights_like(config)):
             return  # fixed frequencies are part of the program, and not known yet
-        training = build.distillation(config, denoise, build.mesh(config))
-        training.call.lower(*build.arguments_like(config, training, params)).compile()
+        training = setup.distillation(config, denoise, build.mesh(config))
+        training.call.lower(*setup.arguments_like(config, training, params)).compile()
         made.append((config, training))

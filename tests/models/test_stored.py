@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import simjax
-from simjax import config, stored
+from simjax import config
+from simjax.models import stored
 from tests.helpers.configs import TEACHER, load
 from tests.helpers.runs import keep_best, make_run
 

@@ -1,0 +1,170 @@
+"""A config's network: D with its parameters, shapes and keys, in the forms of a mesh's devices."""
+
+import dataclasses
+import functools
+from collections.abc import Collection, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from simjax import config as c
+from simjax.data import conditions
+from simjax.diffusion import precondition
+from simjax.networks.adm_unet import AdmUNet
+from simjax.networks.denoiser import Denoiser, as_denoise
+from simjax.networks.dit import DiT
+from simjax.networks.layers import REMAT
+from simjax.networks.pixart import PIXELS, PixArt
+from simjax.networks.song_unet import SongUNet
+from simjax.runtime import sharding
+from simjax.runtime.cpu import for_cpus
+from simjax.typing import Caption, Denoise, Key, Params
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+NETWORKS = {c.SongUNet: SongUNet, c.AdmUNet: AdmUNet, c.DiT: DiT, c.PixArt: PixArt}
+CAPTION_LENGTH = 120  # tokens that PixArt-alpha reads at most
+# Families whose networks put out variances too, which D drops.
+LEARNED_VARIANCE = ("iddpm", "ddpm_linear")
+NETWORK_CHOICES = {
+    "compute_dtype": DTYPES,
+    "remat": REMAT,
+    "teacher.precondition": precondition.PRECONDITIONS,
+}
+SONG_CHOICES = {
+    "network.embedding": ("positional", "fourier"),
+    "network.encoder": ("standard", "residual"),
+}
+
+
+def network_choices(config: c.Config) -> dict[str, Collection[str]]:
+    """Fields that say how a network is built, and the names that they may hold."""
+    is_song = isinstance(config.network, c.SongUNet)
+    return NETWORK_CHOICES | (SONG_CHOICES if is_song else {})
+
+
+def network(
+    options: c.Network,
+    precondition: str,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    remat: str = "none",
+    unroll: bool = False,
+) -> nnx.Module:
+    """F of a preconditioning family, freshly initialised; `unroll` is for stacks of blocks."""
+    outputs = options.image_channels * (2 if precondition in LEARNED_VARIANCE else 1)
+    values = dataclasses.asdict(options) | {"out_channels": outputs}
+    if is_stack(options):
+        values["unroll"] = unroll
+    return NETWORKS[type(options)](**values, remat=remat, dtype=dtype, rngs=rngs)
+
+
+def is_stack(options: c.Network) -> bool:
+    """Whether the network is a stack of equal blocks."""
+    return isinstance(options, c.DiT | c.PixArt)
+
+
+class OneKey:
+    """A stand-in for nnx.Rngs where only shapes matter.
+
+    Traced, the count of nnx.Rngs takes time quadratic in the layers: most of a network's shapes.
+    """
+
+    def params(self) -> Key:
+        """The same key for every layer."""
+        return jax.random.key(0)
+
+
+def module(config: c.Config, rngs: nnx.Rngs | OneKey | None = None) -> Denoiser:
+    """D with parameters drawn from config.seed, unless `rngs` is given."""
+    teacher = config.teacher
+    family = precondition.PRECONDITIONS[teacher.precondition]
+    if family is precondition.edm:
+        family = functools.partial(family, sigma_data=teacher.sigma_data)
+    dtype = DTYPES[config.compute_dtype]
+    rngs = rngs or nnx.Rngs(config.seed)
+    inside = network(
+        config.network, teacher.precondition, dtype, rngs, config.remat, not config.scan_blocks
+    )
+    return Denoiser(inside, family)
+
+
+def _shell(config: c.Config) -> Denoiser:
+    """D with shapes in place of values."""
+    return nnx.eval_shape(lambda: module(config, OneKey()))
+
+
+def weights_like(config: c.Config) -> Params:
+    """Shapes of everything in D that has a value: its parameters and its fixed constants."""
+    return nnx.to_pure_dict(nnx.state(_shell(config)))
+
+
+def denoiser(config: c.Config, weights: Params) -> tuple[Denoise, Params]:
+    """D(params, xt, sigma, cond) and its parameters; `weights` is a tree like weights_like's."""
+    shell = _shell(config)
+    nnx.update(shell, weights)
+    return as_denoise(shell)
+
+
+def count(params: Params) -> int:
+    """How many numbers a tree of parameters holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def image_shape(config: c.Config) -> tuple[int, int, int]:
+    """(height, width, channels) of one sample of the network: an image, or its latents."""
+    return (config.network.resolution,) * 2 + (config.network.image_channels,)
+
+
+def pixel_shape(config: c.Config) -> tuple[int, int, int]:
+    """(height, width, channels) of an image."""
+    if not config.autoencoder:
+        return image_shape(config)
+    return (PIXELS * config.network.resolution,) * 2 + (3,)
+
+
+def mesh(config: c.Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices, in the shape that the config asks for."""
+    return sharding.make_mesh(config.fsdp, devices)
+
+
+PURPOSES = ("pretraining", "distillation", "pictures", "evaluation")
+
+
+def key(config: c.Config, purpose: str) -> Key:
+    """One root key a run, one branch a purpose."""
+    return jax.random.fold_in(jax.random.key(config.seed), PURPOSES.index(purpose))
+
+
+def key_on(config: c.Config, purpose: str, mesh: Mesh) -> Key:
+    """The same key on every device of a mesh."""
+    make = functools.partial(key, config, purpose)
+    return jax.jit(make, out_shardings=sharding.replicated(mesh))()
+
+
+def on_devices(denoise: Denoise, mesh: Mesh, config: c.Config) -> Denoise:
+    """The denoiser in the forms of the mesh's devices, of parameters that are split over them.
+
+    A stack's parameters are gathered block by block.
+    """
+
+    def whole(params, *args, **options):
+        return denoise(sharding.gathered(params, mesh), *args, **options)
+
+    def by_block(params, *args, **options):
+        params = sharding.gathered_outside_stack(params, mesh)
+        gather = functools.partial(sharding.gathered_layer, mesh=mesh)
+        return denoise(params, *args, gather=gather, **options)
+
+    return for_cpus(sharding.on_cpus(mesh))(by_block if is_stack(config.network) else whole)
+
+
+def any_captions(config: c.Config, shape: tuple[int, ...]) -> Caption | None:
+    """Random numbers for captions of a text-to-image network; None of any other."""
+    if not isinstance(config.network, c.PixArt):
+        return None
+    length = config.network.caption_length or CAPTION_LENGTH
+    return conditions.draw_captions(
+        key(config, "evaluation"), shape, length, config.network.caption_channels
+    )

@@ -1,0 +1,79 @@
+"""What draws samples: one call of a generator, or a teacher's sampler."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from simjax import config as c
+from simjax.config.options import options_of
+from simjax.diffusion import guidance, sampler, schedule
+from simjax.models import build
+from simjax.typing import Array, Condition, Denoise, Images, Params
+
+SAMPLERS = {"heun": "Heun", "euler": "Euler", "dpm_solver": "DPM-Solver++"}  # for a person
+
+
+def teacher_sampler(
+    denoise: Denoise, config: c.Config, steps: int, mesh: Mesh
+) -> Callable[[Params, Images, Condition, Array], Images]:
+    """(params, z, cond, keys) -> samples by teacher.sampler, guided by teacher.guidance.
+
+    One key an example draws the churn's noise.
+    """
+    denoise = guidance.guided(build.on_devices(denoise, mesh, config), config.teacher.guidance)
+    options = config.teacher.sampler
+    solver = sampler.SOLVERS[options.solver]
+    churn = _churn(options) if solver.churns else None
+
+    def sample(params, z, cond, keys):
+        def conditioned(xt, sigma):
+            return denoise(params, xt, sigma, cond)
+
+        def draw_noise(index):
+            return _normal(jax.vmap(jax.random.fold_in, (0, None))(keys, index), z.shape[1:])
+
+        extra = {"churn": churn, "draw_noise": draw_noise} if churn else {}
+        return solver.sample(conditioned, z, _ladder(options, steps), **extra)
+
+    return jax.jit(sample)
+
+
+def evaluations(teacher: c.Teacher, steps: int) -> int:
+    """Of the network for each sample, in so many steps."""
+    return calls(teacher) * sampler.SOLVERS[teacher.sampler.solver].evaluations(steps)
+
+
+def calls(teacher: c.Teacher) -> int:
+    """Of the network that one evaluation of the teacher costs: two with guidance."""
+    return 1 if teacher.guidance == 1 else 2
+
+
+def _ladder(options: c.Sampler, steps: int) -> Array:
+    ladder = schedule.LADDERS[options.ladder]
+    return ladder(steps, **options_of(ladder, options))
+
+
+def _churn(options: c.Sampler) -> sampler.Churn | None:
+    """None for none, whose range and inflation have no effect."""
+    if not options.churn:
+        return None
+    names = ("churn", "churn_low", "churn_high", "churn_inflation")
+    return sampler.Churn(*(getattr(options, name) for name in names))
+
+
+def one_step_sampler(
+    denoise: Denoise, config: c.Config, mesh: Mesh
+) -> Callable[[Params, Images, Condition, Array], Images]:
+    """(params, z, cond, keys) -> samples by one evaluation at sigma_init; keys are not used."""
+    denoise, sigma_init = build.on_devices(denoise, mesh, config), config.generator.sigma_init
+
+    def sample(params, z, cond, keys):
+        return denoise(params, sigma_init * z, jnp.full(z.shape[0], sigma_init), cond)
+
+    return jax.jit(sample)
+
+
+def _normal(keys: Array, shape: tuple[int, ...]) -> Images:
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

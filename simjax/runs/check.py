@@ -1,0 +1,59 @@
+"""What is refused of the config of a run: names that nothing has, fields without effect."""
+
+from simjax import config as c
+from simjax.diffusion import noise, sampler, schedule
+from simjax.evaluation import evaluator, features
+from simjax.losses import distances
+from simjax.models import build
+from simjax.runs import fields
+from simjax.train import step
+
+CHOICES = {
+    "teacher.dtype": build.DTYPES,
+    "teacher.weight": noise.WEIGHTS,
+    "teacher.sampler.ladder": ("karras", "ddpm_linear"),
+    "teacher.sampler.solver": sampler.SOLVERS,
+    "teacher.sigma.law": schedule.SIGMA_LAWS,
+    "generator.weight": noise.WEIGHTS,
+    "generator.sigma.law": schedule.SIGMA_LAWS,
+    "fake_score.weight": noise.WEIGHTS,
+    "fake_score.sigma.law": schedule.SIGMA_LAWS,
+    "loss.name": step.LOSSES,
+    "loss.distance": distances.DISTANCES,
+    "loss.units": ("denoiser", "score"),
+}
+
+
+def check(config: c.Config, devices: int, saved: c.Config | None = None) -> None:
+    """Refuses a config of a run that is not possible, or has fields without effect.
+
+    Args:
+      saved: the config that the run began with, if it goes on.
+
+    Raises:
+      ConfigError: with the field, what it may be and the remedy.
+    """
+    check_values(config, devices)
+    fields.require_read(config, saved)
+
+
+def check_values(config: c.Config, devices: int) -> None:
+    """Refuses a config that names unknown things or does not fit together.
+
+    Raises:
+      ConfigError: with the field, what it may be and the remedy.
+    """
+    check_evaluation(config.evaluation)
+    c.validate(config, build.network_choices(config) | CHOICES, devices)
+
+
+def check_evaluation(options: c.Evaluation) -> None:
+    """Refuses feature spaces and metrics that are not known.
+
+    Raises:
+      ConfigError: listing those that are.
+    """
+    for name in options.features:
+        c.require_known("evaluation.features", name, features.EXTRACTORS)
+    for name in options.metrics:
+        c.require_known("evaluation.metrics", name, evaluator.METRICS)
