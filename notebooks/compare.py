@@ -23,9 +23,9 @@ import jax
 import matplotlib
 
 import simjax
-from simjax import teacher
+from simjax.models import samplers
 from simjax.porting.files import cache
-from simjax.runs import report
+from simjax.runs import report, teacher
 from simjax.runtime import processes, storage
 from simjax.runtime.monitor import Monitor
 from simjax.typing import Params
@@ -90,7 +90,7 @@ class Measure:
         self._evaluator = report.evaluator(model.config)
         self._classes = report.asked(model, self._evaluator, model.config.evaluation.samples)
         self._drawing = report.drawing(model, self._classes, 0)
-        (self._one_step,) = report.one_step(model, {"generator": model.params})
+        (self._one_step,) = samplers.one_step(model, {"generator": model.params})
 
     def generator(self, params: Params) -> dict[str, float] | None:
         """Of one-step samples; None where they are not finite."""
@@ -99,9 +99,9 @@ class Measure:
         except simjax.ConfigError:
             return None
 
-    def sampler(self, contestant: report.Contestant) -> dict[str, float]:
+    def sampler(self, contestant: samplers.Sampler) -> dict[str, float]:
         """Of any sampler."""
-        batches = self._drawing.draw(contestant.sampler, contestant.params)
+        batches = self._drawing.draw(contestant.function, contestant.params)
         return self._evaluator.measure(batches, self._classes)[0]
 
 
@@ -144,7 +144,7 @@ def run(folder: Path, size: Size) -> None:
             workdir = storage.absolute(scratch)
             model = teacher.obtain(config, workdir, Monitor(workdir))
         measure = Measure(model)
-        many = report.many_steps(model, model.config.evaluation.teacher_steps[0])
+        many = samplers.many_steps(model, model.config.evaluation.teacher_steps[0])
         study["teachers"][str(seed)] = measure.sampler(many)
         for method, factor, _ in wanted:
             print(f"seed {seed}, {method}, learning rates x {factor}", flush=True)

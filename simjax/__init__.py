@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from simjax.api import Distillation, draw, from_function, load, show
     from simjax.config import Config
     from simjax.errors import ConfigError
+    from simjax.models.model import Model
     from simjax.runs.distill import distill
-    from simjax.teacher import Model
 
 if importlib.util.find_spec("fcntl") is None:  # locks files, and Windows has none
     raise ImportError("simjax runs on Linux and macOS; on Windows, use it in WSL 2.")
@@ -30,8 +30,8 @@ _HOMES = {
     "Config": "config",
     "ConfigError": "errors",
     "Distillation": "api",
-    "Model": "teacher",
-    "distill": "run",
+    "Model": "models.model",
+    "distill": "runs.distill",
     "draw": "api",
     "from_function": "api",
     "load": "api",

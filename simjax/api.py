@@ -14,7 +14,6 @@ import dataclasses
 import math
 import os
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,21 +23,19 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from simjax import config as c
-from simjax import formats, teacher
 from simjax.config import checks
 from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.losses.distances import Distance
-from simjax.models import build, stored
+from simjax.models import build, samplers, stored
+from simjax.models.model import Model, require_fit
+from simjax.models.open import NETWORKS, Wanted, is_export, open_model
 from simjax.runs import check, distill, report, setup
 from simjax.runtime import processes, settings, sharding
 from simjax.runtime.monitor import grid, to_uint8
-from simjax.teacher import Model, require_fit
-from simjax.text import captions
 from simjax.train import health, step
 from simjax.typing import Condition, Denoise, Float, Int, Metrics, Params, Scalar
 
-NETWORKS = (*stored.GENERATORS, "teacher")  # of a run
 LOAD = "simjax.load(SOURCE) makes one, or simjax.from_function"
 FETCH = 20  # steps between looks at the metrics; our choice
 
@@ -77,26 +74,25 @@ def load(
         checks.instance("config", config, c.Config, "simjax.Config(...) makes one")
     if network is not None:
         c.require_known("network", network, NETWORKS)
-    run_of = stored.find_run(source)
-    if run_of is None:
-        model = _without_a_run(source, network, family, config, autoencoder)
-        return teacher.reading(model, teacher.reader_from(model, encoder)) if encoder else model
-    teacher.refuse_family(family, "a run")
-    directory, found = run_of
-    if config is not None or (encoder and found.text.templates):
-        given = "encoder" if config is None else "config"
-        raise ConfigError(f"{source} is a run with its own {given}; leave {given} out.")
-    found = dataclasses.replace(found, autoencoder=autoencoder or found.autoencoder)
-    model = teacher.load(found, directory / "teacher")
-    model = teacher.furnished(model, captions.prepare(model.config, directory))
-    if found.text.templates:
-        model = teacher.reading(model, captions.reader(found.text, directory))
-    elif encoder:
-        model = teacher.reading(model, teacher.reader_from(model, encoder))
-    if network == "teacher":
-        return model
-    generator, _ = stored.generator_of_run(model, directory, network or "generator")
-    return dataclasses.replace(model, params=generator)
+    run = stored.find_run(source)
+    is_own = run is None and not is_export(source)  # published weights have no config of their own
+    if network is not None and run is None:
+        raise ConfigError(f"{source} is no run directory, and has one network; leave network out.")
+    if config is not None and not is_own:
+        what = "an export" if run is None else "a run"
+        raise ConfigError(f"{source} is {what} with its own config; leave config out.")
+    if run is not None and encoder and run[1].text.templates:
+        raise ConfigError(f"{source} is a run with its own encoder; leave encoder out.")
+
+    def adjusted(found: c.Config) -> c.Config:
+        found = config if config is not None else found
+        return dataclasses.replace(found, autoencoder=autoencoder or found.autoencoder)
+
+    pictures = run is not None or bool(autoencoder)
+    wanted = Wanted(captions=True, encoder=encoder, prompts=True, pictures=pictures)
+    given = {"network": network or "generator", "family": family, "adjusted": adjusted}
+    opened = open_model(source, wanted, **given)
+    return dataclasses.replace(opened.model, params=opened.params)
 
 
 @settings.independent
@@ -179,11 +175,11 @@ def draw(
     seed = checks.seed(seed)
     cond = _condition(model, labels, prompts)
     if steps:
-        contestant = report.many_steps(model, steps)
+        sampler = samplers.many_steps(model, steps)
     else:
-        (contestant,) = report.one_step(model, {"generator": model.params})
+        (sampler,) = samplers.one_step(model, {"generator": model.params})
     drawing = report.drawing_of(model, cond, count, seed)
-    return np.concatenate(list(drawing.images(contestant.sampler, contestant.params)))
+    return np.concatenate(list(drawing.images(sampler.function, sampler.params)))
 
 
 def show(
@@ -331,35 +327,6 @@ class Distillation:
 def _at_most_float32(leaf: Any) -> Any:
     is_double = getattr(leaf, "dtype", None) == np.float64
     return np.asarray(leaf, np.float32) if is_double else leaf
-
-
-def _without_a_run(
-    source: str,
-    network: str | None,
-    family: str,
-    config: c.Config | None,
-    autoencoder: str,
-) -> Model:
-    """Of an export or of published weights; without an autoencoder samples may be latents."""
-    if network is not None:
-        raise ConfigError(f"{source} is no run directory, and has one network; leave network out.")
-    folder = Path(source).expanduser()
-    if formats.is_export(folder):
-        if config is not None:
-            raise ConfigError(f"{source} is an export with its own config; leave config out.")
-        teacher.refuse_family(family, "an export")
-        model = teacher.model_of(*formats.read(folder), {"source": source})
-    else:
-        config = config or c.Config()
-        known = dataclasses.replace(config.teacher, family=family or config.teacher.family)
-        config = dataclasses.replace(config, teacher=known)
-        model = teacher.ported(config, source, say=print)
-        prompts = captions.prepare(config, folder) if config.text.cache else None
-        model = dataclasses.replace(model, captions=prompts)
-    if not autoencoder:
-        return model
-    completed = dataclasses.replace(model.config, autoencoder=autoencoder)
-    return teacher.decoded(dataclasses.replace(model, config=completed))
 
 
 def _condition(

@@ -12,6 +12,7 @@ import jax
 from simjax import config as c
 from simjax import programs
 from simjax.errors import ConfigError
+from simjax.models import build
 from simjax.programs import Arguments
 from simjax.runtime import sharding
 from simjax.runtime.cpu import for_cpus
@@ -26,7 +27,7 @@ def of_program(config: c.Config, name: str) -> dict[str, float]:
     every block is written out, and convolutions take the forms of the devices that are here.
     """
     config = dataclasses.replace(config, accumulate=1, steps_per_call=1, scan_blocks=False)
-    denoise, like = programs.network(config)
+    denoise, like = build.blank(config)
     device = counting_device()
     made = programs.PROGRAMS[name](config, denoise, like, sharding.make_mesh(devices=[device]))
     with for_cpus(jax.default_backend() == "cpu"):

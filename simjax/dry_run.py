@@ -13,10 +13,10 @@ import jax
 from jax.stages import Compiled
 
 import simjax
-from simjax import chips, compiled, costs, footprint, programs, teacher
+from simjax import chips, compiled, costs, footprint, programs
 from simjax import config as c
 from simjax.errors import ConfigError
-from simjax.models import build
+from simjax.models import build, port
 from simjax.programs import Program
 from simjax.runs import check
 
@@ -38,9 +38,9 @@ def compile_for(config: c.Config, topology: str, program: str, *, effort: float)
     checked = check.check_values if program == "encode_text" else check.check
     checked(config, len(devices))
     c.require_teacher(config)
-    config = teacher.plan(config)
+    config = port.plan(config)
     mesh = build.mesh(config, devices)
-    denoise, params = programs.network(config)
+    denoise, params = build.blank(config)
     made = programs.PROGRAMS[program](config, denoise, params, mesh)
     what = {
         "topology": topology,

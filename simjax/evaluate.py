@@ -16,18 +16,20 @@ from typing import Any
 from absl import flags, logging
 from etils import epath
 
-from simjax import command_line, data, teacher
+from simjax import command_line, data
 from simjax import config as c
 from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.evaluator import Evaluator, Row
-from simjax.models import stored
+from simjax.models import samplers, stored
+from simjax.models.model import Model
+from simjax.models.open import Wanted, open_model
+from simjax.models.samplers import Sampler
 from simjax.porting import zoo
 from simjax.porting.files import cache
 from simjax.runs import report
 from simjax.runtime import processes, storage
-from simjax.text import captions
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, images.")
 _FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
@@ -48,7 +50,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, checks.LARGEST_SEED)
 _REPEATS = flags.DEFINE_integer("repeats", 1, "Seeds to measure, from --seed on; EDM's are 3.", 1)
 _STEPS = flags.DEFINE_integer("steps", 0, "Of EDM's sampler; 0: one call at --sigma_init.", 0)
 _CHURN = flags.DEFINE_list("churn", None, "S_churn,S_min,S_max,S_noise; EDM: 40,0.05,50,1.003.")
-_SIGMA_INIT = flags.DEFINE_float("sigma_init", 2.5, "Noise level of a one-step generator.")
+_SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of one call; default an export's, or 2.5.")
+_AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")
 _SAVE = flags.DEFINE_string("save", None, "Folder, or .npz, for the first row's images.")
 _OUT = flags.DEFINE_string("out", None, "Default metrics.json, beside a run's report or here.")
 
@@ -73,6 +76,7 @@ USES = {
     "steps": NETWORKS,
     "churn": (SAMPLED,),
     "sigma_init": (ONE_CALL,),
+    "autoencoder": NETWORKS,
     "save": (RUN, *NETWORKS),
     "out": EVERY,
 }
@@ -91,19 +95,19 @@ def main() -> None:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
     processes.reuse_compiled(cache.directory() / "compiled")
-    found = stored.find_run(_SOURCE.value)
-    kind = RUN if found else _kind(_SOURCE.value)
+    run, _ = stored.find_run(_SOURCE.value) or (None, None)
+    kind = RUN if run else _kind(_SOURCE.value)
     command_line.require_used(kind, USES, OF_A_RUN if kind == RUN else "")
     checks.seed(_SEED.value + _REPEATS.value - 1, "the last seed of --repeats")
-    out, save = _destinations("metrics.json" if found is None else f"{found[0]}/metrics.json")
-    if found:
-        result = _of_run(*found, save)
+    out, save = _destinations("metrics.json" if run is None else f"{run}/metrics.json")
+    if kind == RUN:
+        result = _of_run(save)
     elif kind == DATA:
         result = _of_images(data.open(_SOURCE.value, split=_SPLIT.value))
     elif kind == IMAGES:
         result = _of_images(_in_files(_SOURCE.value))
     else:
-        result = _of_network(_SOURCE.value, save)
+        result = _of_network(save)
     result = {"source": _SOURCE.value} | result
     storage.write_json(out, result)
     report.show(result)
@@ -150,28 +154,35 @@ def _destinations(default: str) -> tuple[epath.Path, epath.Path | None]:
     return out, storage.new_file_or_folder(_SAVE.value, "--save", [".npz"])
 
 
-def _of_run(directory: epath.Path, config: c.Config, save: epath.Path | None) -> dict[str, Any]:
+def _of_run(save: epath.Path | None) -> dict[str, Any]:
     """The report of a run, finished or not, of its newest checkpoint or its best generator."""
-    model = teacher.load(_with_flags(config), directory / "teacher")
-    model = teacher.furnished(model, captions.prepare(model.config, directory))
-    generator, found = stored.generator_of_run(model, directory, _NETWORK.value)
+    wanted = Wanted(captions=True, pictures=True)
+    opened = open_model(_SOURCE.value, wanted, network=_NETWORK.value, adjusted=_with_flags)
     name = "best generator" if _NETWORK.value == "best" else "generator"
-    result = _repeated(model, report.contestants(model, generator, name), save)
-    return result | {"weights": "EMA"} | found
+    compared = report.samplers_of(opened.model, opened.params, name)
+    return _repeated(opened.model, compared, save) | {"weights": "EMA"} | opened.found
 
 
-def _of_network(source: str, save: epath.Path | None) -> dict[str, Any]:
-    """A published network: a teacher with --steps, or else a one-step generator."""
-    config = _with_flags(c.Config())
-    config.generator.sigma_init, config.teacher.family = _SIGMA_INIT.value, _FAMILY.value
+def _of_network(save: epath.Path | None) -> dict[str, Any]:
+    """An export or published weights: a teacher with --steps, or else a one-step generator."""
+    source, wanted = _SOURCE.value, Wanted(pictures=True)
+    model = open_model(source, wanted, family=_FAMILY.value, adjusted=_of_network_flags).model
+    if _STEPS.value:
+        compared = [samplers.many_steps(model, _STEPS.value)]
+    else:
+        compared = samplers.one_step(model, {f"{source}, one call": model.params})
+    return _repeated(model, compared, save) | {"network": model.provenance}
+
+
+def _of_network_flags(config: c.Config) -> c.Config:
+    """The config with the flags of networks that are no run's."""
+    config = _with_flags(config)
+    if _SIGMA_INIT.value is not None:
+        config.generator.sigma_init = _SIGMA_INIT.value
     if _CHURN.value:
         config.teacher.sampler = _churning(_CHURN.value)
-    model = teacher.ported(config, source, say=print)
-    if _STEPS.value:
-        contestants = [report.many_steps(model, _STEPS.value)]
-    else:
-        contestants = report.one_step(model, {f"{source}, one call": model.params})
-    return _repeated(model, contestants, save) | {"network": model.provenance}
+    config.autoencoder = _AUTOENCODER.value or ""
+    return config
 
 
 def _churning(numbers: list[str]) -> c.Sampler:
@@ -196,30 +207,28 @@ def _of_images(dataset: data.Dataset) -> dict[str, Any]:
     return report.result(rows, evaluator, _SEED.value)
 
 
-def _repeated(
-    model: teacher.Model, contestants: list[report.Contestant], save: epath.Path | None
-) -> dict[str, Any]:
+def _repeated(model: Model, compared: list[Sampler], save: epath.Path | None) -> dict[str, Any]:
     """One result, or the first with every seed's rows and, by metric, the smallest and the mean."""
     evaluator = report.evaluator(model.config)
     seeds = range(_SEED.value, _SEED.value + _REPEATS.value)
     if save:
-        _save(model, contestants[0], evaluator, save)
-    results = [report.make(model, contestants, evaluator, seed=seed) for seed in seeds]
+        _save(model, compared[0], evaluator, save)
+    results = [report.make(model, compared, evaluator, seed=seed) for seed in seeds]
     if len(results) == 1:
         return results[0]
     return report.summary(results)
 
 
 def _save(
-    model: teacher.Model,
-    contestant: report.Contestant,
+    model: Model,
+    sampler: Sampler,
     evaluator: Evaluator | None,
     where: epath.Path,
 ) -> None:
     """Writes the images that the first row of the first seed measures."""
     classes = report.asked(model, evaluator, model.config.evaluation.samples)
     drawn = report.drawing(model, classes, _SEED.value)
-    batches = drawn.draw(contestant.sampler, contestant.params)
+    batches = drawn.draw(sampler.function, sampler.params)
     images.write(where, batches, classes)
 
 

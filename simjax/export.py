@@ -12,21 +12,21 @@ rounds the same way every time. Files of the same names are replaced.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 from absl import flags, logging
 from etils import epath
 
-from simjax import command_line, formats, model_card, teacher
+from simjax import command_line, formats, model_card
 from simjax import config as c
 from simjax.errors import ConfigError
-from simjax.models import stored
+from simjax.models import exported, stored
+from simjax.models.model import Model
+from simjax.models.open import Opened, Wanted, open_model
 from simjax.networks.denoiser import with_constants
 from simjax.porting.files import cache
-from simjax.runtime import checkpoint, processes, sharding, storage
-from simjax.teacher import Model
-from simjax.typing import Params
+from simjax.runtime import processes, sharding, storage
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the files.")
@@ -54,16 +54,6 @@ UNTOLD = ("description", "checksum", "seconds")  # of a network's provenance: fo
 command_line.require_positive("sigma_init")
 
 
-class Origin(NamedTuple):
-    """What is exported; its weights, for a person; its role, a sentence; and what a card tells."""
-
-    model: Model
-    params: Params
-    weights: str
-    role: str
-    told: model_card.Told
-
-
 def main() -> None:
     """Parses flags and exports; a user's mistake is one message and exit status 1."""
     command_line.start(_run, parse=command_line.parse_source)
@@ -76,16 +66,23 @@ def _run(argv: list[str]) -> None:
     found = stored.find_run(_SOURCE.value)
     command_line.require_used(RUN if found else WEIGHTS, USES)
     wanted, out = _formats(_FORMAT.value), _destination(_OUT.value)
-    origin = _of_run(*found) if found else _of_network(_SOURCE.value)
-    config = origin.model.config
+    opened = open_model(
+        _SOURCE.value,
+        Wanted(),
+        network=_NETWORK.value,
+        family=_FAMILY.value,
+        adjusted=_with_flags,
+    )
+    model, params, config = opened.model, opened.params, opened.model.config
     for name in wanted:
         formats.FORMATS[name].require(config)
-    sample = formats.sampler(config, origin.model.denoise, origin.params)
-    weights = with_constants(sharding.to_host(origin.params), origin.model.constants)
+    sample = formats.sampler(config, model.denoise, params)
+    weights = with_constants(sharding.to_host(params), model.constants)
     generator = formats.Generator(config, weights, sample(*formats.inputs(config)))
-    print(f"weights: {origin.weights}")
+    print(f"weights: {opened.weights()}")
     checks = {name: _exported(name, generator, out) for name in wanted}
-    card = model_card.Card(out.resolve().name, origin.role, config, checks, origin.told)
+    role, told = _of_run(opened) if opened.run else _of_network(opened)
+    card = model_card.Card(out.resolve().name, role, config, checks, told)
     formats.write(out / model_card.NAME, model_card.text(card).encode())
     print(f"model card: {model_card.NAME}")
     print(f"written to {_OUT.value}")
@@ -142,47 +139,42 @@ def _destination(given: str | None) -> Path:
     return out
 
 
-def _of_run(directory: epath.Path, config: c.Config) -> Origin:
-    """A generator of a run, the newest or the best, or the run's teacher."""
-    model = teacher.load(_with_flags(config), directory / "teacher")
-    known = {k: v for k, v in model.provenance.items() if k not in UNTOLD}
-    report = directory / "report.json"
+def _of_run(opened: Opened) -> tuple[str, model_card.Told]:
+    """What a card tells of a run's teacher or generator: its role, a sentence; and facts."""
+    model, source, config = opened.model, opened.source, c.to_dict(opened.model.config)
+    known = _known(model)
+    report = opened.run / "report.json"
     measured = json.loads(report.read_text()) if report.exists() else None
-    source, method = _SOURCE.value, config.loss.name
-    if _NETWORK.value == "teacher":
-        weights = f"teacher of {source}, {known['source']}, sha256 {known['sha256']}"
+    if opened.found is None:
         role = (
             f"A diffusion model, the teacher of `{source}`; called once, it gives blurred samples."
         )
-        told = model_card.Told(c.to_dict(model.config), known, measured)
-        return Origin(model, model.params, weights, role, told)
-    params, found = stored.generator_of_run(model, directory, _NETWORK.value)
-    told, digest = stored.describe_generator(found), checkpoint.params_sha256(params)
-    weights = f"generator of {source}, {told}, sha256 {digest}"
-    measured = None if "metric" in found else measured  # the report is of the newest
+        return role, model_card.Told(config, known, measured)
+    measured = None if "metric" in opened.found else measured  # the report is of the newest
+    method = model.config.loss.name
     role = f"A one-step generator that simjax distilled from a diffusion model, by `{method}`."
-    own = {"run": source, "weights": f"the generator's {told}", "sha256": digest}
+    weights = f"the generator's {stored.describe_generator(opened.found)}"
+    own = {"run": source, "weights": weights, "sha256": opened.sha256()}
     of_teacher = {f"the teacher's {name}": value for name, value in known.items()}
-    told = model_card.Told(c.to_dict(model.config), own | of_teacher, measured)
-    return Origin(model, params, weights, role, told)
+    return role, model_card.Told(config, own | of_teacher, measured)
 
 
-def _of_network(source: str) -> Origin:
-    """Published weights."""
-    model = teacher.ported(_with_flags(c.Config()), source, say=print)
-    known = {k: v for k, v in model.provenance.items() if k not in UNTOLD}
-    weights = f"{source}, sha256 {known['file_sha256']}"
+def _of_network(opened: Opened) -> tuple[str, model_card.Told]:
+    """What a card tells of an export or of published weights."""
     role = (
-        f"The published network `{source}`, called once: made for that if it is a one-step "
+        f"The published network `{opened.source}`, called once: made for that if it is a one-step "
         "generator; if it is a diffusion model, samples are blurred."
     )
-    told = model_card.Told(formats.settings(model.config), known, None)
-    return Origin(model, model.params, weights, role, told)
+    config = exported.settings(opened.model.config)
+    return role, model_card.Told(config, _known(opened.model), None)
+
+
+def _known(model: Model) -> dict[str, Any]:
+    return {name: value for name, value in model.provenance.items() if name not in UNTOLD}
 
 
 def _with_flags(config: c.Config) -> c.Config:
-    """The config with the noise level and the family that were asked for."""
-    config.teacher.family = _FAMILY.value or config.teacher.family
+    """The config with the noise level that was asked for."""
     if _SIGMA_INIT.value is not None:
         config.generator.sigma_init = _SIGMA_INIT.value
     return config

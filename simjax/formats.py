@@ -1,7 +1,7 @@
 """The formats that generators are exported in: written, read back, and compared with the original.
 
 safetensors is simjax's own, edm and diffusers are state dictionaries for PyTorch, stablehlo is a
-program. `read` opens the first. Called from simjax/export.py and simjax/api.py.
+program. models/exported.py opens the first.
 """
 
 import json
@@ -16,20 +16,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 from safetensors.numpy import save_file
 
-import simjax
 from simjax import config as c
 from simjax import stablehlo
 from simjax.data import conditions
 from simjax.errors import ConfigError
 from simjax.models import build, port, samplers
+from simjax.models.exported import SETTINGS, WEIGHTS, described, read, settings
 from simjax.porting import rules
 from simjax.porting.files import read_safetensors
 from simjax.porting.maps import dit, edm, pixart
-from simjax.runs import check
 from simjax.runtime import storage
 from simjax.typing import Caption, Condition, Denoise, Images, Params
 
-WEIGHTS, SETTINGS = stablehlo.WEIGHTS, "config.json"
 EDM_WEIGHTS, EDM_SETTINGS = "edm_state_dict.safetensors", "edm.json"
 TRANSFORMER = "transformer"  # its folder in a pipeline of diffusers
 TRANSFORMER_WEIGHTS = f"{TRANSFORMER}/diffusion_pytorch_model.safetensors"
@@ -79,11 +77,6 @@ DIFFUSERS = {
 }
 
 
-def is_export(folder: Path) -> bool:
-    """Whether the format safetensors lies there."""
-    return (folder / WEIGHTS).exists() and (folder / SETTINGS).exists()
-
-
 def sampler(
     config: c.Config, denoise: Denoise, params: Params
 ) -> Callable[[Images, Condition], Images]:
@@ -104,46 +97,6 @@ def inputs(config: c.Config) -> tuple[Images, Condition]:
     lengths = jnp.arange(1, SAMPLES + 1)[:, None] * length // SAMPLES
     embedding = caption.embedding.astype(jnp.float32)
     return z, Caption(embedding, jnp.arange(length) < lengths, caption.dropped)
-
-
-def settings(config: c.Config) -> dict[str, Any]:
-    """What `read` needs beside the weights, in plain JSON."""
-    return {
-        "library_name": "simjax",
-        "simjax": simjax.__version__,
-        "network": c.describe(config.network),
-        "precondition": config.teacher.precondition,
-        "sigma_data": config.teacher.sigma_data,
-        "sigma_init": config.generator.sigma_init,
-        "compute_dtype": config.compute_dtype,
-    }
-
-
-def read(folder: Path) -> tuple[c.Config, Params]:
-    """Config and weights of an export in the format safetensors.
-
-    Raises:
-      ConfigError: they are lacking or damaged, or do not fit together.
-    """
-    file = folder / SETTINGS
-    try:
-        found = json.loads(file.read_text())
-        config = c.Config(compute_dtype=found["compute_dtype"])
-        config.generator.sigma_init = float(found["sigma_init"])
-        network = c.network_from(found["network"])
-        config = c.complete(config, network, found["precondition"], found["sigma_data"])
-        check.check_values(config, devices=1)
-        like = build.weights_like(config)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"{file} cannot be read ({' '.join(str(error).split())}); expected that of "
-            "python -m simjax.export --format=safetensors."
-        ) from error
-    tensors = read_safetensors.read(folder / WEIGHTS)
-    try:
-        return config, rules.apply([rules.Rule("(.+)", r"\1")], tensors, like)
-    except ConfigError as error:
-        raise ConfigError(f"{folder / WEIGHTS}: {error}") from error
 
 
 def _any(config: c.Config) -> None:
@@ -261,11 +214,6 @@ def write(file: Path, content: bytes) -> None:
 def to_json(value: Any) -> bytes:
     """For people to read too."""
     return f"{json.dumps(value, indent=2)}\n".encode()
-
-
-def described(config: c.Config) -> edm.Description:
-    """D as porting describes it."""
-    return edm.Description(config.network, config.teacher.precondition, config.teacher.sigma_data)
 
 
 def _require_same_network(expected: c.Network, found: c.Network, file: Path) -> None:

@@ -16,7 +16,7 @@ from simjax import config as c
 from simjax import formats, stablehlo
 from simjax.diffusion import precondition
 from simjax.evaluation.evaluator import Row, table
-from simjax.models import build
+from simjax.models import build, exported
 from simjax.networks.pixart import PIXELS
 from simjax.porting.maps import edm
 
@@ -119,7 +119,7 @@ def _own(config: c.Config) -> str:
         asked = ', prompts=["a prompt"]'
     elif network.label_dim:
         asked = ", labels=[0]"
-    return f"""`{formats.WEIGHTS}` and `{formats.SETTINGS}`, for simjax:
+    return f"""`{exported.WEIGHTS}` and `{exported.SETTINGS}`, for simjax:
 
 ```python
 import simjax
@@ -139,7 +139,7 @@ def _program(config: c.Config) -> str:
     elif network.label_dim:
         given = f"z, jnp.arange({BATCH}, dtype=jnp.int32) % {network.label_dim}"
         told = "Class -1 is none. "
-    return f"""`{stablehlo.PROGRAM}`, `{stablehlo.LOADER_NAME}` and `{formats.WEIGHTS}`, for JAX
+    return f"""`{stablehlo.PROGRAM}`, `{stablehlo.LOADER_NAME}` and `{exported.WEIGHTS}`, for JAX
 without simjax (`pip install jax flatbuffers`), with any batch size, on CPUs, GPUs and TPUs:
 
 ```python
@@ -154,7 +154,7 @@ least (jax.export's promise)."""
 
 
 def _edm(config: c.Config) -> str:
-    name, _ = edm.constructor(formats.described(config))
+    name, _ = edm.constructor(exported.described(config))
     label_dim, sigma = config.network.label_dim, config.generator.sigma_init
     height, width, channels = build.image_shape(config)
     labels = f"torch.eye({label_dim})[torch.arange({BATCH}) % {label_dim}]" if label_dim else "None"

@@ -1,7 +1,6 @@
 """The programs that a run executes, one at a time, with arguments as shapes or as values.
 
-An update alone is compiled as the whole step is. Called from simjax/dry_run.py, which has no
-devices, and simjax/timing.py.
+An update alone is compiled as the whole step is. Called from footprint.py and timing.py.
 """
 
 import dataclasses
@@ -56,12 +55,6 @@ class Program:
     forward: Callable[[jax.Device, int], tuple[Callable, Arguments]]
     values: Callable[[Params], Arguments]
     after: Callable[[Any, Arguments], Arguments]
-
-
-def network(config: c.Config) -> tuple[Denoise, Params]:
-    """The denoiser, and its parameters as zeros that nothing writes: they take no memory."""
-    like = build.weights_like(config)
-    return build.denoiser(config, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like))
 
 
 def random_params(like: Params) -> Params:

@@ -12,6 +12,7 @@ sample i is of the i-th, counted round and round. Sample i of a seed is the same
 by simjax.evaluate --save.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,23 +20,22 @@ import numpy as np
 from absl import flags, logging
 from etils import epath
 
-from simjax import command_line, teacher
+from simjax import command_line
 from simjax import config as c
 from simjax.config import checks
 from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.drawing import Drawing
-from simjax.models import build, stored
-from simjax.porting import zoo
+from simjax.models import build, samplers, stored
+from simjax.models.model import Model
+from simjax.models.open import Opened, Wanted, open_model
 from simjax.porting.files import cache
 from simjax.runs import report
-from simjax.runtime import checkpoint, processes, storage
+from simjax.runtime import processes, storage
 from simjax.runtime.monitor import grid
-from simjax.teacher import Model
-from simjax.text import captions
 from simjax.text import prompts as files_of_prompts
-from simjax.typing import Int, Params
+from simjax.typing import Int
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
 _FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
@@ -84,16 +84,7 @@ USES = {
 command_line.require_positive("sigma_init")
 
 
-class Origin(NamedTuple):
-    """What is drawn from, and what a person reads of its sampler and its weights."""
-
-    model: Model
-    contestant: report.Contestant
-    sampler: str
-    weights: str
-
-
-class Wanted(NamedTuple):
+class Asked(NamedTuple):
     """What is to be drawn.
 
     Attributes:
@@ -117,32 +108,45 @@ def main() -> None:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
     processes.reuse_compiled(cache.directory() / "compiled")
-    directory, config = stored.find_run(_SOURCE.value) or (None, None)
-    command_line.require_used(_kind(config), USES)
+    is_run = stored.find_run(_SOURCE.value) is not None
+    command_line.require_used(_kind(is_run), USES)
     out, prompts = _destination(_OUT.value), _given_prompts()
-    if config is None:
-        origin = _of_network(_SOURCE.value, prompts)
-    else:
-        origin = _of_run(directory, _with_flags(config), prompts)
-    wanted = _of_prompts(origin.model, prompts, directory) if prompts else _of_classes(origin.model)
-    contestant, drawing, count = origin.contestant, wanted.drawing, wanted.count
-    batches = drawing.draw(contestant.sampler, contestant.params)
+    wanted = Wanted(
+        captions=is_run and not prompts,
+        encoder=_ENCODER.value or "",
+        tokenizer=_TOKENIZER.value or "",
+        prompts=bool(prompts),
+        pictures=True,
+    )
+    opened = open_model(
+        _SOURCE.value,
+        wanted,
+        network=_NETWORK.value,
+        family=_FAMILY.value,
+        adjusted=_with_flags,
+        check=functools.partial(_require_flags, prompts=prompts),
+    )
+    model, weights = opened.model, opened.weights()
+    sampler, sampled = _sampler(opened)
+    asked = _of_prompts(model, prompts) if prompts else _of_classes(model)
+    drawing, count = asked.drawing, asked.count
+    batches = drawing.draw(sampler.function, sampler.params)
     if out.suffix == ".png":
-        columns = _COLUMNS.value or _columns(count, wanted.turns)
+        columns = _COLUMNS.value or _columns(count, asked.turns)
         images.write_image(out, grid(np.concatenate(list(batches)), columns))
     else:
-        images.write(out, batches, wanted.labels)
-    height, width, _ = build.pixel_shape(origin.model.config)
-    print(f"weights: {origin.weights}")
-    print(f"sampler: {origin.sampler}; evaluations an image: {contestant.evaluations}")
-    print(f"conditions: {wanted.conditions}; seed {_SEED.value}")
+        images.write(out, batches, asked.labels)
+    height, width, _ = build.pixel_shape(model.config)
+    print(f"weights: {weights}")
+    print(f"sampler: {sampled}; evaluations an image: {sampler.evaluations}")
+    print(f"conditions: {asked.conditions}; seed {_SEED.value}")
     print(f"images: {count} of {width} x {height}; {drawing.seconds / count:.3g} s each")
     print(f"written to {out}")
 
 
-def _kind(config: c.Config | None) -> str:
-    """What is drawn from: a key of USES' kinds; the config is a run's."""
-    if config is None:
+def _kind(is_run: bool) -> str:
+    """What is drawn from: a key of USES' kinds."""
+    if not is_run:
         return SAMPLED if _STEPS.value else ONE_CALL
     if _NETWORK.value != "teacher":
         return GENERATOR
@@ -175,7 +179,6 @@ def _with_flags(config: c.Config) -> c.Config:
         (config.evaluation, "batch", _BATCH.value),
         (config.generator, "sigma_init", _SIGMA_INIT.value),
         (config.teacher, "guidance", _GUIDANCE.value),
-        (config.teacher, "family", _FAMILY.value or None),
         (config, "autoencoder", _AUTOENCODER.value),
     )
     for part, field, value in given:
@@ -184,45 +187,16 @@ def _with_flags(config: c.Config) -> c.Config:
     return config
 
 
-def _of_run(directory: epath.Path, config: c.Config, prompts: Sequence[str]) -> Origin:
-    """A generator of a run, the newest or the best, or the run's teacher."""
-    model = teacher.load(config, directory / "teacher")
-    _require_flags(model.config, model.config.network, prompts)
-    if prompts:
-        model = teacher.decoded(model)
-    else:
-        model = teacher.furnished(model, captions.prepare(model.config, directory))
-    if _NETWORK.value == "teacher":
-        known, steps = model.provenance, _STEPS.value
-        steps = config.evaluation.teacher_steps[0] if steps is None else steps
-        weights = f"teacher of {_SOURCE.value}, {known['source']}, sha256 {known['sha256']}"
-        return Origin(model, *_sampled(model, model.params, steps), weights)
-    generator, found = stored.generator_of_run(model, directory, _NETWORK.value)
-    told, digest = stored.describe_generator(found), checkpoint.params_sha256(generator)
-    weights = f"generator of {_SOURCE.value}, {told}, sha256 {digest}"
-    return Origin(model, *_sampled(model, generator, 0), weights)
-
-
-def _of_network(source: str, prompts: Sequence[str]) -> Origin:
-    """Published weights: a teacher with --steps, or else a one-step generator."""
-    steps, config = _STEPS.value or 0, _with_flags(c.Config())
-    known = zoo.ZOO.get(source)
-    if known is not None and known.network is not None:
-        _require_flags(config, known.network, prompts)  # before they are fetched
-    model = teacher.ported(config, source, say=print)
-    _require_flags(model.config, model.config.network, prompts)
-    model = teacher.decoded(model)
-    weights = f"{source}, sha256 {model.provenance['file_sha256']}"
-    return Origin(model, *_sampled(model, model.params, steps), weights)
-
-
-def _sampled(model: Model, params: Params, steps: int) -> tuple[report.Contestant, str]:
-    """The sampler and its name: the teacher's own with `steps`, or else one call of `params`."""
+def _sampler(opened: Opened) -> tuple[samplers.Sampler, str]:
+    """The sampler and its name: the teacher's own with steps, or else one call."""
+    model, steps = opened.model, _STEPS.value
+    if steps is None and opened.run is not None and opened.found is None:  # as in its report
+        steps = model.config.evaluation.teacher_steps[0]
     if not steps:
-        (contestant,) = report.one_step(model, {"generator": params})
-        return contestant, f"one call at sigma {model.config.generator.sigma_init}"
-    contestant, guidance = report.many_steps(model, steps), model.config.teacher.guidance
-    return contestant, f"{contestant.name}, {steps} steps, guidance {guidance}"
+        (sampler,) = samplers.one_step(model, {"generator": opened.params})
+        return sampler, f"one call at sigma {model.config.generator.sigma_init}"
+    sampler, guidance = samplers.many_steps(model, steps), model.config.teacher.guidance
+    return sampler, f"{sampler.name}, {steps} steps, guidance {guidance}"
 
 
 def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str]) -> None:
@@ -255,21 +229,17 @@ def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str])
             raise ConfigError(f"{type(network).__name__} {what} {', '.join(named)}.")
 
 
-def _of_prompts(model: Model, prompts: Sequence[str], directory: epath.Path | None) -> Wanted:
+def _of_prompts(model: Model, prompts: Sequence[str]) -> Asked:
     """--count samples of each prompt, encoded now."""
-    if model.config.text.templates:
-        reader = captions.reader(model.config.text, directory)
-    else:
-        reader = teacher.reader_from(model, _ENCODER.value, _TOKENIZER.value or "")
-    cond = teacher.reading(model, reader).read(prompts)
+    reader, cond = model.read, model.read(prompts)
     count = (_COUNT.value or COUNT_OF_A_PROMPT) * len(prompts)
     drawing = report.drawing_of(model, cond, count, _SEED.value)
     cut = f"{reader.cut(prompts)} of them cut to {reader.length} tokens"
     told = f"{len(prompts)} prompts in turn, {cut}"
-    return Wanted(drawing, count, None, len(prompts), told)
+    return Asked(drawing, count, None, len(prompts), told)
 
 
-def _of_classes(model: Model) -> Wanted:
+def _of_classes(model: Model) -> Asked:
     """Samples of --classes; or of the run's prompts, or of nothing."""
     classes, count = np.arange(max(model.classes, 1)), _COUNT.value or COUNT
     if _CLASSES.value is not None:
@@ -284,9 +254,9 @@ def _of_classes(model: Model) -> Wanted:
     drawing = report.drawing(model, labels, _SEED.value)
     if model.classes:
         told = f"{len(classes)} classes in turn"
-        return Wanted(drawing, count, labels, len(classes), told)
+        return Asked(drawing, count, labels, len(classes), told)
     told = "none" if model.captions is None else "the prompts of the run in turn"
-    return Wanted(drawing, count, None, 1, told)
+    return Asked(drawing, count, None, 1, told)
 
 
 def _columns(count: int, turns: int) -> int:

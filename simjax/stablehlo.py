@@ -16,10 +16,11 @@ from jax import export
 
 from simjax import config as c
 from simjax.models import build
+from simjax.models.exported import WEIGHTS
 from simjax.typing import Array, Caption, Condition, Images, Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PROGRAM, WEIGHTS, LOADER_NAME = "generator.stablehlo", "model.safetensors", "load_generator.py"
+PROGRAM, LOADER_NAME = "generator.stablehlo", "load_generator.py"
 LOADER = f'''\
 """generate(z, *condition): see README.md. Needs jax, and flatbuffers, by which jax.export reads."""
 import functools

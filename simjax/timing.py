@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 
 import simjax
-from simjax import chips, compiled, costs, footprint, programs, sweep, teacher
+from simjax import chips, compiled, costs, footprint, programs, sweep
 from simjax import config as c
-from simjax.models import build
+from simjax.models import build, port
 from simjax.programs import Arguments, Program
 from simjax.runs import check
 from simjax.runtime import processes, sharding
@@ -43,7 +43,7 @@ def prepare(config: c.Config, swept: dict[str, list]) -> list[c.Config]:
     """
     costs.counting_device()
     c.require_teacher(config)
-    configs = sweep.combinations(teacher.plan(config), swept)
+    configs = sweep.combinations(port.plan(config), swept)
     for one in configs:
         check.check_values(one, jax.device_count())
     return configs
@@ -78,7 +78,7 @@ def measure_all(
       repeats: calls that are timed.
       profile: folder for traces of calls, a subfolder a row.
     """
-    _, like = programs.network(configs[0])
+    _, like = build.blank(configs[0])
     params = programs.random_params(like)
     seen = []
     for config in configs:
@@ -172,7 +172,7 @@ def _measured_peak(mesh: Mesh, dtype: str) -> float:
 def _program(config: c.Config, name: str) -> tuple[dict[str, Any], Program]:
     """A program, and all that tells it from the others of a sweep."""
     mesh = build.mesh(config)
-    made = programs.PROGRAMS[name](config, *programs.network(config), mesh)
+    made = programs.PROGRAMS[name](config, *build.blank(config), mesh)
     what = {
         "program": name,
         "batch": made.batch,

@@ -15,9 +15,9 @@ import pytest
 from absl import flags
 from jax.sharding import Mesh
 
-from simjax import aot, chips, compiled, config, dry_run, footprint, programs, teacher
+from simjax import aot, chips, compiled, config, dry_run, footprint, programs
 from simjax.errors import ConfigError
-from simjax.models import build
+from simjax.models import build, port
 from simjax.runtime import sharding, storage
 from tests.helpers.command import refused as refused_command
 from tests.helpers.configs import DIRECTORY, load, small
@@ -118,7 +118,7 @@ def test_what_the_environment_has_stays(monkeypatch):
 def plan() -> config.Config:
     options = small()
     options.batch, options.accumulate, options.evaluation.batch = 16, 2, 3
-    return teacher.plan(options)
+    return port.plan(options)
 
 
 def one_device() -> Mesh:
@@ -126,7 +126,7 @@ def one_device() -> Mesh:
 
 
 def on_cpu(options: config.Config, program: str) -> programs.Program:
-    return programs.PROGRAMS[program](options, *programs.network(options), one_device())
+    return programs.PROGRAMS[program](options, *build.blank(options), one_device())
 
 
 def test_the_flag_offers_every_program():
@@ -195,7 +195,7 @@ def test_costs_count_every_turn_of_the_loop():
 
 
 def test_a_forward_is_per_image(plan):
-    made = programs.PROGRAMS["sample"](plan, *programs.network(plan), one_device())
+    made = programs.PROGRAMS["sample"](plan, *build.blank(plan), one_device())
     flops = [dry_run._forward(made, jax.devices()[0], rows, effort=0.0)[0] for rows in (2, 4)]
     assert flops[0] == pytest.approx(flops[1], rel=0.02)
 
@@ -203,8 +203,8 @@ def test_a_forward_is_per_image(plan):
 def test_fixed_constants_of_a_network_need_no_file():
     options = small()
     options.network.embedding = "fourier"
-    options = teacher.plan(options)
-    network = programs.network(options)
+    options = port.plan(options)
+    network = build.blank(options)
     function, arguments = programs.forward(options, *network, jax.devices()[0], rows=1)
     out = jax.eval_shape(function, *arguments)
     assert out.shape == (1, *build.image_shape(options))

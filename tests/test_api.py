@@ -17,6 +17,7 @@ from PIL import Image
 import simjax
 from simjax import config, programs
 from simjax.losses import distances, sim
+from simjax.models import build
 from simjax.runtime import checkpoint, sharding
 from tests.helpers.command import TINY, run
 
@@ -290,7 +291,7 @@ def test_without_prompts_a_text_to_image_model_says_so():
         resolution=4, image_channels=1, width=24, depth=1, heads=2, caption_channels=8
     )
     settings = config.complete(simjax.Config(batch=2), network, "ddpm_linear", 1.0)
-    denoise, like = programs.network(settings)
+    denoise, like = build.blank(settings)
     mesh, params = sharding.make_mesh(), programs.random_params(like)
     model = simjax.Model(settings, mesh, denoise, params, {}, {})
     with pytest.raises(simjax.ConfigError, match="this model draws prompts"):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from simjax import chips, config, costs, footprint, programs, sweep, teacher, timing
+from simjax import chips, config, costs, footprint, programs, sweep, timing
 from simjax.errors import ConfigError
+from simjax.models import build, port
 from simjax.runtime import sharding
 from tests.helpers.command import refused
 from tests.helpers.configs import DIRECTORY, load, small
@@ -29,12 +30,12 @@ def plan() -> config.Config:
     options = small()
     options.batch, options.evaluation.batch, options.evaluation.teacher_steps = 4, 3, (2,)
     options.steps_per_call = 1
-    return teacher.plan(options)
+    return port.plan(options)
 
 
 def made(options: config.Config, program: str) -> programs.Program:
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    return programs.PROGRAMS[program](options, *programs.network(options), mesh)
+    return programs.PROGRAMS[program](options, *build.blank(options), mesh)
 
 
 def row(**changes) -> dict:
@@ -66,7 +67,7 @@ def kinds(tree):
 @pytest.mark.whole_runs
 def test_an_update_goes_on_from_the_state_that_the_last_one_returned(plan):
     this = made(plan, "fake_score")
-    arguments = this.values(programs.random_params(programs.network(plan)[1]))
+    arguments = this.values(programs.random_params(build.blank(plan)[1]))
     assert kinds(arguments) == kinds(this.arguments)
     binary = this.function.lower(*this.arguments).compile()
     for _ in range(3):
@@ -77,7 +78,7 @@ def test_an_update_goes_on_from_the_state_that_the_last_one_returned(plan):
 @pytest.mark.parametrize("program", footprint.SAMPLING)
 def test_samples_are_drawn_again_from_the_same_noise(program, plan):
     this = made(plan, program)
-    arguments = this.values(programs.random_params(programs.network(plan)[1]))
+    arguments = this.values(programs.random_params(build.blank(plan)[1]))
     assert kinds(arguments) == kinds(this.arguments)
     _, z, labels, _ = arguments
     assert len(np.unique(z)) == z.size

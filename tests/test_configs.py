@@ -8,10 +8,10 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
-from simjax import config, programs, teacher
+from simjax import config
 from simjax.errors import ConfigError
 from simjax.losses.distances import DISTANCES
-from simjax.models import build
+from simjax.models import build, port
 from simjax.networks.denoiser import as_denoise
 from simjax.runs import check, setup
 from simjax.runtime import sharding
@@ -33,10 +33,10 @@ def parameters(options: config.Config) -> int:
     return build.count(as_denoise(module)[1])
 
 
-def abstract_steps(options: config.Config, network=programs.network):
+def abstract_steps(options: config.Config, network=build.blank):
     """Shapes of parameters, state and metrics around one distillation call; nothing is computed."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    options = teacher.plan(options)
+    options = port.plan(options)
     denoise, like = network(options)
     training = setup.distillation(options, denoise, mesh)
 
@@ -70,7 +70,7 @@ def stand_in(options: config.Config):
 
 @pytest.mark.parametrize(
     ("name", "method", "network"),
-    [(name, None, programs.network) for name in EXPERIMENTS]
+    [(name, None, build.blank) for name in EXPERIMENTS]
     # It differs in loss and noise levels alone, see below: no network is traced again.
     + [(name, "sid", stand_in) for name in WITH_SID],
 )
@@ -79,7 +79,7 @@ def test_accumulates_in_calls_of_two_steps_on_two_devices(name, method, network,
     options.accumulate = options.steps_per_call = 2
     options.steps -= options.steps % 2
     check.check(options, devices=2)
-    options = teacher.plan(options)
+    options = port.plan(options)
     options.network = shrunk(options.network)
     denoise, like = network(options)
     training = setup.distillation(options, denoise, two_devices)
@@ -118,7 +118,7 @@ def test_builds_abstractly_and_keeps_the_shapes_of_its_state(name):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_has_the_official_networks_size(name):
-    assert parameters(teacher.plan(load(name))) == PARAMETERS[name]
+    assert parameters(port.plan(load(name))) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", WITH_SID)
@@ -147,21 +147,21 @@ def test_no_two_fields_of_a_config_are_one_object(name):
 def test_another_teacher_by_name_alone(source, expected):
     options = load("cifar10")
     options.teacher.source = source
-    assert parameters(teacher.plan(options)) == expected
+    assert parameters(port.plan(options)) == expected
 
 
 def test_the_runs_dropout_replaces_the_networks_own():
     options = load("cifar10")
-    assert teacher.plan(options).network.dropout == 0.13
+    assert port.plan(options).network.dropout == 0.13
     options.dropout = 0.0
-    assert teacher.plan(options).network.dropout == 0.0
+    assert port.plan(options).network.dropout == 0.0
 
 
 def test_augmentation_without_labels_for_it_is_refused():
     options = load("imagenet64")
     options.fake_score.augment = 0.1
     with pytest.raises(ConfigError, match="set --config.fake_score.augment=0"):
-        teacher.plan(options)
+        port.plan(options)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 import simjax
-from simjax import config, formats, stablehlo, teacher
+from simjax import config, formats, stablehlo
 from simjax.errors import ConfigError
 from simjax.evaluation.evaluator import Row
-from simjax.models import build, samplers
+from simjax.models import build, exported, samplers
+from simjax.models.model import Model
 from simjax.porting import rules
 from simjax.porting.maps import pixart
 from simjax.runs import report
@@ -88,7 +89,7 @@ class Made(NamedTuple):
     """A folder of sources and exports, the run's model and generator, and what each line said."""
 
     folder: Path
-    model: teacher.Model
+    model: Model
     generator: Any
     best: Any
     done: dict[str, list]
@@ -175,7 +176,7 @@ def test_the_loader_has_twenty_lines(made):
 )
 def test_safetensors_hold_the_parameters(name, line, made):
     params = {"run": made.generator, "best": made.best, "teacher": made.model.params}[line]
-    options, weights = formats.read(made.folder / name)
+    options, weights = exported.read(made.folder / name)
     jax.tree.map(np.testing.assert_array_equal, weights, dict(params))
     assert options.network == made.model.config.network
     assert options.generator.sigma_init == 1.25
@@ -283,7 +284,7 @@ def test_every_network_comes_back(name, tmp_path):
         form.require(generator.config)
         form.write(generator, tmp_path)
         form.compare(generator, tmp_path)
-    _, weights = formats.read(tmp_path)  # fixed frequencies and the null caption included
+    _, weights = exported.read(tmp_path)  # fixed frequencies and the null caption included
     assert jax.tree.structure(weights) == jax.tree.structure(generator.weights)
     jax.tree.map(np.testing.assert_array_equal, weights, generator.weights)
 

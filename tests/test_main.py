@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simjax import formats
+from simjax.models import exported
 from tests.helpers import subprocesses
 from tests.helpers.command import TINY, command, refused, run
 
@@ -106,7 +106,7 @@ def test_a_finished_run_is_sampled_and_exported(finished, tmp_path):
         assert not code, said
     images = np.load(tmp_path / "four.npz")["arr_0"]
     assert images.shape == (4, 8, 8, 1) and images.dtype == np.uint8 and images.std() > 0
-    config, _ = formats.read(tmp_path / "exported")
+    config, _ = exported.read(tmp_path / "exported")
     assert config.generator.sigma_init == 1.25
 
 

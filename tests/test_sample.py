@@ -14,8 +14,9 @@ from etils import epath
 from flax import nnx
 from PIL import Image
 
-from simjax import config, teacher
-from simjax.models import build, port
+from simjax import config
+from simjax.models import build, port, samplers
+from simjax.models.model import Model
 from simjax.networks.vae import Autoencoder
 from simjax.porting import rules
 from simjax.porting.maps import pixart
@@ -112,9 +113,9 @@ class Made(NamedTuple):
     """A folder of sources, two runs in it, and what each line said: its end, and its output."""
 
     folder: Path
-    digits: teacher.Model
+    digits: Model
     digits_generator: Any
-    captioned: teacher.Model
+    captioned: Model
     captioned_generator: Any
     best: Any
     done: dict[str, list]
@@ -222,8 +223,8 @@ def test_a_teacher_is_drawn_from_by_its_sampler(made):
     guided = dataclasses.replace(made.digits.config.teacher, guidance=2.0)
     options = dataclasses.replace(made.digits.config, teacher=guided)
     model = dataclasses.replace(made.digits, config=options)
-    contestant = report.many_steps(model, 2)
-    (expected,) = report.drawing(model, np.arange(3), 0).draw(contestant.sampler, model.params)
+    contestant = samplers.many_steps(model, 2)
+    (expected,) = report.drawing(model, np.arange(3), 0).draw(contestant.function, model.params)
     assert_same(made.arrays("guided")[0], expected)
     assert "teacher, Heun, 2 steps, guidance 2.0; evaluations an image: 6" in made.said("guided")
     digest = made.digits.provenance["sha256"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simjax import config, teacher
+from simjax import config
 from simjax.errors import ConfigError
-from simjax.runs import distill
+from simjax.runs import distill, teacher
 from simjax.runtime.monitor import Monitor
 from tests.helpers import checkpoints, official
 from tests.helpers.command import refused
@@ -64,9 +64,9 @@ def test_a_stored_teacher_is_the_ported_one_fixed_frequencies_included(tmp_path)
     source = write(tmp_path / "net.pkl", NCSNPP)
     monitor = Monitor(tmp_path)
     options = tiny(source)
-    first = teacher.from_source(options, source, tmp_path / "teacher", monitor)
+    first = teacher.obtain(options, tmp_path, monitor)
     (tmp_path / "net.pkl").unlink()
-    again = teacher.from_source(options, source, tmp_path / "teacher", monitor)
+    again = teacher.obtain(options, tmp_path, monitor)
     assert first.config == again.config
     assert again.config.network == dataclasses.replace(NCSNPP, dropout=options.dropout)
     (name,) = again.constants

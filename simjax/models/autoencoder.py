@@ -21,6 +21,25 @@ from simjax.typing import Images
 Decode = Callable[[np.ndarray], np.ndarray]  # latents (n, h, w, c) -> images, data units
 
 
+def decoder(folder: str, network: c.Network, *, needed: bool) -> Decode:
+    """What makes images of a network's samples: the decoder in a folder, if one is given.
+
+    Args:
+      needed: refuse samples that would be no pictures.
+
+    Raises:
+      ConfigError: the folder is lacking, or of another network.
+    """
+    if folder:
+        return load_decoder(folder, network)
+    if needed and network.image_channels not in (1, 3):
+        raise ConfigError(
+            f"samples are latents of {network.image_channels} channels: --config.autoencoder= the "
+            "folder of diffusers' AutoencoderKL, for pictures."
+        )
+    return as_they_are
+
+
 def load_decoder(folder: str | os.PathLike, network: c.Network) -> Decode:
     """The decoder in a folder of diffusers' AutoencoderKL, in float32.
 

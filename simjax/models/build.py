@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -105,6 +106,12 @@ def denoiser(config: c.Config, weights: Params) -> tuple[Denoise, Params]:
     shell = _shell(config)
     nnx.update(shell, weights)
     return as_denoise(shell)
+
+
+def blank(config: c.Config) -> tuple[Denoise, Params]:
+    """The denoiser, and its parameters as zeros that nothing writes: they take no memory."""
+    like = weights_like(config)
+    return denoiser(config, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like))
 
 
 def count(params: Params) -> int:

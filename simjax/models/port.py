@@ -178,3 +178,18 @@ def overview(ported: Ported) -> str:
     from clu import parameter_overview
 
     return parameter_overview.get_parameter_overview(ported.weights, include_stats=False)
+
+
+def plan(config: c.Config) -> c.Config:
+    """The config as its teacher will complete it, as far as that is known without reading a file.
+
+    Raises:
+      ConfigError: the source is no known name, or one whose network only the file tells.
+    """
+    if not config.teacher.source:
+        made = config.teacher
+        return c.complete(config, config.network, made.precondition, made.sigma_data)
+    entry = zoo.find(config.teacher.source)
+    if entry.network is None:
+        raise ConfigError(f"{config.teacher.source}: only the file itself tells its network.")
+    return c.complete(config, entry.network, entry.precondition, entry.sigma_data)

@@ -1,6 +1,7 @@
 """What draws samples: one call of a generator, or a teacher's sampler."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,38 @@ from simjax import config as c
 from simjax.config.options import options_of
 from simjax.diffusion import guidance, sampler, schedule
 from simjax.models import build
+from simjax.models.model import Model
 from simjax.typing import Array, Condition, Denoise, Images, Params
 
-SAMPLERS = {"heun": "Heun", "euler": "Euler", "dpm_solver": "DPM-Solver++"}  # for a person
+NAMES = {"heun": "Heun", "euler": "Euler", "dpm_solver": "DPM-Solver++"}  # for a person
+Sample = Callable[[Params, Images, Condition, Array], Images]  # params, z, cond, keys
 
 
-def teacher_sampler(
-    denoise: Denoise, config: c.Config, steps: int, mesh: Mesh
-) -> Callable[[Params, Images, Condition, Array], Images]:
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A way of making samples: function(params, z, cond, keys), of `evaluations` calls of D."""
+
+    name: str
+    evaluations: int
+    function: Sample
+    params: Params
+
+
+def one_step(model: Model, params: Mapping[str, Params]) -> list[Sampler]:
+    """One evaluation at sigma_init, with each of the named parameters."""
+    function = one_step_sampler(model.denoise, model.config, model.mesh)
+    return [Sampler(name, 1, function, value) for name, value in params.items()]
+
+
+def many_steps(teacher: Model, steps: int) -> Sampler:
+    """The teacher itself, by its sampler."""
+    options = teacher.config.teacher
+    function = teacher_sampler(teacher.denoise, teacher.config, steps, teacher.mesh)
+    name = f"teacher, {NAMES[options.sampler.solver]}"
+    return Sampler(name, evaluations(options, steps), function, teacher.params)
+
+
+def teacher_sampler(denoise: Denoise, config: c.Config, steps: int, mesh: Mesh) -> Sample:
     """(params, z, cond, keys) -> samples by teacher.sampler, guided by teacher.guidance.
 
     One key an example draws the churn's noise.
@@ -63,9 +88,7 @@ def _churn(options: c.Sampler) -> sampler.Churn | None:
     return sampler.Churn(*(getattr(options, name) for name in names))
 
 
-def one_step_sampler(
-    denoise: Denoise, config: c.Config, mesh: Mesh
-) -> Callable[[Params, Images, Condition, Array], Images]:
+def one_step_sampler(denoise: Denoise, config: c.Config, mesh: Mesh) -> Sample:
     """(params, z, cond, keys) -> samples by one evaluation at sigma_init; keys are not used."""
     denoise, sigma_init = build.on_devices(denoise, mesh, config), config.generator.sigma_init
 

@@ -1,19 +1,20 @@
-"""Run directories as other commands open them: found, and the generators that they hold.
+"""What run directories hold: networks, stored once with all that is known of them, and loaded."""
 
-Called by api, online and the commands that read runs. Nothing is written.
-"""
-
+import functools
 import json
 from typing import Any
 
 from etils import epath
 
+import simjax
 from simjax import config as c
-from simjax import teacher
 from simjax.errors import ConfigError
+from simjax.models import build
+from simjax.models.model import Model, model_of
+from simjax.networks.denoiser import with_constants
 from simjax.porting import zoo
-from simjax.runtime import checkpoint, storage
-from simjax.teacher import Model
+from simjax.porting.maps.edm import Description
+from simjax.runtime import checkpoint, processes, sharding, storage
 from simjax.typing import Params
 
 GENERATORS = ("generator", "best")  # of a run: the newest, and what evaluation.best has kept
@@ -44,6 +45,48 @@ def config_of_run(directory: epath.Path) -> c.Config | None:
     except ValueError as error:
         raise ConfigError(f"{file} is not valid JSON ({error}).") from error
     return c.from_dict(values) if "teacher" in values else None
+
+
+def store(
+    directory: epath.Path, weights: Params, description: Description, provenance: dict[str, Any]
+) -> None:
+    """Writes a network (numpy arrays) and all that is known of it; one process does it."""
+    what = description._replace(network=c.describe(description.network))._asdict()
+    note = provenance | {"description": what, "simjax": simjax.__version__}
+    checkpoint.save_teacher(directory, weights, note)
+
+
+def store_again(directory: epath.Path, model: Model, params: Params, found: dict[str, Any]) -> None:
+    """Writes other parameters of a model's network, with what is known of them."""
+    weights = with_constants(sharding.to_host(params), model.constants)
+    note = {"description": model.provenance["description"], "simjax": simjax.__version__}
+    save = functools.partial(checkpoint.save_teacher, directory, weights, note | found)
+    processes.by_first(save, f"{directory} is stored")
+
+
+def described(config: c.Config, directory: epath.Path) -> tuple[c.Config, dict[str, Any]]:
+    """The config that a stored network completes, and what is known of it; no weights are read.
+
+    Raises:
+      ConfigError: it does not fit the config.
+    """
+    provenance = checkpoint.load_provenance(directory)
+    what = dict(provenance["description"])
+    return c.complete(config, **what | {"network": c.network_from(what["network"])}), provenance
+
+
+def load(config: c.Config, directory: epath.Path, **beside: Any) -> Model:
+    """A stored network, and the config that it completes.
+
+    Args:
+      beside: what model_of takes beside weights.
+
+    Raises:
+      ConfigError: it is damaged, or does not fit the config.
+    """
+    config, provenance = described(config, directory)
+    like = sharding.abstract(build.weights_like(config), build.mesh(config))
+    return model_of(config, checkpoint.load_teacher(directory, like), provenance, **beside)
 
 
 def generator_of_run(
@@ -84,5 +127,5 @@ def _best_generator(model: Model, directory: epath.Path) -> tuple[Params, dict[s
             f"{directory} has kept no best generator: a run keeps one with --config.evaluation."
             "best=METRIC (as inception/fid) and --config.evaluation.every=STEPS."
         )
-    found = teacher.load(model.config, directory / "best" / str(steps[-1]))
+    found = load(model.config, directory / "best" / str(steps[-1]))
     return found.params, {name: found.provenance[name] for name in ("step", "metric", "value")}

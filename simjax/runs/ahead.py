@@ -1,6 +1,6 @@
 """Compiles a distillation while its teacher is trained or downloaded.
 
-Called from run.py.
+Called from runs/distill.py.
 """
 
 import contextlib
@@ -10,18 +10,16 @@ from collections.abc import Callable, Iterator
 import jax
 
 from simjax import config as c
-from simjax import programs
-from simjax import teacher as teachers
-from simjax.models import build
+from simjax.models import build, port
+from simjax.models.model import Model
 from simjax.runs import setup
 from simjax.runtime import settings
-from simjax.teacher import Model
 from simjax.train.compile import Training
 
 
 @contextlib.contextmanager
 def distillation(config: c.Config) -> Iterator[Callable[[Model], Training]]:
-    """Yields `build.distillation` of a teacher, whose call is compiled beside the block.
+    """Yields `setup.distillation` of a teacher, whose call is compiled beside the block.
 
     The block makes the teacher. Several processes compile nothing here: they would wait for the
     slowest; nor does a GPU that trains the teacher meanwhile: its compiler times kernels.
@@ -46,8 +44,8 @@ def distillation(config: c.Config) -> Iterator[Callable[[Model], Training]]:
 @settings.independent
 def _compile(config: c.Config, made: list[tuple[c.Config, Training]]) -> None:
     with contextlib.suppress(Exception):  # the run meets it too, and says so
-        config = teachers.plan(config)
-        denoise, params = programs.network(config)
+        config = port.plan(config)
+        denoise, params = build.blank(config)
         if build.count(params) < build.count(build.weights_like(config)):
             return  # fixed frequencies are part of the program, and not known yet
         training = setup.distillation(config, denoise, build.mesh(config))

@@ -21,11 +21,13 @@ from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation.evaluator import Evaluator
 from simjax.models import build, port, stored
+from simjax.models.model import Model
+from simjax.models.samplers import Sampler
 from simjax.runs import ahead, check, fields, report, resume, setup
 from simjax.runs.online import Online
+from simjax.runs.teacher import as_frozen, obtain, starting_generator
 from simjax.runtime import checkpoint, owner, processes, settings, sharding, storage
 from simjax.runtime.monitor import Monitor
-from simjax.teacher import Model, as_frozen, load, obtain, starting_generator, store_again
 from simjax.text import prompts
 from simjax.train import loop, step
 from simjax.train.compile import Training
@@ -70,11 +72,11 @@ def _distill(config: c.Config, directory: epath.Path, monitor: Monitor) -> None:
     _store_start_of_run(config.generator.source, directory / "generator_start")
     state = training.init(teacher.params, starting_generator(config, teacher, directory, monitor))
     teacher = as_frozen(teacher)
-    contestants = report.contestants(teacher, teacher.params)
-    generator = _distilled(training, state, teacher, contestants, directory, evaluator, monitor)
+    compared = report.samplers_of(teacher, teacher.params)
+    generator = _distilled(training, state, teacher, compared, directory, evaluator, monitor)
     monitor.say("evaluating")
-    contestants[0] = dataclasses.replace(contestants[0], params=generator)
-    result = report.make(teacher, contestants, evaluator)
+    compared[0] = dataclasses.replace(compared[0], params=generator)
+    result = report.make(teacher, compared, evaluator)
     result |= {"generator_sha256": checkpoint.params_sha256(generator), "weights": "EMA"}
     report.finish(directory, result | {"teacher": teacher.provenance})
 
@@ -131,10 +133,10 @@ def _store_start_of_run(source: str, start: epath.Path) -> None:
     if found is None or processes.from_first(np.int32(checkpoint.is_stored(start))):
         return
     directory, config = found
-    model = load(config, directory / "teacher")
+    model = stored.load(config, directory / "teacher")
     generator, made = stored.generator_of_run(model, directory, "generator")
     about = {"source": f"generator of {source}, {stored.describe_generator(made)}"}
-    store_again(start, model, generator, about)
+    stored.store_again(start, model, generator, about)
 
 
 def _monitor(directory: epath.Path) -> Monitor:
@@ -169,7 +171,7 @@ def _distilled(
     training: Training,
     state: TrainState,
     teacher: Model,
-    contestants: Sequence[report.Contestant],
+    compared: Sequence[Sampler],
     directory: epath.Path,
     evaluator: Evaluator | None,
     monitor: Monitor,
@@ -177,7 +179,7 @@ def _distilled(
     """The generator's EMA after distillation; pictures of the same z, and metrics, on the way.
 
     Args:
-      contestants: of the report, which also draw the pictures.
+      compared: of the report, which also draw the pictures.
     """
     config, mesh, loss = teacher.config, teacher.mesh, teacher.config.loss
     monitor.say(
@@ -187,7 +189,7 @@ def _distilled(
     )
     classes = np.arange(config.grid**2) % max(teacher.classes, 1)
     inputs = setup.grid_inputs(config, teacher.asked(classes), mesh)
-    one_step, _, many_steps, *_ = (contestant.sampler for contestant in contestants)
+    one_step, _, many_steps, *_ = (sampler.function for sampler in compared)
     reference = sharding.to_host(many_steps(teacher.params, *inputs))
     monitor.picture("teacher", teacher.decode(reference), columns=config.grid)
     level, contrast = reference.mean(), reference.std(axis=(1, 2, 3)).mean()

@@ -8,10 +8,11 @@ from etils import epath
 
 from simjax.errors import ConfigError
 from simjax.evaluation.evaluator import HIGHER_IS_BETTER, Evaluator
+from simjax.models import samplers, stored
+from simjax.models.model import Model
 from simjax.runs import report
 from simjax.runtime import checkpoint, processes
 from simjax.runtime.monitor import Monitor
-from simjax.teacher import Model, store_again
 
 
 class Online:
@@ -43,7 +44,7 @@ class Online:
         classes = report.asked(model, evaluator, options.online_samples)
         self._classes = classes if model.classes else None
         self._drawing = report.drawing(model, classes, seed=0)
-        self._sampler = report.one_step(model, {"generator": model.params})[0].sampler
+        self._sampler = samplers.one_step(model, {"generator": model.params})[0].function
 
     def measure(self, state: Any, step: int) -> None:
         """Measures and logs state.generator_ema; stores it when it is the best so far."""
@@ -56,7 +57,7 @@ class Online:
             if better:
                 value = metrics.get(name)  # the first process has it
                 found = {"step": step, "metric": name, "value": value, "by": self._by}
-                store_again(self._best / str(step), self._model, state.generator_ema, found)
+                stored.store_again(self._best / str(step), self._model, state.generator_ema, found)
             remove = functools.partial(self._remove_others, step if better else None)
             processes.by_first(remove, "only the best is kept")
 

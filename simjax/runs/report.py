@@ -6,7 +6,7 @@ All processes draw the samples; the first one measures them.
 import dataclasses
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -23,45 +23,21 @@ from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing
 from simjax.evaluation.evaluator import Evaluator, Row, Space, table
 from simjax.models import build, samplers
+from simjax.models.model import Model
+from simjax.models.samplers import Sampler
 from simjax.runs import check, setup
 from simjax.runtime import processes, storage
-from simjax.teacher import Model
-from simjax.typing import Condition, Images, Params
+from simjax.typing import Condition, Params
 
 NOTHING_TO_COMPARE = "No evaluation.reference and no data.source: only the speed was measured."
 
 
-@dataclasses.dataclass(frozen=True)
-class Contestant:
-    """A way of making images: sampler(params, z, labels, keys), at `evaluations` calls of D."""
-
-    name: str
-    evaluations: int
-    sampler: Callable[..., Images]
-    params: Params
-
-
-def one_step(model: Model, params: Mapping[str, Params]) -> list[Contestant]:
-    """One evaluation at sigma_init, with each of the named parameters."""
-    sampler = samplers.one_step_sampler(model.denoise, model.config, model.mesh)
-    return [Contestant(name, 1, sampler, value) for name, value in params.items()]
-
-
-def many_steps(teacher: Model, steps: int) -> Contestant:
-    """The teacher itself, by its sampler."""
-    options = teacher.config.teacher
-    sampler = samplers.teacher_sampler(teacher.denoise, teacher.config, steps, teacher.mesh)
-    name = samplers.SAMPLERS[options.sampler.solver]
-    evaluations = samplers.evaluations(options, steps)
-    return Contestant(f"teacher, {name}", evaluations, sampler, teacher.params)
-
-
-def contestants(teacher: Model, generator: Params, name: str = "generator") -> list[Contestant]:
+def samplers_of(teacher: Model, generator: Params, name: str = "generator") -> list[Sampler]:
     """Those of a distillation's report."""
     config = teacher.config
     once = {f"{name}, {config.loss.name}": generator, "teacher, one call": teacher.params}
-    return one_step(teacher, once) + [
-        many_steps(teacher, n) for n in config.evaluation.teacher_steps
+    return samplers.one_step(teacher, once) + [
+        samplers.many_steps(teacher, n) for n in config.evaluation.teacher_steps
     ]
 
 
@@ -136,34 +112,34 @@ def drawing_of(model: Model, cond: Condition, count: int, seed: int) -> Drawing:
 
 def measure(
     model: Model,
-    contestants: Sequence[Contestant],
+    compared: Sequence[Sampler],
     evaluator: Evaluator | None,
     *,
     samples: int,
     seed: int = 0,
 ) -> list[Row]:
-    """A row for each contestant; without an evaluator a single batch is drawn, for its speed."""
+    """A row for each sampler; without an evaluator a single batch is drawn, for its speed."""
     config = model.config
     classes = asked(model, evaluator, samples if evaluator else config.evaluation.batch)
     drawn = drawing(model, classes, seed)
     conditional = classes if model.classes else None
     rows = []
-    for contestant in contestants:
-        batches = drawn.draw(contestant.sampler, contestant.params)
+    for sampler in compared:
+        batches = drawn.draw(sampler.function, sampler.params)
         if evaluator:
             metrics, count = evaluator.measure(batches, conditional)
         else:
             metrics, count = {}, sum(map(len, batches))
-        rows.append(Row(contestant.name, contestant.evaluations, count, drawn.seconds, metrics))
+        rows.append(Row(sampler.name, sampler.evaluations, count, drawn.seconds, metrics))
     return rows
 
 
 def make(
-    model: Model, contestants: Sequence[Contestant], evaluator: Evaluator | None, *, seed: int = 0
+    model: Model, compared: Sequence[Sampler], evaluator: Evaluator | None, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Rows of every contestant and of real images, and all that they depend on."""
+    """Rows of every sampler and of real images, and all that they depend on."""
     samples = model.config.evaluation.samples
-    rows = measure(model, contestants, evaluator, samples=samples, seed=seed)
+    rows = measure(model, compared, evaluator, samples=samples, seed=seed)
     rows += evaluator.floors(model.config.seed) if evaluator else []
     return result(rows, evaluator, seed)
 

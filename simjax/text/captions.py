@@ -51,13 +51,12 @@ class Captions(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[classes, turn], self.held_out)
 
 
-def prepare(config: c.Config, workdir: epath.Path) -> Captions | None:
-    """The prompts that a config asks for, encoded if they are not yet; None if it asks for none.
+def prepare(options: c.Text, workdir: epath.Path) -> Captions | None:
+    """The prompts that a run asks for, encoded if they are not yet; None if it asks for none.
 
     Raises:
       ConfigError: templates and words do not fit together, or a cache is not what it should be.
     """
-    options = config.text
     if not options.templates:
         return Captions(Cache.open(options.cache)) if options.cache else None
     trained, held_out = (

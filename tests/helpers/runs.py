@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from simjax import config, teacher
-from simjax.models import build
+from simjax import config
+from simjax.models import build, stored
+from simjax.models.model import Model
 from simjax.porting.maps.edm import Description
 from simjax.runtime import checkpoint, storage
 from simjax.text import captions
@@ -22,20 +23,18 @@ def random_weights(options: config.Config, seed: int) -> dict:
     return jax.tree.map(lambda leaf: 0.3 * draw.standard_normal(leaf.shape, np.float32), like)
 
 
-def make_run(
-    folder: Path, options: config.Config, network: config.Network
-) -> tuple[teacher.Model, Any]:
+def make_run(folder: Path, options: config.Config, network: config.Network) -> tuple[Model, Any]:
     """A run directory with random networks, as after step 7; its model and its generator."""
     options.network = network
     options.evaluation.teacher_steps = (2,)
     options.evaluation.batch = 4
     folder.mkdir()
     storage.write_json(folder / "config.json", config.to_dict(options))
-    captions.prepare(options, epath.Path(folder))
+    captions.prepare(options.text, epath.Path(folder))
     options = config.complete(options, network, "edm", 0.5)
     description = Description(network, "edm", 0.5)
-    teacher.store(folder / "teacher", random_weights(options, 0), description, {"source": "made"})
-    model = teacher.load(options, folder / "teacher")
+    stored.store(folder / "teacher", random_weights(options, 0), description, {"source": "made"})
+    model = stored.load(options, folder / "teacher")
     saving = checkpoint.Checkpoints(folder / "checkpoints", keep=2, say=print)
     for step in (3, 7):
         generator = build.denoiser(options, random_weights(options, step))[1]
@@ -45,9 +44,9 @@ def make_run(
     return model, generator
 
 
-def keep_best(folder: Path, model: teacher.Model, step: int) -> Any:
+def keep_best(folder: Path, model: Model, step: int) -> Any:
     """Stores a random generator as evaluation.best does; its parameters."""
     params = build.denoiser(model.config, random_weights(model.config, step))[1]
     found = {"step": step, "metric": "pixels/recall", "value": 0.5}
-    teacher.store_again(epath.Path(folder) / "best" / str(step), model, params, found)
+    stored.store_again(epath.Path(folder) / "best" / str(step), model, params, found)
     return params

@@ -9,11 +9,12 @@ from etils import epath
 from safetensors.numpy import save_file
 
 import simjax
-from simjax import config, teacher
+from simjax import config
 from simjax.errors import ConfigError
 from simjax.models import build, port
 from simjax.porting import identify, rules
 from simjax.porting.maps import dit, pixart, transformer
+from simjax.runs import teacher
 from simjax.runtime.monitor import Monitor
 from tests.helpers import files, official
 from tests.helpers.transformer_files import CONFIG, write_folder
@@ -261,7 +262,7 @@ def test_a_claim_of_many_sizes_costs_no_memory(tmp_path):
 
 def test_a_known_name_needs_no_file_to_be_planned():
     options = config.Config(teacher=config.Teacher(source="PixArt-XL-2-1024-MS"))
-    planned = teacher.plan(options)
+    planned = port.plan(options)
     assert planned.network.size_conditioning
     assert planned.teacher.precondition == "ddpm_linear"
 

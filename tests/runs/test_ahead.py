@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from simjax import programs, teacher
+from simjax.models import build, port
 from simjax.runs import ahead, setup
 from simjax.runtime import sharding
 from tests.helpers.configs import small
@@ -26,8 +26,8 @@ def built(monkeypatch) -> list:
 
 def made(options, constants=None) -> types.SimpleNamespace:
     """As far as `ahead` reads it, the teacher of a config."""
-    planned = teacher.plan(options)
-    denoise, _ = programs.network(planned)
+    planned = port.plan(options)
+    denoise, _ = build.blank(planned)
     mesh = sharding.make_mesh()
     return types.SimpleNamespace(
         config=planned, denoise=denoise, mesh=mesh, constants=constants or {}

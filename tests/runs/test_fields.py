@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import simjax
-from simjax import config, teacher
+from simjax import config
 from simjax.diffusion.schedule import SIGMA_LAWS
 from simjax.errors import ConfigError
 from simjax.losses.distances import DISTANCES
-from simjax.models import build, samplers
+from simjax.models import build, samplers, stored
 from simjax.networks.denoiser import as_denoise
 from simjax.porting.maps.edm import Description
 from simjax.runs import check, distill, fields, setup
@@ -112,8 +112,9 @@ def other(path: str, value):
     """A value that a field may have instead."""
     if path == "network":
         return config.SongUNet()
-    if path in check.CHOICES:
-        return next(name for name in check.CHOICES[path] if name not in (value, "float32"))
+    known = build.NETWORK_CHOICES | check.CHOICES
+    if path in known:
+        return next(name for name in known[path] if name not in (value, "float32"))
     if path == "mode":
         return "distill" if value == "port" else "port"
     if isinstance(value, bool) or value is None:
@@ -294,7 +295,7 @@ def test_a_stored_run_that_holds_one_opens_but_begins_no_other(tmp_path):
     module = build.module(old)
     weights = jax.tree.map(np.asarray, as_denoise(module)[1])
     description = Description(old.network, "edm", 0.5)
-    teacher.store(simjax.runtime.storage.absolute(tmp_path / "teacher"), weights, description, {})
+    stored.store(simjax.runtime.storage.absolute(tmp_path / "teacher"), weights, description, {})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(old)))
     model = simjax.load(str(tmp_path), network="teacher")
     assert model.config.loss.alpha == 1.0

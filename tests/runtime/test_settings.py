@@ -14,6 +14,7 @@ import pytest
 import simjax
 from simjax import command_line, config, programs
 from simjax.errors import ConfigError
+from simjax.models import build
 from simjax.porting.files import cache
 from simjax.runtime import settings, sharding, storage
 
@@ -63,7 +64,7 @@ def samples_of_a_network() -> dict[str, np.ndarray]:
     network = config.SongUNet(resolution=8, image_channels=1, label_dim=3, channels=4)
     network.channel_mult, network.attention_resolutions = (1,), ()
     made = config.complete(simjax.Config(), network, "edm", 0.5)
-    denoise, like = programs.network(made)
+    denoise, like = build.blank(made)
     model = simjax.Model(made, sharding.make_mesh(), denoise, programs.random_params(like), {}, {})
     return {"one call": simjax.draw(model, 4, seed=3)}
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from simjax import config, teacher
+from simjax import config
 from simjax.data import conditions
 from simjax.errors import ConfigError
+from simjax.models.model import require_fit
 from simjax.text import captions
 from simjax.typing import Caption
 from tests.helpers.configs import load
@@ -34,7 +35,7 @@ TEXT = config.Text(
 
 def prepared(folder, **changes):
     options = config.Config(text=dataclasses.replace(TEXT, **changes))
-    return captions.prepare(options, epath.Path(folder))
+    return captions.prepare(options.text, epath.Path(folder))
 
 
 @pytest.fixture(scope="module")
@@ -97,19 +98,19 @@ def test_templates_and_words_must_fit(changes, message, tmp_path):
 
 
 def test_a_run_without_text_has_none(tmp_path):
-    assert captions.prepare(config.Config(), epath.Path(tmp_path)) is None
+    assert captions.prepare(config.Config().text, epath.Path(tmp_path)) is None
 
 
 def test_networks_and_captions_fit_together(made):
     network = config.PixArt(caption_channels=16, caption_length=6)
-    teacher.require_fit(network, made)
+    require_fit(network, made)
     with pytest.raises(ConfigError, match="reads captions, but there are none"):
-        teacher.require_fit(network, None)
+        require_fit(network, None)
     with pytest.raises(ConfigError, match="DiT reads no captions; leave them out"):
-        teacher.require_fit(config.DiT(), made)
+        require_fit(config.DiT(), made)
     for change in ({"caption_channels": 32}, {"caption_length": 5}):
         with pytest.raises(ConfigError, match="of up to 6 tokens of 16 channels"):
-            teacher.require_fit(dataclasses.replace(network, **change), made)
+            require_fit(dataclasses.replace(network, **change), made)
 
 
 def test_a_draw_takes_each_class_s_own_captions(made):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from simjax import programs
+from simjax.models import build
 from simjax.runs import setup
 from simjax.runtime import sharding
 from simjax.train import step
@@ -18,7 +19,7 @@ def losses_and_gradients(options, dtype):
     """Of both updates on the same draws, for three random networks."""
     options = dataclasses.replace(options, compute_dtype=dtype)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    denoise, like = programs.network(options)
+    denoise, like = build.blank(options)
     teacher = programs.random_params(like)
     generator = jax.tree.map(np.flip, teacher)  # another network of the same law
     fake_score = jax.tree.map(lambda a, b: 0.8 * a + 0.6 * b, teacher, generator)

@@ -45,7 +45,7 @@ def options_of(name, **changes):
 
 def random_network(options):
     """The denoiser, and three networks that differ, of which nothing is zero."""
-    denoise, like = programs.network(options)
+    denoise, like = build.blank(options)
     teacher = programs.random_params(like)
     generator = jax.tree.map(np.flip, teacher)
     fake_score = jax.tree.map(lambda a, b: 0.8 * a + 0.6 * b, teacher, generator)

@@ -1,0 +1,66 @@
+"""Generators that simjax has exported as safetensors: their weights, and what reads them again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import simjax
+from simjax import config as c
+from simjax.errors import ConfigError
+from simjax.models import build
+from simjax.porting import rules
+from simjax.porting.files import read_safetensors
+from simjax.porting.maps.edm import Description
+from simjax.typing import Params
+
+WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+
+
+def is_export(folder: Path) -> bool:
+    """Whether the format safetensors lies there."""
+    return (folder / WEIGHTS).exists() and (folder / SETTINGS).exists()
+
+
+def settings(config: c.Config) -> dict[str, Any]:
+    """What `read` needs beside the weights, in plain JSON."""
+    return {
+        "library_name": "simjax",
+        "simjax": simjax.__version__,
+        "network": c.describe(config.network),
+        "precondition": config.teacher.precondition,
+        "sigma_data": config.teacher.sigma_data,
+        "sigma_init": config.generator.sigma_init,
+        "compute_dtype": config.compute_dtype,
+    }
+
+
+def read(folder: Path) -> tuple[c.Config, Params]:
+    """Config and weights of an export in the format safetensors.
+
+    Raises:
+      ConfigError: they are lacking or damaged, or do not fit together.
+    """
+    file = folder / SETTINGS
+    try:
+        found = json.loads(file.read_text())
+        config = c.Config(compute_dtype=found["compute_dtype"])
+        config.generator.sigma_init = float(found["sigma_init"])
+        network = c.network_from(found["network"])
+        config = c.complete(config, network, found["precondition"], found["sigma_data"])
+        c.validate(config, build.network_choices(config), devices=1)
+        like = build.weights_like(config)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{file} cannot be read ({' '.join(str(error).split())}); expected that of "
+            "python -m simjax export --format=safetensors."
+        ) from error
+    tensors = read_safetensors.read(folder / WEIGHTS)
+    try:
+        return config, rules.apply([rules.Rule("(.+)", r"\1")], tensors, like)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / WEIGHTS}: {error}") from error
+
+
+def described(config: c.Config) -> Description:
+    """D as porting describes it."""
+    return Description(config.network, config.teacher.precondition, config.teacher.sigma_data)

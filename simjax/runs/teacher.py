@@ -1,0 +1,165 @@
+"""The networks that a run starts from: ported from a published checkpoint, or trained here.
+
+A run directory keeps them (teacher/, and generator_start/ where the generator has a source of its
+own), with their provenance, and never asks for the source again. The first process ports; every
+process reads what it stored, each device its own part.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from simjax import config as c
+from simjax.errors import ConfigError
+from simjax.models import build, port, stored
+from simjax.models.model import Model, require_fit
+from simjax.networks.denoiser import as_denoise, constants_of, with_constants
+from simjax.porting.maps.edm import Description
+from simjax.runs import setup
+from simjax.runtime import checkpoint, processes, sharding
+from simjax.runtime.monitor import Monitor
+from simjax.text import captions
+from simjax.text.captions import Captions
+from simjax.train import loop
+from simjax.typing import Params
+
+LARGEST_DATA = 4 * 10**9  # bytes; our choice
+
+
+def obtain(config: c.Config, workdir: epath.Path, monitor: Monitor) -> Model:
+    """The run's teacher: stored, ported from teacher.source, or trained on config.data.
+
+    Raises:
+      ConfigError: it cannot be had; or it reads captions, and there are none.
+    """
+    directory, prompts = workdir / "teacher", captions.prepare(config.text, workdir)
+    if config.teacher.source:
+        known = {"family": config.teacher.family, "sha256": config.teacher.sha256}
+        _port_once(config.teacher.source, directory, monitor, **known)
+    else:
+        require_fit(config.network, prompts)
+        if not _is_stored(directory):
+            _train(config, workdir, directory, monitor, prompts)
+        if processes.is_first():
+            _training_directory(workdir).rmtree(missing_ok=True)  # a kill may have left it behind
+    require_fit(stored.described(config, directory)[0].network, prompts)
+    return stored.load(config, directory, captions=prompts, pictures=True)
+
+
+def starting_generator(
+    config: c.Config, teacher: Model, workdir: epath.Path, monitor: Monitor
+) -> Params:
+    """What the generator starts as: generator.source's parameters, or the teacher's.
+
+    Raises:
+      ConfigError: the source is another network than the teacher.
+    """
+    source = config.generator.source
+    if not source:
+        return teacher.params
+    directory = workdir / "generator_start"
+    _port_once(source, directory, monitor, family=config.generator.family)
+    start = stored.load(config, directory)
+    differing = c.differences(c.describe(teacher.config.network), c.describe(start.config.network))
+    if not differing and not _same_constants(teacher, start):
+        differing = ["the fixed frequencies of the noise embedding"]
+    if differing:
+        raise ConfigError(
+            f"generator.source = {source!r} is another network than the teacher "
+            f"(teacher -> generator): {'; '.join(differing)}."
+        )
+    return start.params
+
+
+def as_frozen(model: Model) -> Model:
+    """The teacher as it is kept while it is distilled: its parameters in teacher.dtype."""
+    where = sharding.by_rules(model.params, model.mesh)
+    cast = jax.jit(functools.partial(setup.frozen, model.config), out_shardings=where)
+    return dataclasses.replace(model, params=cast(model.params))
+
+
+def _is_stored(directory: epath.Path) -> bool:
+    """What the first process sees."""
+    return bool(processes.from_first(np.int32(checkpoint.is_stored(directory))))
+
+
+def _port_once(
+    source: str, directory: epath.Path, monitor: Monitor, *, family: str = "", sha256: str = ""
+) -> None:
+    """Stores the network of a known name, URL or file, if it is not yet."""
+
+    def port_and_store() -> None:
+        ported = port.port(source, family=family, sha256=sha256, say=monitor.say)
+        monitor.say(port.report(ported))
+        stored.store(directory, ported.weights, ported.description, ported.provenance)
+
+    if not _is_stored(directory):
+        processes.by_first(port_and_store, f"{directory} is stored")
+
+
+def _train(
+    config: c.Config,
+    workdir: epath.Path,
+    directory: epath.Path,
+    monitor: Monitor,
+    prompts: Captions | None,
+) -> None:
+    """Trains a teacher on config.data, and captions of its classes, and stores its EMA."""
+    begun = time.monotonic()
+    description = Description(
+        config.network, config.teacher.precondition, config.teacher.sigma_data
+    )
+    config = c.complete(config, *description)
+    module = build.module(config)
+    denoise, start = as_denoise(module)
+    mesh = build.mesh(config)
+    training = setup.pretraining(config, denoise, mesh)
+    dataset = setup.open_data(config)
+    size = dataset.size * math.prod(dataset.shape)
+    if size > LARGEST_DATA:
+        raise ConfigError(
+            f"{dataset.name} has {size / 1e9:.1f} GB of images, which would stay on every device; "
+            f"at most {LARGEST_DATA / 1e9:.0f} GB train a teacher here. Use a published teacher."
+        )
+    labels = np.zeros(dataset.size, np.int32) if dataset.labels is None else dataset.labels
+    checkpoints = checkpoint.Checkpoints(
+        _training_directory(workdir), keep=1, say=monitor.say, limit=config.checkpoint_limit
+    )
+    of_classes = None if prompts is None else prompts.of_classes
+    constants = sharding.place_whole((dataset.load(), labels, of_classes), mesh)
+    state = loop.run(
+        training,
+        training.init(sharding.place(start, mesh)),
+        lambda _: constants,
+        key=build.key_on(config, "pretraining", mesh),
+        stage="teacher",
+        checkpoints=checkpoints,
+        monitor=monitor,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+    )
+    checkpoints.close()
+    constants = constants_of(nnx.to_pure_dict(nnx.state(module)), start)
+    weights = with_constants(sharding.to_host(state.ema), constants)
+    provenance = {
+        "source": f"trained on {dataset.name}, {config.teacher.steps} steps, EMA weights",
+        "data_sha256": dataset.fingerprint(),
+        "seed": config.seed,
+        "seconds": time.monotonic() - begun,
+    }
+    save = functools.partial(stored.store, directory, weights, description, provenance)
+    processes.by_first(save, f"{directory} is stored")
+
+
+def _training_directory(workdir: epath.Path) -> epath.Path:
+    return workdir / "checkpoints_teacher"
+
+
+def _same_constants(one: Model, other: Model) -> bool:
+    return all(np.array_equal(leaf, other.constants[path]) for path, leaf in one.constants.items())
