@@ -53,7 +53,7 @@ def load(
     """A run's generator or teacher; an export; published weights: a known name, a URL, a file.
 
     Args:
-      source: as --source of simjax.sample, or a folder of simjax.export --format=safetensors.
+      source: as --source of simjax sample.
       network: of a run directory, "generator" (the newest, its EMA; the default), "best" (the one
         that evaluation.best has kept) or "teacher".
       family: "dit", for a .pt file that may be DiT's or SiT's and does not tell which.

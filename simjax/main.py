@@ -4,8 +4,7 @@ import os
 
 from absl import flags, logging
 
-from simjax import command_line
-from simjax import config as c
+from simjax.commands import flags as command_line
 
 flags.declare_key_flag("config")  # shown by --help
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/NAME of the config.")
@@ -27,12 +26,11 @@ def _run(argv: list[str]) -> None:
     processes.join()
     processes.reuse_compiled(cache.directory() / "compiled")
     config = command_line.CONFIG.value
-    c.require_known("mode", config.mode, distill.MODES)
     workdir = _WORKDIR.value or os.path.join("runs", command_line.config_name())
     try:
         with processes.failing_at_once():
             cpu.keep_freed()
-            distill.MODES[config.mode](config, workdir)
+            distill.distill(config, workdir)
     finally:
         processes.leave()
 

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import simjax
-from simjax import config, programs
+from simjax import config
 from simjax.losses import distances, sim
 from simjax.models import build
+from simjax.perf import programs
 from simjax.runtime import checkpoint, sharding
 from tests.helpers.command import TINY, run
 
@@ -301,13 +302,13 @@ def test_without_prompts_a_text_to_image_model_says_so():
 
 
 def test_the_command_line_refuses_flags_without_jax():
-    program = "import simjax, simjax.command_line, sys; sys.exit('jax' in sys.modules)"
+    program = "import simjax, simjax.commands.flags, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 @pytest.mark.whole_runs
 def test_an_export_is_loaded(finished, tmp_path):
-    program = ["-m", "simjax.export", f"--source={finished}", f"--out={tmp_path}"]
+    program = ["-m", "simjax", "export", f"--source={finished}", f"--out={tmp_path}"]
     done = subprocess.run([sys.executable, *program], capture_output=True)
     assert done.returncode == 0, done.stderr
     exported, generator = simjax.load(str(tmp_path)), simjax.load(str(finished))

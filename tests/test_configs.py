@@ -49,7 +49,7 @@ def abstract_steps(options: config.Config, network=build.blank):
 
 
 def test_every_config_file_is_tested():
-    assert {path.stem for path in DIRECTORY.glob("*.py")} == {*EXPERIMENTS, "port"}
+    assert {path.stem for path in DIRECTORY.glob("*.py")} == {*EXPERIMENTS}
 
 
 @pytest.fixture
@@ -217,7 +217,6 @@ def test_augmentation_builds_by_override_alone():
     [
         ("loss.name", "simm", "loss.name = 'simm' is not known; known: diff_instruct, sid, sim."),
         ("loss.distance", "l3", "loss.distance = 'l3' is not known; known: exponential, huber"),
-        ("mode", "train", "mode = 'train' is not known; known: distill, port."),
         ("batch", 0, "batch = 0 must be positive"),
         ("evaluation.features", ("clip",), "evaluation.features = 'clip' is not known; known: cl"),
         ("evaluation.metrics", ("fid",), "evaluation.metrics = 'fid' is not known; known: class"),

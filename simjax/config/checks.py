@@ -21,7 +21,6 @@ def validate(config: schema.Config, choices: dict[str, Collection[str]], devices
     Raises:
       ConfigError: with what came, what was expected and what to do.
     """
-    require_known("mode", config.mode, schema.MODES)
     for path, known in choices.items():
         require_known(path, serial.get_field(config, path), known)
     for path in ("steps", "batch", "accumulate", "steps_per_call", "log_every", "sample_every"):
@@ -39,11 +38,6 @@ def validate(config: schema.Config, choices: dict[str, Collection[str]], devices
     if config.batch % config.accumulate:
         raise ConfigError(
             f"batch = {config.batch} is not divisible by accumulate = {config.accumulate}."
-        )
-    if config.share_samples and config.accumulate > 1:
-        raise ConfigError(
-            f"share_samples keeps the samples of a whole batch, accumulate = {config.accumulate} "
-            "makes them a slice at a time: set one of them only."
         )
     for path, batch in [
         ("batch", config.batch // config.accumulate),
@@ -88,19 +82,6 @@ def require_teacher(config: schema.Config) -> None:
             "there is no teacher: name one, e.g. --config.teacher.source="
             "edm-cifar10-32x32-cond-vp, or train one here, which needs teacher.steps (now "
             f"{steps}), a network and data.source."
-        )
-
-
-def require_source(config: schema.Config, path: str) -> None:
-    """Refuses a mode without the weights that it is about.
-
-    Raises:
-      ConfigError: naming the field.
-    """
-    if not serial.get_field(config, path):
-        raise ConfigError(
-            f"mode {config.mode!r} needs {path}: --config.{path}= a known name such as "
-            "edm-cifar10-32x32-cond-vp, a URL or a file."
         )
 
 

@@ -9,7 +9,6 @@ stands above them, read a Config; everything below takes plain values.
 import typing
 from dataclasses import dataclass, field
 
-MODES = ("distill", "port")  # run.py has a function for each
 AUGMENT_DIM = 9  # labels of EDM's augmentation pipe
 
 
@@ -121,7 +120,7 @@ class Text:
 
     t5: T5 = field(default_factory=T5)  # comes with the encoder's folder
     length: int = 120  # tokens kept of a prompt; PixArt-alpha
-    cache: str = ""  # of training prompts, made by simjax.encode_prompts
+    cache: str = ""  # of training prompts, made by simjax encode-prompts
     # Without a cache: captions of labelled data, read by a random encoder of t5's sizes.
     words: tuple[str, ...] = ()  # a class each; of several for a class, separated by |
     templates: tuple[str, ...] = ()  # in which {} stands for a word
@@ -262,12 +261,10 @@ class Evaluation:
 class Config:
     """One experiment."""
 
-    mode: str = "distill"  # MODES
     seed: int = 0
     steps: int = 1000
     batch: int = 256
     accumulate: int = 1  # slices of a batch whose gradients are summed one after another
-    share_samples: bool = False  # between both updates of a step: 10 F, not as published
     steps_per_call: int = 1  # whole steps scanned inside one compiled call
     compute_dtype: str = "float32"  # inside the networks; or "bfloat16"
     remat: str = "none"  # what backward passes recompute, of networks.layers.REMAT

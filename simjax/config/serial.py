@@ -7,6 +7,9 @@ from typing import Any
 from simjax.config import schema
 from simjax.errors import ConfigError
 
+# Fields of earlier versions, which their runs hold, and the only values that can still be meant.
+RETIRED = {"mode": "distill", "share_samples": False}
+
 
 def describe(network: schema.Network) -> dict[str, Any]:
     """Plain values from which `network_from` makes the network again, through JSON too."""
@@ -40,6 +43,9 @@ def from_dict(values: dict[str, Any], cls: type = schema.Config) -> Any:
       ConfigError: fields that this version does not have.
     """
     kinds = typing.get_type_hints(cls)
+    if cls is schema.Config:
+        retired = (name for name, value in RETIRED.items() if values.get(name) == value)
+        values = {name: value for name, value in values.items() if name not in set(retired)}
     if unknown := sorted(values.keys() - kinds.keys()):
         raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}: of another version?")
     made = {}

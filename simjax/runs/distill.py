@@ -1,4 +1,4 @@
-"""What the program does in each mode. All of it resumes, on any number of processes and devices.
+"""A whole distillation, which resumes on any number of processes and devices.
 
 A run directory holds config.json, metrics.jsonl, tensorboard/, samples/, teacher/ with its
 provenance, checkpoints/ and, once finished, report.json; while a program writes there, owner.json.
@@ -20,7 +20,7 @@ from simjax import config as c
 from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation.evaluator import Evaluator
-from simjax.models import build, port, stored
+from simjax.models import build, stored
 from simjax.models.model import Model
 from simjax.models.samplers import Sampler
 from simjax.runs import ahead, check, fields, report, resume, setup
@@ -79,20 +79,6 @@ def _distill(config: c.Config, directory: epath.Path, monitor: Monitor) -> None:
     result = report.make(teacher, compared, evaluator)
     result |= {"generator_sha256": checkpoint.params_sha256(generator), "weights": "EMA"}
     report.finish(directory, result | {"teacher": teacher.provenance})
-
-
-def port_only(config: c.Config, workdir: str) -> None:
-    """Fetches and ports teacher.source, and prints what it is; nothing is written but the cache."""
-    if not processes.is_first():
-        return
-    c.require_source(config, "teacher.source")
-    fields.require_read(config)
-    known = {"family": config.teacher.family, "sha256": config.teacher.sha256}
-    ported = port.port(config.teacher.source, **known)
-    print(port.report(ported), port.overview(ported), sep="\n\n")
-
-
-MODES = {"distill": distill, "port": port_only}
 
 
 def _has_work(

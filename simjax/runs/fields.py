@@ -79,12 +79,6 @@ def without_effect(config: c.Config) -> dict[str, Choice]:
 
 def choices(config: c.Config) -> Iterator[Choice]:
     """Every choice of a config that leaves other fields without effect."""
-    if config.mode == "port":
-        inside = (f.name for f in dataclasses.fields(c.Config) if f.name not in ("mode", "teacher"))
-        teacher = (f"teacher.{f.name}" for f in dataclasses.fields(c.Teacher))
-        read = ("teacher.source", "teacher.family", "teacher.sha256")
-        yield Choice("mode = 'port'", {*inside, *teacher} - {*read}, read)
-        return
     for path in SIGMAS:
         yield _of(config, f"{path}.law", schedule.SIGMA_LAWS)
     # The distance is of every method's metrics (train/health.py).

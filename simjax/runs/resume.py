@@ -54,7 +54,7 @@ MEASURED = {
 DATA = ("data.source", "data.split")
 # What the parameters depend on, or what is stored of a run would no longer be of its config.
 FIXED = (
-    *("mode", "seed", "batch", "share_samples", "compute_dtype", "network", "dropout"),
+    *("seed", "batch", "compute_dtype", "network", "dropout"),
     *("text.t5", "text.length", "text.cache", "text.words", "text.templates", "text.held_out"),
     *("teacher.source", "teacher.family", "teacher.sha256", "teacher.dtype", "teacher.guidance"),
     *("teacher.precondition", "teacher.sigma_data", "teacher.steps", "teacher.batch"),

@@ -82,9 +82,8 @@ def distillation(
       fns: by default step_fns of the others.
     """
     fns = fns or step_fns(config, denoise, mesh)
-    taken = step.sharing_step if config.share_samples else step.distill_step
     return training(
-        functools.partial(taken, fns=fns),
+        functools.partial(step.distill_step, fns=fns),
         functools.partial(
             state.init_distillation, fake_score_tx=fns.fake_score_tx, generator_tx=fns.generator_tx
         ),

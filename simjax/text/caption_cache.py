@@ -304,7 +304,7 @@ def _unfinished(folder: epath.Path) -> ConfigError:
     """Says how far a cache is, or that there is none."""
     if not (folder / UNFINISHED).exists():
         return ConfigError(
-            f"{folder} is no cache of prompts; make one: python -m simjax.encode_prompts "
+            f"{folder} is no cache of prompts; make one: python -m simjax encode-prompts "
             f"--prompts=FILE --encoder=FOLDER --out={folder}"
         )
     content = _read_json(folder / UNFINISHED)
@@ -344,7 +344,7 @@ def _is_note(note: Any) -> bool:
 
 def _damaged(path: epath.Path, problem: str) -> ConfigError:
     if path.stem.isdigit():
-        remedy = f"delete {path.parent / path.stem}.json and run simjax.encode_prompts as before"
+        remedy = f"delete {path.parent / path.stem}.json and run encode-prompts as before"
     else:
         remedy = "bring back a copy of it, or encode the prompts again into another folder"
     return ConfigError(f"{path} is damaged or missing: {problem}; {remedy}.")

@@ -1,6 +1,6 @@
 """What the samples of a text-to-image run are asked for: prompts, encoded once, in a cache.
 
-They come from a cache that simjax.encode_prompts made; or, with labelled data, from templates in
+They come from a cache that `simjax encode-prompts` made; or, with labelled data, from templates in
 which {} stands for a class's word. Those are read by a small encoder with random parameters: words
 then have features of their own, which is all that a network of the digits needs.
 """

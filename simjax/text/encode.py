@@ -1,6 +1,6 @@
 """A file of prompts to a cache of captions: shard by shard, by all processes, again after a stop.
 
-Called from simjax/encode_prompts.py, and from simjax/text/captions.py.
+Called from simjax/commands/encode_prompts.py, and from simjax/text/captions.py.
 """
 
 import itertools

@@ -79,7 +79,7 @@ def as_they_are(images: Images, keys: Array) -> tuple[Images, None]:
 
 @dataclasses.dataclass(frozen=True)
 class StepFns:
-    """The functions and values that build.py chose; constant while training."""
+    """The functions and values that runs/setup.py chose; constant while training."""
 
     denoise: Denoise
     loss: GeneratorLoss
@@ -112,36 +112,10 @@ def distill_step(
     fake_score_draws, generator_draws = draw(state, constants, key, fns=fns)
     state, fake_score_metrics = fake_score_step(state, fake_score_draws, fns=fns)
     state, generator_metrics = generator_step(state, constants.teacher, generator_draws, fns=fns)
-    state, ema_metrics = _averaged(state, fns=fns)
-    return state, fake_score_metrics | generator_metrics | ema_metrics
-
-
-def sharing_step(
-    state: TrainState, constants: Constants, key: Key, *, fns: StepFns
-) -> tuple[TrainState, Metrics]:
-    """A step whose two updates share one batch of samples: ten forwards instead of eleven.
-
-    Not the published algorithm: z and cond are the same in both updates, and the samples that the
-    fake score learns from were drawn with the generator's dropout. The generator's activations are
-    kept while the fake score is updated.
-    """
-    noises, draws = draw(state, constants, key, fns=fns)
-    noises = noises.replace(cond=draws.cond)
-
-    def sample(generator: Params) -> Images:
-        return generate(generator, draws.z, draws.cond, fns=fns, dropout_keys=draws.dropout_keys)
-
-    x0, pull_back = jax.vjp(sample, state.generator)
-    loss_and_grad = jax.value_and_grad(denoising_error)
-    loss, grads = loss_and_grad(state.fake_score, jax.lax.stop_gradient(x0), noises, fns=fns)
-    state, fake_score_metrics = _with_fake_score(state, loss, grads, fns=fns)
-    loss_and_grad = jax.value_and_grad(matching_loss, has_aux=True)
-    (loss, metrics), x0_grad = loss_and_grad(
-        x0, constants.teacher, state.fake_score, draws, fns=fns
-    )
-    state, generator_metrics = _with_generator(state, loss, *pull_back(x0_grad), fns=fns)
-    state, ema_metrics = _averaged(state, fns=fns)
-    return state, fake_score_metrics | metrics | generator_metrics | ema_metrics
+    beta = fns.ema_decay(state.step)
+    ema = ema_update(state.generator_ema, state.generator, beta)
+    metrics = fake_score_metrics | generator_metrics | {"generator/ema_beta": beta}
+    return state.replace(generator_ema=ema, step=state.step + 1), metrics
 
 
 def draw(state: TrainState, constants: Constants, key: Key, *, fns: StepFns) -> tuple[Draws, Draws]:
@@ -161,7 +135,10 @@ def fake_score_step(state: TrainState, draws: Draws, *, fns: StepFns) -> tuple[T
         return fake_score_loss(fake_score, state.generator, draws, fns=fns), {}
 
     loss, _, grads = accumulated_grad(loss_fn, state.fake_score, draws, fns.accumulate)
-    return _with_fake_score(state, loss, grads, fns=fns)
+    updates, opt = fns.fake_score_tx.update(grads, state.fake_score_opt, state.fake_score)
+    fake_score = optax.apply_updates(state.fake_score, updates)
+    metrics = {"fake_score/loss": loss} | health.gradients("fake_score", grads)
+    return state.replace(fake_score=fake_score, fake_score_opt=opt), metrics
 
 
 def generator_step(
@@ -173,43 +150,15 @@ def generator_step(
         return generator_loss(generator, teacher, state.fake_score, draws, fns=fns)
 
     loss, metrics, grads = accumulated_grad(loss_fn, state.generator, draws, fns.accumulate)
-    state, generator_metrics = _with_generator(state, loss, grads, fns=fns)
-    return state, metrics | generator_metrics
-
-
-def _with_fake_score(
-    state: TrainState, loss: Scalar, grads: Params, *, fns: StepFns
-) -> tuple[TrainState, Metrics]:
-    updates, opt = fns.fake_score_tx.update(grads, state.fake_score_opt, state.fake_score)
-    fake_score = optax.apply_updates(state.fake_score, updates)
-    metrics = {"fake_score/loss": loss} | health.gradients("fake_score", grads)
-    return state.replace(fake_score=fake_score, fake_score_opt=opt), metrics
-
-
-def _with_generator(
-    state: TrainState, loss: Scalar, grads: Params, *, fns: StepFns
-) -> tuple[TrainState, Metrics]:
     updates, opt = fns.generator_tx.update(grads, state.generator_opt, state.generator)
     generator = optax.apply_updates(state.generator, updates)
-    metrics = {"generator/loss": loss} | health.gradients("generator", grads)
+    metrics |= {"generator/loss": loss} | health.gradients("generator", grads)
     return state.replace(generator=generator, generator_opt=opt), metrics
-
-
-def _averaged(state: TrainState, *, fns: StepFns) -> tuple[TrainState, Metrics]:
-    """The end of a step: the generator's EMA follows it, and the step counts."""
-    beta = fns.ema_decay(state.step)
-    ema = ema_update(state.generator_ema, state.generator, beta)
-    return state.replace(generator_ema=ema, step=state.step + 1), {"generator/ema_beta": beta}
 
 
 def fake_score_loss(fake_score: Params, generator: Params, draws: Draws, *, fns: StepFns) -> Scalar:
     """E lambda(sigma) ||D_fake(x0 + sigma eps) - sg[x0]||^2, mean over examples."""
     x0 = jax.lax.stop_gradient(generate(generator, draws.z, draws.cond, fns=fns))
-    return denoising_error(fake_score, x0, draws, fns=fns)
-
-
-def denoising_error(fake_score: Params, x0: Images, draws: Draws, *, fns: StepFns) -> Scalar:
-    """fake_score_loss on given samples."""
     x0, augment_labels = fns.augment(x0, draws.augment_keys)
     xt = noise.add_noise(x0, draws.sigma, draws.eps)
     denoised = fns.denoise(
@@ -227,19 +176,12 @@ def denoising_error(fake_score: Params, x0: Images, draws: Draws, *, fns: StepFn
 def generator_loss(
     generator: Params, teacher: Params, fake_score: Params, draws: Draws, *, fns: StepFns
 ) -> tuple[Scalar, Metrics]:
-    """The method's loss, mean over examples, and its health metrics."""
-    x0 = generate(generator, draws.z, draws.cond, fns=fns, dropout_keys=draws.dropout_keys)
-    return matching_loss(x0, teacher, fake_score, draws, fns=fns)
-
-
-def matching_loss(
-    x0: Images, teacher: Params, fake_score: Params, draws: Draws, *, fns: StepFns
-) -> tuple[Scalar, Metrics]:
-    """generator_loss of given samples.
+    """The method's loss, mean over examples, and its health metrics.
 
     An example whose loss is not finite is left out of the sum (it still counts in the mean), so
     that one bad sample does not cost the step; this is the official SiD loop's rule.
     """
+    x0 = generate(generator, draws.z, draws.cond, fns=fns, dropout_keys=draws.dropout_keys)
     xt = noise.add_noise(x0, draws.sigma, draws.eps)
     d_teacher = fns.denoise_teacher(teacher, xt, draws.sigma, draws.cond)
     d_fake = fns.denoise_fake(fake_score, xt, draws.sigma, draws.cond)

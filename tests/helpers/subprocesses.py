@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 SEVERAL = """
 import contextlib, importlib, io, json, sys
 from absl.testing import flagsaver
-command = importlib.import_module(f"simjax.{sys.argv[1]}")
+command = importlib.import_module(f"simjax.commands.{sys.argv[1]}")
 done = []
 for line in json.loads(sys.argv[2]):
     sys.argv = [command.__name__, *line]

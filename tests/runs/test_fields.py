@@ -28,7 +28,7 @@ from tests.helpers.configs import load, small
 # Read by every run, or refused elsewhere (its test): a new field of the schema is listed here, or
 # has its place in simjax/runs/fields.py.
 READ_BY_EVERY_RUN = {
-    *("mode", "seed", "steps", "batch", "accumulate", "share_samples", "steps_per_call", "fsdp"),
+    *("seed", "steps", "batch", "accumulate", "steps_per_call", "fsdp"),
     *("network", "dropout"),  # complete, require_teacher: tests/test_configs.py
     *("teacher.family", "generator.family"),  # complete, port: tests/test_configs.py
     *("teacher.source", "teacher.steps", "teacher.sampler.solver", "teacher.sampler.ladder"),
@@ -84,7 +84,6 @@ def bases() -> dict[str, config.Config]:
         "pixart": config.Config(teacher=named),
         "captions": captioned,
         "own": config.Config(network=config.Own(resolution=1, image_channels=2, label_dim=0)),
-        "port": changed(published, mode="port"),
         "reference": reference,
         "two references": changed(reference, evaluation__features=("classifier",)),
         "no features": changed(trained, evaluation__features=()),
@@ -115,8 +114,6 @@ def other(path: str, value):
     known = build.NETWORK_CHOICES | check.CHOICES
     if path in known:
         return next(name for name in known[path] if name not in (value, "float32"))
-    if path == "mode":
-        return "distill" if value == "port" else "port"
     if isinstance(value, bool) or value is None:
         return not value
     if isinstance(value, tuple):
@@ -136,9 +133,9 @@ def is_refused(base: config.Config, path: str) -> bool:
 def test_a_field_is_read_by_every_run_or_refused_where_it_is_not(path):
     refused = {name for name, base in BASES.items() if is_refused(base, path)}
     if path in READ_BY_EVERY_RUN:
-        assert refused <= {"port"}
+        assert not refused
     else:
-        assert refused - {"port"}, f"{path} is always read: list it here; or place it in fields.py"
+        assert refused, f"{path} is always read: list it here; or place it in fields.py"
         assert refused < set(BASES), f"{path} is never read: what is it for?"
 
 
@@ -237,7 +234,6 @@ def test_a_sampler_reads_what_is_declared(name):
         ("trained", "evaluation.best", "pixels/frechet", "evaluation.every = 0"),
         ("trained", "evaluation.online_samples", 10, "evaluation.samples"),
         ("own", "compute_dtype", "bfloat16", "Python code"),
-        ("port", "batch", 8, "teacher.source"),
     ],
 )
 def test_it_is_refused_with_what_applies_and_how_to_set_it_back(base, path, value, applies):
@@ -268,12 +264,6 @@ def test_a_new_run_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(ConfigError, match="loss.alpha"):
         distill.distill(changed(small(), loss__alpha=1.0), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-
-
-def test_porting_reads_its_source_alone(tmp_path):
-    options = changed(BASES["port"], steps=7)
-    with pytest.raises(ConfigError, match="--config.steps=1000"):
-        distill.port_only(options, str(tmp_path))
 
 
 def test_a_run_that_holds_one_already_goes_on(tmp_path, monkeypatch):

@@ -76,7 +76,6 @@ def unfinished(finished, tmp_path):
         ("batch", 16),
         ("compute_dtype", "bfloat16"),
         ("dropout", 0.5),
-        ("share_samples", True),
         ("generator.optim.lr", 1.0),
         ("fake_score.sigma.mean", 1.0),
         ("loss.c", 1.0),

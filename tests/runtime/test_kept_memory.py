@@ -34,15 +34,15 @@ def test_a_call_takes_the_pages_that_the_last_one_freed(devices):
     assert faults < 60 * 2**14 / 4, faults
 
 
-@pytest.mark.parametrize("command", ["main", "benchmark"])
+@pytest.mark.parametrize("command", ["main", "commands.benchmark"])
 def test_commands_that_train_ask_for_it(command):
     program = f"""
 import sys
-from simjax import {command}
+import simjax.{command}
 from simjax.runtime import cpu
 cpu.keep_freed = lambda: print("asked")
 sys.argv = ["{command}", "--config=configs/digits.py", "--config.batch=0"]  # refused, but later
-{command}.main()
+simjax.{command}.main()
 """
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import simjax
-from simjax import command_line, config, programs
+from simjax import config
+from simjax.commands import flags as command_line
 from simjax.errors import ConfigError
 from simjax.models import build
+from simjax.perf import programs
 from simjax.porting.files import cache
 from simjax.runtime import settings, sharding, storage
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simjax import formats
 from simjax.errors import ConfigError
 from simjax.evaluation import images
+from simjax.export import formats
 from simjax.runtime import storage
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

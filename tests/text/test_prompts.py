@@ -39,7 +39,7 @@ def identity_of(count, **others):
 def write(folder, texts, *, finish=True, **others):
     """A cache as encode_prompts.py makes it; batches of three."""
     folder, identity = epath.Path(folder), identity_of(len(texts), **others)
-    caption_cache.begin(folder, identity, "python -m simjax.encode_prompts --x=1")
+    caption_cache.begin(folder, identity, "python -m simjax encode-prompts --x=1")
     for number in range(caption_cache.shards(identity)):
         if caption_cache.is_written(folder, number, identity):
             continue
@@ -173,7 +173,7 @@ def test_another_origin_than_expected_is_refused(folder, name, value, message):
 def test_what_is_unfinished_says_how_far_it_is_and_how_to_go_on(tmp_path):
     folder = write(tmp_path / "cache", TEXTS, finish=False)
     (folder / "00001.json").unlink()
-    command = "python -m simjax.encode_prompts --x=1"
+    command = "python -m simjax encode-prompts --x=1"
     with pytest.raises(ConfigError, match=f"unfinished, 2 of 3 shards .*continues it: {command}$"):
         Cache.open(folder)
     written = [caption_cache.is_written(folder, n, identity_of(10)) for n in range(3)]

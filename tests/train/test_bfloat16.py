@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax import programs
 from simjax.models import build
+from simjax.perf import programs
 from simjax.runs import setup
 from simjax.runtime import sharding
 from simjax.train import step

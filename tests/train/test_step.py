@@ -4,23 +4,16 @@ And a step whose updates share their samples is the two updates on these samples
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax.errors import ConfigError
 from simjax.losses import distances, sim
-from simjax.models import build
-from simjax.networks.denoiser import as_denoise
-from simjax.runs import check, setup
-from simjax.runtime import sharding
 from simjax.train import step
 from simjax.train.state import TrainState
 from simjax.typing import Caption
-from tests.helpers.configs import small
 
 AUGMENT_LABELS = jnp.full((2, 9), 0.5)
 
@@ -89,49 +82,6 @@ def test_the_generator_loss_knows_no_augmentation():
     assert teacher is None
     assert fake_score is None
     np.testing.assert_array_equal(denoise.calls[1][0], 3 * np.ones((2, 4, 4, 1)))
-
-
-@pytest.mark.whole_runs
-def test_a_sharing_step_is_both_updates_on_the_generators_samples():
-    options = small()
-    options.network.dropout = 0.0  # the samples of the two updates differ in nothing else
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    denoise, teacher = as_denoise(build.module(options))
-    start = jax.tree.map(lambda leaf: 1.01 * leaf, teacher)  # or every gap is zero
-    state = setup.distillation(options, denoise, mesh).init(teacher, start)
-    fns = setup.step_fns(options, denoise, mesh)
-    key = jax.random.key(3)
-
-    def by_hand(state, teacher):
-        fake_score_key, generator_key = jax.random.split(key)
-        draws, others = fns.draw_generator(generator_key), fns.draw_fake_score(fake_score_key)
-        same = others.replace(z=draws.z, cond=draws.cond)
-        state, _ = step.fake_score_step(state, same, fns=fns)
-        return step.generator_step(state, teacher, draws, fns=fns)
-
-    expected, metrics = jax.jit(by_hand)(state, teacher)
-    shared, found = jax.jit(functools.partial(step.sharing_step, fns=fns))(
-        state, step.Constants(teacher), key
-    )
-    assert int(shared.step) == 1
-    for name, value in metrics.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-7)
-    for name in ("fake_score", "generator"):
-        moved = jax.tree.map(lambda new, old: new - old, getattr(expected, name), start)
-        assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(moved)) > 0
-        for ours, theirs in zip(
-            jax.tree.leaves(getattr(shared, name)),
-            jax.tree.leaves(getattr(expected, name)),
-            strict=True,
-        ):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
-
-
-def test_samples_are_not_shared_between_slices_of_a_batch():
-    options = small()
-    options.share_samples, options.accumulate = True, 2
-    with pytest.raises(ConfigError, match="share_samples"):
-        check.check(options, 1)
 
 
 @pytest.mark.parametrize("classes", [0, 3])

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simjax import config, programs
+from simjax import config
 from simjax.models import build
+from simjax.perf import programs
 from simjax.runs import setup
 from simjax.runtime import sharding
 from simjax.train.step import Constants, draw

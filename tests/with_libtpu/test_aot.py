@@ -11,7 +11,7 @@ import jax
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from simjax import chips, compiled
+from simjax.perf import chips, costs
 from simjax.runtime import sharding
 from tests.helpers.command import refused
 
@@ -25,7 +25,13 @@ TINY = [
 
 def aot(*given: str) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "simjax.aot", f"--config={ROOT / 'configs' / 'digits.py'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "simjax",
+        "aot",
+        f"--config={ROOT / 'configs' / 'digits.py'}",
+    ]
     return subprocess.run(
         [*command, *TINY, *given], capture_output=True, text=True, env=environment, cwd=ROOT
     )
@@ -43,7 +49,7 @@ def test_chips_are_as_libtpu_knows_them(generation):
     huge = jax.ShapeDtypeStruct((2**20, 2**17), "float32", sharding=here)
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         jax.jit(lambda x: (x @ x.T).sum()).lower(huge).compile()
-    available = compiled.exhausted(str(error.value))["available"]
+    available = costs.exhausted(str(error.value))["available"]
     # The compiler keeps some for itself: 0.25 to 1.25 GiB; v5p has 95.74, published as 95.
     assert 0.95 < available / (chip.memory / chip.devices) < 1.01
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
-from simjax import config, formats, model_card
+from simjax import config
+from simjax.export import formats, model_card
 from simjax.models import build
 
 SONG = config.SongUNet(

@@ -93,7 +93,8 @@ def run(*command):
 
 def test_a_run_from_prompts_to_pictures(files, tmp_path):
     out = run(
-        "simjax.encode_prompts",
+        "simjax",
+        "encode-prompts",
         f"--prompts={files / 'prompts.txt'}",
         f"--encoder={files / 't5'}",
         f"--out={tmp_path / 'cache'}",

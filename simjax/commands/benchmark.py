@@ -1,0 +1,115 @@
+"""Times the programs of a config on the devices that are here: seconds, images/s, MFU, memory.
+
+python -m simjax benchmark --config=configs/cifar10.py
+python -m simjax benchmark --config=configs/cifar10.py --programs=train,sample --batch=64,256 \
+    --compute_dtype=float32,bfloat16 --out=runs/benchmark/cifar10.json
+python -m simjax benchmark --config=configs/digits.py --programs=train --profile=runs/profile
+
+Every combination of the lists is a row of a Markdown table, printed as soon as it is known; one
+that runs out of memory says so. Nothing is downloaded: parameters are random.
+"""
+
+import pathlib
+from typing import Any
+
+from absl import flags, logging
+
+from simjax import config as c
+from simjax.commands import flags as command_line
+from simjax.errors import ConfigError
+from simjax.perf import tables
+from simjax.runtime import storage
+
+# Fields of a config that a sweep may set, each with its type.
+FIELDS = {"batch": int, "accumulate": int, "steps_per_call": int, "compute_dtype": str, "fsdp": int}
+
+
+def values(field: str, given: list[str]) -> list[Any]:
+    """A flag's list, as values of the field.
+
+    Raises:
+      ConfigError: it is empty, or not of whole numbers.
+    """
+    flag = f"--{field}={','.join(given)}"
+    if not given:
+        raise ConfigError(f"{flag} names no value; leave it out to keep the config's.")
+    try:
+        return [FIELDS[field](value) for value in given]
+    except ValueError as error:
+        raise ConfigError(
+            f"{flag} is no list of whole numbers; expected e.g. --{field}=1,8."
+        ) from error
+
+
+flags.declare_key_flag("config")  # shown by --help
+PROGRAMS = flags.DEFINE_list(
+    "programs",
+    [*tables.TRAINING, *tables.SAMPLING],
+    "fake_score, generator: one update of train's; sample, teacher_sample: a batch of samples.",
+)
+SWEPT = {
+    field: flags.DEFINE_list(field, None, f"Values of config.{field}; default: the config's own.")
+    for field in FIELDS
+}
+REPEATS = flags.DEFINE_integer("repeats", 20, "Calls that are timed.", lower_bound=1)
+OUT = flags.DEFINE_string("out", None, "JSON file for the rows.")
+PROFILE = flags.DEFINE_string("profile", None, "Folder for traces of a few calls of each row.")
+
+
+def main() -> None:
+    """Parses flags and measures; a mistake is one message and status 1."""
+    command_line.start(_run)
+
+
+def _run(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    for name in PROGRAMS.value or [""]:
+        c.require_known("--programs", name, tables.PROGRAMS)
+    swept = {
+        field: values(field, flag.value) for field, flag in SWEPT.items() if flag.value is not None
+    }
+    # Not after minutes.
+    out = None if OUT.value is None else storage.new_file(OUT.value, "--out")
+    profile = None if PROFILE.value is None else storage.new_folder(PROFILE.value, "--profile")
+    import jax  # only now
+
+    from simjax.runtime import cpu, processes
+
+    jax.config.update("jax_enable_compilation_cache", False)  # or nothing would be compiled
+    processes.join()
+    try:
+        with processes.failing_at_once():
+            cpu.keep_freed()
+            _measure(swept, out, profile)
+    finally:
+        processes.leave()
+
+
+def _measure(
+    swept: dict[str, list[Any]], out: pathlib.Path | None, profile: pathlib.Path | None
+) -> None:
+    """Prints the table's rows, and writes those that there are after each."""
+    from simjax.perf import timing
+    from simjax.runtime import processes
+
+    configs = timing.prepare(command_line.CONFIG.value, swept)
+    result = {
+        "command": command_line.spelled("benchmark", without=("out", "profile")),
+        "config": command_line.config_name(),
+        "repeats": REPEATS.value,
+        **timing.surroundings(configs),
+        "rows": [],
+    }
+    say = print if processes.is_first() else lambda *_, **__: None
+    say(tables.timing_header(result["config"], result, REPEATS.value), flush=True)
+    for row in timing.measure_all(
+        configs, PROGRAMS.value, result["peaks"], repeats=REPEATS.value, profile=profile
+    ):
+        result["rows"].append(row)
+        say(tables.timing_line(row), flush=True)
+        if out and processes.is_first():
+            storage.write_json(out, result, indent=1)
+    if out:
+        say(f"\nwritten to {out}")
+    if profile:
+        say(f"\ntraces in {profile}; pip install xprof, then: tensorboard --logdir {profile}")

@@ -1,0 +1,121 @@
+"""Prompts to the cache of captions that training reads.
+
+python -m simjax encode-prompts --prompts=captions.tsv --encoder=FOLDER --out=CACHE
+
+FOLDER holds a T5 encoder (config.json and weights) and its tokenizer, unless --tokenizer says where
+that is. Prompts are taken as they are. Stopped at any moment, the same command goes on after the
+last whole shard, and ends with the same files. Of several processes, which share --out and start as
+those of simjax.main do, each encodes whole shards on its own devices.
+"""
+
+import shlex
+import signal
+import sys
+
+from absl import flags, logging
+from etils import epath
+
+from simjax import config as c
+from simjax.commands import flags as command_line
+from simjax.errors import ConfigError
+from simjax.runtime import storage
+
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "Text file, a prompt a line; .tsv, .csv, .json, .jsonl."
+)
+_ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "File or folder; default --encoder.")
+_OUT = flags.DEFINE_string("out", None, "Folder of the cache.")
+_LENGTH = flags.DEFINE_integer("length", c.Text().length, "Tokens kept of a prompt.")
+_BATCH = flags.DEFINE_integer("batch", 64, "Prompts at a time.")  # our choice
+# Our choice: 4096 prompts of some 25 tokens of XXL's make 0.8 GB.
+_SHARD = flags.DEFINE_integer("shard", 4096, "Prompts in a file.")
+
+# Flag: least and most; our choices, but for a token and its end.
+BOUNDS = {"length": (2, 4096), "batch": (1, 2**16), "shard": (1, 2**20)}
+
+
+def main() -> None:
+    """Parses flags and encodes; a user's mistake is one message and exit status 1."""
+    command_line.start(_run, parse=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    rest = command_line.parse(argv)
+    required = {"prompts": _PROMPTS.value, "encoder": _ENCODER.value, "out": _OUT.value}
+    lacking = [f"--{name}=..." for name, value in required.items() if not value]
+    if rest[1:] or lacking:
+        raise ConfigError(
+            f"expected {' '.join(lacking) or 'flags alone'}, got {' '.join(argv[1:]) or 'nothing'}."
+        )
+    for name, (least, most) in BOUNDS.items():
+        if not least <= flags.FLAGS[name].value <= most:
+            raise ConfigError(
+                f"--{name}={flags.FLAGS[name].value}; expected a number from {least} to {most}."
+            )
+    return rest
+
+
+def _run(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    # They import JAX: only once the flags are known to be good.
+    from simjax.porting.files import cache
+    from simjax.runtime import processes
+
+    processes.join()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would note it and go on; no need to save
+    processes.reuse_compiled(cache.directory() / "compiled")
+    try:
+        with processes.failing_at_once():
+            _encode(epath.Path(_OUT.value).expanduser())
+    finally:
+        processes.leave()
+
+
+def _encode(folder: epath.Path) -> None:
+    """What is wrong is said from the quickest to find to the slowest; then the work."""
+    from simjax.porting import zoo
+    from simjax.runtime import processes
+    from simjax.text import caption_cache, encode, encoders, prompts, tokenizer
+
+    survey = prompts.survey(_PROMPTS.value)
+    cutter = tokenizer.Tokenizer(zoo.local(_TOKENIZER.value or _ENCODER.value))
+    sizes = {"length": _LENGTH.value, "shard": _SHARD.value}
+    caption_cache.require_same(folder, encode.identity(survey, cutter, **sizes))
+    _require_shared(folder)
+    cache = encode.make_cache(
+        _PROMPTS.value,
+        folder,
+        encoders.load_encoder(_ENCODER.value),
+        cutter,
+        **sizes,
+        batch=_BATCH.value,
+        command=shlex.join(["python", "-m", "simjax", "encode-prompts", *sys.argv[1:]]),
+    )
+    if processes.is_first():
+        print(f"prompts encoded: {len(cache)}")
+        print(f"cut to {_LENGTH.value} tokens: {cache.truncated}")
+        print(f"empty lines skipped: {survey.skipped}")
+        print(f"written to {folder}")
+
+
+def _require_shared(folder: epath.Path) -> None:
+    """Makes the folder, in which all processes must see what the first one writes."""
+    import jax
+
+    from simjax.runtime import processes
+
+    probe = folder / "probe.tmp"
+
+    def write() -> None:
+        storage.new_folder(f"{folder}", "--out")
+        probe.write_text("")
+
+    processes.by_first(write, "probe is written")
+    if not probe.exists():
+        raise ConfigError(
+            f"process {jax.process_index()} does not see what the first one wrote to --out="
+            f"{folder}; expected storage that all of them share."
+        )
+    processes.wait("probe is seen")
+    processes.by_first(probe.unlink, "probe is gone")

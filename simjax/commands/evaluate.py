@@ -1,0 +1,269 @@
+"""Measures a run, a published network, or images that lie somewhere.
+
+python -m simjax evaluate --source=runs/digits
+python -m simjax evaluate --source=edm-cifar10-32x32-cond-vp --steps=18 --reference=tfds:cifar10
+python -m simjax evaluate --source=sid.pkl --reference=https://.../fid-refs/cifar10-32x32.npz
+python -m simjax evaluate --source=FOLDER_NPZ_OR_ZIP_OF_IMAGES --reference=FOLDER_OF_IMAGES
+python -m simjax evaluate --source=idx:DIR --split=test --data=idx:DIR --features=pixels,classifier
+
+A run directory is measured as its own report was, unless flags say otherwise; a network by one call
+at --sigma_init, or by --steps of EDM's sampler. Prints the table and writes --out.
+"""
+
+import dataclasses
+from typing import Any
+
+from absl import flags, logging
+from etils import epath
+
+from simjax import config as c
+from simjax import data
+from simjax.commands import flags as command_line
+from simjax.config import checks
+from simjax.errors import ConfigError
+from simjax.evaluation import images
+from simjax.evaluation.evaluator import Evaluator, Row
+from simjax.models import samplers, stored
+from simjax.models.model import Model
+from simjax.models.open import Wanted, open_model
+from simjax.models.samplers import Sampler
+from simjax.porting import zoo
+from simjax.porting.files import cache
+from simjax.runs import report
+from simjax.runtime import processes, storage
+
+_SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, images.")
+_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
+_NETWORK = flags.DEFINE_enum(
+    "network", "generator", ["generator", "best"], "Which generator of a run: newest, or best."
+)
+_REFERENCE = flags.DEFINE_string(
+    "reference", None, "What to compare with: data, folder or zip of images, .npz, URL of such."
+)
+_DATA = flags.DEFINE_string("data", None, "Real images, for labels and the classifier.")
+_SPLIT = flags.DEFINE_string("split", "train", "Split of --source, where that is a data set.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Use the first images of the reference; 0: all.", 0)
+_FEATURES = flags.DEFINE_list("features", None, "Spaces: inception, pixels, classifier.")
+_METRICS = flags.DEFINE_list("metrics", None, "frechet, kernel, precision_recall, ...")
+_SAMPLES = flags.DEFINE_integer("samples", None, "Images; a network's default is 50,000.", 1)
+_BATCH = flags.DEFINE_integer("batch", None, "Images at a time.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, checks.LARGEST_SEED)
+_REPEATS = flags.DEFINE_integer("repeats", 1, "Seeds to measure, from --seed on; EDM's are 3.", 1)
+_STEPS = flags.DEFINE_integer("steps", 0, "Of EDM's sampler; 0: one call at --sigma_init.", 0)
+_CHURN = flags.DEFINE_list("churn", None, "S_churn,S_min,S_max,S_noise; EDM: 40,0.05,50,1.003.")
+_SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of one call; default an export's, or 2.5.")
+_AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")
+_SAVE = flags.DEFINE_string("save", None, "Folder, or .npz, for the first row's images.")
+_OUT = flags.DEFINE_string("out", None, "Default metrics.json, beside a run's report or here.")
+
+# What a source can be, and which flags have an effect on it.
+RUN, DATA, IMAGES = "a run", "a data set", "images in files"
+ONE_CALL, SAMPLED = "a network called once", "a network with --steps"
+NETWORKS, EVERY = (ONE_CALL, SAMPLED), (RUN, DATA, IMAGES, ONE_CALL, SAMPLED)
+USES = {
+    "source": EVERY,
+    "network": (RUN,),
+    "family": NETWORKS,
+    "reference": EVERY,
+    "data": EVERY,
+    "split": (DATA,),
+    "limit": EVERY,
+    "features": EVERY,
+    "metrics": EVERY,
+    "samples": (RUN, *NETWORKS),
+    "batch": EVERY,
+    "seed": EVERY,
+    "repeats": (RUN, *NETWORKS),
+    "steps": NETWORKS,
+    "churn": (SAMPLED,),
+    "sigma_init": (ONE_CALL,),
+    "autoencoder": NETWORKS,
+    "save": (RUN, *NETWORKS),
+    "out": EVERY,
+}
+OF_A_RUN = "A run is measured as in its report; simjax sample draws in other ways."
+WEIGHTS = ("config.json", "model_index.json", "*.safetensors", "*.bin")  # of folders with networks
+
+command_line.require_positive("sigma_init")
+command_line.require_some("features", "metrics")
+
+
+def main() -> None:
+    """Parses flags, measures, and turns a user's mistake into one message and exit status 1."""
+    command_line.start(_run, parse=command_line.parse_source)
+
+
+def _run(argv: list[str]) -> None:
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
+    processes.reuse_compiled(cache.directory() / "compiled")
+    run, _ = stored.find_run(_SOURCE.value) or (None, None)
+    kind = RUN if run else _kind(_SOURCE.value)
+    command_line.require_used(kind, USES, OF_A_RUN if kind == RUN else "")
+    checks.seed(_SEED.value + _REPEATS.value - 1, "the last seed of --repeats")
+    out, save = _destinations("metrics.json" if run is None else f"{run}/metrics.json")
+    if kind == RUN:
+        result = _of_run(save)
+    elif kind == DATA:
+        result = _of_images(data.open(_SOURCE.value, split=_SPLIT.value))
+    elif kind == IMAGES:
+        result = _of_images(_in_files(_SOURCE.value))
+    else:
+        result = _of_network(save)
+    result = {"source": _SOURCE.value} | result
+    storage.write_json(out, result)
+    report.show(result)
+    print(f"written to {out}")
+
+
+def _kind(source: str) -> str:
+    """One of EVERY, but a run."""
+    network = SAMPLED if _STEPS.value else ONE_CALL
+    if source.partition(":")[0] in data.SOURCES:
+        return DATA
+    if source in zoo.ZOO:
+        return network
+    folder = _folder(source)
+    if folder is not None:
+        return network if any(any(folder.glob(name)) for name in WEIGHTS) else IMAGES
+    return IMAGES if source.lower().endswith((".npz", ".zip")) else network
+
+
+def _folder(source: str) -> epath.Path | None:
+    path = None if zoo.is_url(source) else epath.Path(source).expanduser()
+    return path if path is not None and path.is_dir() else None
+
+
+def _in_files(source: str) -> data.Dataset:
+    """The images of a folder, or of an .npz or a zip, which may have a URL."""
+    if folder := _folder(source):
+        return images.read(folder)
+    file = zoo.fetch(source).path
+    is_zip = source.lower().endswith(".zip")
+    dataset = data.open(f"zip:{file}") if is_zip else images.read(file)
+    return dataclasses.replace(dataset, name=source)
+
+
+def _destinations(default: str) -> tuple[epath.Path, epath.Path | None]:
+    """Where the numbers go, and the images if they are kept; both can be written.
+
+    Raises:
+      ConfigError: they cannot.
+    """
+    out = storage.new_file(default if _OUT.value is None else _OUT.value, "--out")
+    if _SAVE.value is None:
+        return out, None
+    return out, storage.new_file_or_folder(_SAVE.value, "--save", [".npz"])
+
+
+def _of_run(save: epath.Path | None) -> dict[str, Any]:
+    """The report of a run, finished or not, of its newest checkpoint or its best generator."""
+    wanted = Wanted(captions=True, pictures=True)
+    opened = open_model(_SOURCE.value, wanted, network=_NETWORK.value, adjusted=_with_flags)
+    name = "best generator" if _NETWORK.value == "best" else "generator"
+    compared = report.samplers_of(opened.model, opened.params, name)
+    return _repeated(opened.model, compared, save) | {"weights": "EMA"} | opened.found
+
+
+def _of_network(save: epath.Path | None) -> dict[str, Any]:
+    """An export or published weights: a teacher with --steps, or else a one-step generator."""
+    source, wanted = _SOURCE.value, Wanted(pictures=True)
+    model = open_model(source, wanted, family=_FAMILY.value, adjusted=_of_network_flags).model
+    if _STEPS.value:
+        compared = [samplers.many_steps(model, _STEPS.value)]
+    else:
+        compared = samplers.one_step(model, {f"{source}, one call": model.params})
+    return _repeated(model, compared, save) | {"network": model.provenance}
+
+
+def _of_network_flags(config: c.Config) -> c.Config:
+    """The config with the flags of networks that are no run's."""
+    config = _with_flags(config)
+    if _SIGMA_INIT.value is not None:
+        config.generator.sigma_init = _SIGMA_INIT.value
+    if _CHURN.value:
+        config.teacher.sampler = _churning(_CHURN.value)
+    config.autoencoder = _AUTOENCODER.value or ""
+    return config
+
+
+def _churning(numbers: list[str]) -> c.Sampler:
+    names = ("churn", "churn_low", "churn_high", "churn_inflation")
+    try:
+        return c.Sampler(**{name: float(n) for name, n in zip(names, numbers, strict=True)})
+    except ValueError as error:
+        raise ConfigError(
+            f"--churn={','.join(numbers)} is not four numbers, as in --churn=40,0.05,50,1.003."
+        ) from error
+
+
+def _of_images(dataset: data.Dataset) -> dict[str, Any]:
+    """A folder or .npz of images, or a split of real ones."""
+    config = _with_flags(c.Config())
+    evaluator = report.evaluator(config)
+    if evaluator is None:
+        raise ConfigError("images need --reference=... (or --data=...) to be compared with.")
+    batches = (images.as_bytes(x) for x, _ in data.batches(dataset, config.evaluation.batch))
+    metrics, count = evaluator.measure(batches, dataset.labels)
+    rows = [Row(dataset.name, None, count, None, metrics), *evaluator.floors(_SEED.value)]
+    return report.result(rows, evaluator, _SEED.value)
+
+
+def _repeated(model: Model, compared: list[Sampler], save: epath.Path | None) -> dict[str, Any]:
+    """One result, or the first with every seed's rows and, by metric, the smallest and the mean."""
+    evaluator = report.evaluator(model.config)
+    seeds = range(_SEED.value, _SEED.value + _REPEATS.value)
+    if save:
+        _save(model, compared[0], evaluator, save)
+    results = [report.make(model, compared, evaluator, seed=seed) for seed in seeds]
+    if len(results) == 1:
+        return results[0]
+    return report.summary(results)
+
+
+def _save(
+    model: Model,
+    sampler: Sampler,
+    evaluator: Evaluator | None,
+    where: epath.Path,
+) -> None:
+    """Writes the images that the first row of the first seed measures."""
+    classes = report.asked(model, evaluator, model.config.evaluation.samples)
+    drawn = report.drawing(model, classes, _SEED.value)
+    batches = drawn.draw(sampler.function, sampler.params)
+    images.write(where, batches, classes)
+
+
+def _with_flags(config: c.Config) -> c.Config:
+    """The config with what the flags change of its evaluation and its data."""
+    given = {
+        "reference": _REFERENCE.value,
+        "features": _FEATURES.value and tuple(_FEATURES.value),
+        "metrics": _METRICS.value and tuple(_METRICS.value),
+        "samples": _SAMPLES.value,
+        "limit": _LIMIT.value,
+        "batch": _BATCH.value,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    evaluation = dataclasses.replace(config.evaluation, **changes)
+    source = config.data if _DATA.value is None else c.Data(source=_DATA.value)
+    config = dataclasses.replace(config, evaluation=evaluation, data=source)
+    _require_compared(config)
+    return config
+
+
+def _require_compared(config: c.Config) -> None:
+    """Refuses flags on a comparison where there is none, and data that nothing reads.
+
+    Raises:
+      ConfigError: naming them.
+    """
+    options = config.evaluation
+    if not (options.reference or config.data.source):
+        about = ("limit", "features", "metrics", *(() if _SAVE.value else ("samples",)))
+        remedy = "nothing is compared: add --reference=... (or --data=...)"
+    elif options.reference and "classifier" not in options.features:
+        about, remedy = ("data",), "the classifier alone reads it beside a reference"
+    else:
+        return
+    if idle := [f"--{name}" for name in about if command_line.was_given(name)]:
+        raise ConfigError(f"{', '.join(idle)}: without effect, {remedy}.")

@@ -1,0 +1,265 @@
+"""Draws pictures from a run, or from published weights.
+
+python -m simjax sample --source=runs/digits --classes=3,7
+python -m simjax sample --source=sid.pkl --count=50000 --out=samples/
+python -m simjax sample --source=edm-cifar10-32x32-cond-vp --steps=18 --out=samples.npz
+python -m simjax sample --source=runs/captioned_digits --prompt="write seven" --prompt="an 8"
+python -m simjax sample --source=sim.pth --encoder=T5 --autoencoder=VAE --prompts=prompts.txt
+
+One call at sigma_init, or --steps of a teacher's sampler. Classes and prompts have their turns:
+sample i is of the i-th, counted round and round. Sample i of a seed is the same for every --count,
+--batch and number of devices. Files of the same names are replaced, and others in a folder stay, as
+by simjax evaluate --save.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags, logging
+from etils import epath
+
+from simjax import config as c
+from simjax.commands import flags as command_line
+from simjax.config import checks
+from simjax.data.image_file import CHANNELS
+from simjax.errors import ConfigError
+from simjax.evaluation import images
+from simjax.evaluation.drawing import Drawing
+from simjax.models import build, samplers, stored
+from simjax.models.model import Model
+from simjax.models.open import Opened, Wanted, open_model
+from simjax.porting.files import cache
+from simjax.runs import report
+from simjax.runtime import processes, storage
+from simjax.runtime.monitor import grid
+from simjax.text import prompts as files_of_prompts
+from simjax.typing import Int
+
+_SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
+_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
+_NETWORK = flags.DEFINE_enum(
+    "network",
+    "generator",
+    ["generator", "best", "teacher"],
+    "Which network of a run: the newest generator, that which evaluation.best kept, the teacher.",
+)
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Of a teacher's sampler; 0: one call. Default: those of a run's report.", 0
+)
+_GUIDANCE = flags.DEFINE_float("guidance", None, "With --steps; default the run's, or 1: none.")
+_SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of one call; default the run's, or 2.5.")
+_CLASSES = flags.DEFINE_list("classes", None, "In turn, e.g. 3,7; default all.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times: in turn.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "File of them, .txt, .csv, .json ...: in turn.")
+_ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder, which reads prompts.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "File or folder; default --encoder.")
+_AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")
+_COUNT = flags.DEFINE_integer("count", None, "Samples, default 64; with prompts of each, 4.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, checks.LARGEST_SEED)
+_BATCH = flags.DEFINE_integer("batch", None, "Samples at a time; default the run's, or 100.", 1)
+_OUT = flags.DEFINE_string("out", "samples.png", "Grid NAME.png, arrays NAME.npz, or FOLDER/.")
+_COLUMNS = flags.DEFINE_integer("columns", None, "Of the grid; default about square.", 1)
+
+COUNT, COUNT_OF_A_PROMPT = 64, 4  # our choice
+FILES = (".png", ".npz")
+# What can be drawn from, and which flags have an effect on it; a network's own: _require_flags.
+GENERATOR, TEACHER = "a run's generator", "a run's teacher (--network=teacher)"
+TEACHER_ONCE = "a run's teacher called once (--network=teacher --steps=0)"
+ONE_CALL, SAMPLED = "published weights called once", "published weights with --steps=N"
+OF_A_RUN = (GENERATOR, TEACHER, TEACHER_ONCE)
+USES = {
+    "network": OF_A_RUN,
+    "family": (ONE_CALL, SAMPLED),
+    "steps": (TEACHER, TEACHER_ONCE, ONE_CALL, SAMPLED),
+    "guidance": (TEACHER, SAMPLED),
+    "sigma_init": (GENERATOR, TEACHER_ONCE, ONE_CALL),
+} | dict.fromkeys(
+    ("source", "classes", "prompt", "prompts", "encoder", "tokenizer", "autoencoder")
+    + ("count", "seed", "batch", "out", "columns"),
+    (*OF_A_RUN, ONE_CALL, SAMPLED),
+)
+
+command_line.require_positive("sigma_init")
+
+
+class Asked(NamedTuple):
+    """What is to be drawn.
+
+    Attributes:
+      labels: of classes; None of anything else.
+      turns: conditions, after which the first one comes again.
+      conditions: what a person reads of them.
+    """
+
+    drawing: Drawing
+    count: int
+    labels: Int[np.ndarray, "n"] | None
+    turns: int
+    conditions: str
+
+
+def main() -> None:
+    """Parses flags and draws; a user's mistake is one message and exit status 1."""
+    command_line.start(_run, parse=command_line.parse_source)
+
+
+def _run(argv: list[str]) -> None:
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
+    processes.reuse_compiled(cache.directory() / "compiled")
+    is_run = stored.find_run(_SOURCE.value) is not None
+    command_line.require_used(_kind(is_run), USES)
+    out, prompts = _destination(_OUT.value), _given_prompts()
+    wanted = Wanted(
+        captions=is_run and not prompts,
+        encoder=_ENCODER.value or "",
+        tokenizer=_TOKENIZER.value or "",
+        prompts=bool(prompts),
+        pictures=True,
+    )
+    opened = open_model(
+        _SOURCE.value,
+        wanted,
+        network=_NETWORK.value,
+        family=_FAMILY.value,
+        adjusted=_with_flags,
+        check=functools.partial(_require_flags, prompts=prompts),
+    )
+    model, weights = opened.model, opened.weights()
+    sampler, sampled = _sampler(opened)
+    asked = _of_prompts(model, prompts) if prompts else _of_classes(model)
+    drawing, count = asked.drawing, asked.count
+    batches = drawing.draw(sampler.function, sampler.params)
+    if out.suffix == ".png":
+        columns = _COLUMNS.value or _columns(count, asked.turns)
+        images.write_image(out, grid(np.concatenate(list(batches)), columns))
+    else:
+        images.write(out, batches, asked.labels)
+    height, width, _ = build.pixel_shape(model.config)
+    print(f"weights: {weights}")
+    print(f"sampler: {sampled}; evaluations an image: {sampler.evaluations}")
+    print(f"conditions: {asked.conditions}; seed {_SEED.value}")
+    print(f"images: {count} of {width} x {height}; {drawing.seconds / count:.3g} s each")
+    print(f"written to {out}")
+
+
+def _kind(is_run: bool) -> str:
+    """What is drawn from: a key of USES' kinds."""
+    if not is_run:
+        return SAMPLED if _STEPS.value else ONE_CALL
+    if _NETWORK.value != "teacher":
+        return GENERATOR
+    return TEACHER_ONCE if _STEPS.value == 0 else TEACHER
+
+
+def _destination(given: str) -> epath.Path:
+    """Where the pictures go, which is known to be writable before they are drawn.
+
+    Raises:
+      ConfigError: it is not, or of another kind than FILES and folders; or no grid has --columns.
+    """
+    out = storage.new_file_or_folder(given, "--out", FILES)
+    if out.suffix != ".png" and command_line.was_given("columns"):
+        raise ConfigError(f"--columns is for a grid, --out=NAME.png, not for --out={given}.")
+    return out
+
+
+def _given_prompts() -> list[str]:
+    file = _PROMPTS.value
+    if file is None:
+        return _PROMPT.value
+    files_of_prompts.survey(file)  # refuses what has none
+    return [*_PROMPT.value, *files_of_prompts.read_prompts(file)]
+
+
+def _with_flags(config: c.Config) -> c.Config:
+    """The config with what the flags change of it."""
+    given = (
+        (config.evaluation, "batch", _BATCH.value),
+        (config.generator, "sigma_init", _SIGMA_INIT.value),
+        (config.teacher, "guidance", _GUIDANCE.value),
+        (config, "autoencoder", _AUTOENCODER.value),
+    )
+    for part, field, value in given:
+        if value is not None:
+            setattr(part, field, value)
+    return config
+
+
+def _sampler(opened: Opened) -> tuple[samplers.Sampler, str]:
+    """The sampler and its name: the teacher's own with steps, or else one call."""
+    model, steps = opened.model, _STEPS.value
+    if steps is None and opened.run is not None and opened.found is None:  # as in its report
+        steps = model.config.evaluation.teacher_steps[0]
+    if not steps:
+        (sampler,) = samplers.one_step(model, {"generator": opened.params})
+        return sampler, f"one call at sigma {model.config.generator.sigma_init}"
+    sampler, guidance = samplers.many_steps(model, steps), model.config.teacher.guidance
+    return sampler, f"{sampler.name}, {steps} steps, guidance {guidance}"
+
+
+def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str]) -> None:
+    """Refuses flags that a network has no use for, and the lack of those that it needs.
+
+    Raises:
+      ConfigError: naming all of them.
+    """
+    reads, has_reader = isinstance(network, c.PixArt), bool(config.text.templates)
+    has_prompts = bool(prompts or has_reader or config.text.cache)
+    gives_reader = bool(_ENCODER.value or _TOKENIZER.value)
+    has_classes = bool(has_reader or network.label_dim) and not prompts
+    found = {
+        "has no use for": {
+            "--prompt and --prompts": prompts and not reads,
+            "--encoder and --tokenizer": gives_reader and (has_reader or not prompts),
+            "--classes": _CLASSES.value is not None and not has_classes,
+        },
+        "needs": {
+            "--prompt=TEXT or --prompts=FILE": reads and not has_prompts,
+            "--encoder=FOLDER of a T5 encoder": reads
+            and not (has_reader or _ENCODER.value)
+            and (prompts or not has_prompts),
+            "--autoencoder=FOLDER of diffusers' AutoencoderKL": not config.autoencoder
+            and network.image_channels not in CHANNELS.values(),
+        },
+    }
+    for what, flags_ in found.items():
+        if named := [name for name, is_so in flags_.items() if is_so]:
+            raise ConfigError(f"{type(network).__name__} {what} {', '.join(named)}.")
+
+
+def _of_prompts(model: Model, prompts: Sequence[str]) -> Asked:
+    """--count samples of each prompt, encoded now."""
+    reader, cond = model.read, model.read(prompts)
+    count = (_COUNT.value or COUNT_OF_A_PROMPT) * len(prompts)
+    drawing = report.drawing_of(model, cond, count, _SEED.value)
+    cut = f"{reader.cut(prompts)} of them cut to {reader.length} tokens"
+    told = f"{len(prompts)} prompts in turn, {cut}"
+    return Asked(drawing, count, None, len(prompts), told)
+
+
+def _of_classes(model: Model) -> Asked:
+    """Samples of --classes; or of the run's prompts, or of nothing."""
+    classes, count = np.arange(max(model.classes, 1)), _COUNT.value or COUNT
+    if _CLASSES.value is not None:
+        known = {str(number): number for number in classes}
+        if not _CLASSES.value or any(given not in known for given in _CLASSES.value):
+            raise ConfigError(
+                f"--classes={','.join(_CLASSES.value)}: expected numbers from 0 to "
+                f"{len(classes) - 1}, as in --classes=0,1."
+            )
+        classes = np.array([known[given] for given in _CLASSES.value])
+    labels = np.resize(classes, count).astype(np.int32)  # repeats them
+    drawing = report.drawing(model, labels, _SEED.value)
+    if model.classes:
+        told = f"{len(classes)} classes in turn"
+        return Asked(drawing, count, labels, len(classes), told)
+    told = "none" if model.captions is None else "the prompts of the run in turn"
+    return Asked(drawing, count, None, 1, told)
+
+
+def _columns(count: int, turns: int) -> int:
+    """Of a grid that is about square, each of whose columns has one condition if that goes."""
+    side = count**0.5
+    return turns * max(1, round(side / turns)) if turns <= count else -int(-side // 1)

@@ -1,0 +1,254 @@
+"""README.md of an export: what the generator is, how each of its files is used, and its numbers.
+
+The front matter is that of model cards on the Hugging Face hub.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import simjax
+from simjax import config as c
+from simjax.diffusion import precondition
+from simjax.evaluation.evaluator import Row, table
+from simjax.export import formats, stablehlo
+from simjax.models import build, exported
+from simjax.networks.pixart import PIXELS
+from simjax.porting.maps import edm
+
+NAME = "README.md"
+FRONT_MATTER = """---
+library_name: simjax
+{task}tags:
+- one-step-generation
+- diffusion-distillation
+- score-implicit-matching
+- jax
+---"""
+LICENSE = """## License
+
+Not stated here. Weights that began as a published teacher's are subject to that teacher's license.
+"""
+BATCH = 4  # samples of every example; our choice
+
+
+class Told(NamedTuple):
+    """Where weights come from.
+
+    Attributes:
+      settings: a run's whole config; of published weights what is known of the network.
+      provenance: by what a person reads each as.
+      report: of the run; None if there is none.
+    """
+
+    settings: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    report: Mapping[str, Any] | None
+
+
+class Card(NamedTuple):
+    """What a card tells.
+
+    Attributes:
+      name: its title.
+      role: what the weights are, a sentence.
+      config: completed by the network.
+      checks: what was found when each format was read back.
+    """
+
+    name: str
+    role: str
+    config: c.Config
+    checks: Mapping[str, str]
+    told: Told
+
+
+def text(card: Card) -> str:
+    """The whole file."""
+    told = card.told
+    task = "pipeline_tag: text-to-image\n" if isinstance(card.config.network, c.PixArt) else ""
+    parts = [
+        f"{FRONT_MATTER.format(task=task)}\n\n# {card.name}\n\n{card.role}",
+        _interface(card.config),
+        *[
+            f"## {name}\n\n{USAGE[name](card.config)}\n\nRead back: {found}."
+            for name, found in card.checks.items()
+        ],
+        f"## Provenance\n\n{_list(told.provenance)}",
+        f"## Metrics\n\n{_metrics(told.report)}",
+        f"## Settings\n\n```json\n{json.dumps(told.settings, indent=2)}\n```",
+        f"## Versions\n\n{_list(_versions())}",
+        LICENSE,
+    ]
+    return "\n\n".join(parts)
+
+
+def _interface(config: c.Config) -> str:
+    """What goes in and what comes out."""
+    network, (height, width, channels) = config.network, build.image_shape(config)
+    out = "an image, about -1 to 1" if channels in (1, 3) else "a latent, for an autoencoder"
+    condition = "nothing: there are no classes"
+    if isinstance(network, c.PixArt):
+        condition = (
+            f"a prompt as a T5 encoder gives it: {_words(network)} tokens of "
+            f"{network.caption_channels} channels, and a mask of those that are no padding"
+        )
+    elif network.label_dim:
+        condition = f"one of {network.label_dim} classes"
+    return f"""One call of the denoiser D makes a sample, from z ~ N(0, I):
+
+    x0 = D(sigma_init z; sigma_init, condition)        sigma_init = {config.generator.sigma_init}
+
+z and x0 have the shape ({height}, {width}, {channels}), in PyTorch ({channels}, {height}, {width});
+x0 is {out}. The condition is {condition}."""
+
+
+def _words(network: c.PixArt) -> int:
+    """How many tokens a caption has."""
+    return network.caption_length or build.CAPTION_LENGTH
+
+
+def _own(config: c.Config) -> str:
+    network, folders, asked = config.network, "", ""
+    if isinstance(network, c.PixArt):
+        folders = ", encoder=T5_FOLDER, autoencoder=VAE_FOLDER"
+        asked = ', prompts=["a prompt"]'
+    elif network.label_dim:
+        asked = ", labels=[0]"
+    return f"""`{exported.WEIGHTS}` and `{exported.SETTINGS}`, for simjax:
+
+```python
+import simjax
+generator = simjax.load("."{folders})
+images = simjax.draw(generator, {BATCH}{asked})
+```"""
+
+
+def _program(config: c.Config) -> str:
+    network, given, told = config.network, "z", ""
+    if isinstance(network, c.PixArt):
+        given = "z, embedding, mask"
+        told = (
+            f"embedding: float32 ({BATCH}, {_words(network)}, {network.caption_channels}); mask: "
+        )
+        told += "bool, true where a token is no padding. "
+    elif network.label_dim:
+        given = f"z, jnp.arange({BATCH}, dtype=jnp.int32) % {network.label_dim}"
+        told = "Class -1 is none. "
+    return f"""`{stablehlo.PROGRAM}`, `{stablehlo.LOADER_NAME}` and `{exported.WEIGHTS}`, for JAX
+without simjax (`pip install jax flatbuffers`), with any batch size, on CPUs, GPUs and TPUs:
+
+```python
+import jax, jax.numpy as jnp
+from load_generator import generate
+z = jax.random.normal(jax.random.key(0), {(BATCH, *build.image_shape(config))})
+x0 = generate({given})
+```
+
+{told}Written by jax {metadata.version("jax")}; later versions are to read it for six months at
+least (jax.export's promise)."""
+
+
+def _edm(config: c.Config) -> str:
+    name, _ = edm.constructor(exported.described(config))
+    label_dim, sigma = config.network.label_dim, config.generator.sigma_init
+    height, width, channels = build.image_shape(config)
+    labels = f"torch.eye({label_dim})[torch.arange({BATCH}) % {label_dim}]" if label_dim else "None"
+    return f"""`{formats.EDM_WEIGHTS}` and `{formats.EDM_SETTINGS}`, for the code of NVlabs/edm:
+
+```python
+import json, torch
+from safetensors.torch import load_file
+from training.networks import {name}
+net = {name}(**json.load(open("{formats.EDM_SETTINGS}"))["arguments"]).eval()
+net.load_state_dict(load_file("{formats.EDM_WEIGHTS}"))
+z = torch.randn({BATCH}, {channels}, {height}, {width})
+x0 = net({sigma} * z, torch.full([{BATCH}], {sigma}), {labels})
+```"""
+
+
+def _diffusers(config: c.Config) -> str:
+    sigma, channels = config.generator.sigma_init, config.network.image_channels
+    *_, time = precondition.ddpm_linear(np.full(1, sigma, np.float32))
+    kind = formats.DIFFUSERS[type(config.network)].class_name
+    given, options, pipeline = _surroundings(config.network)
+    return f"""`{formats.TRANSFORMER}/`, for diffusers:
+
+```python
+import torch
+from diffusers import {kind}
+transformer = {kind}.from_pretrained("{formats.TRANSFORMER}").eval()
+sigma, time = {sigma}, {int(time[0])}  # sigma_init, and the training's time step nearest to it
+
+@torch.no_grad()
+def generate(z, {given}):
+    eps = transformer(
+        z * sigma / (1 + sigma**2) ** 0.5,
+        timestep=torch.full((len(z),), time),
+        {options},
+    ).sample[:, :{channels}]  # the other channels are variances
+    return sigma * (z - eps)
+```
+
+A pipeline's schedulers are for many steps: take from it what surrounds the transformer. TEACHER is
+the pipeline of the network that these weights began as.
+
+```python
+{pipeline}
+images = pipeline.vae.decode(x0 / pipeline.vae.config.scaling_factor).sample  # about -1 to 1
+```"""
+
+
+def _surroundings(network: c.DiT | c.PixArt) -> tuple[str, str, str]:
+    """The condition's names, how the transformer takes it, and where a pipeline has it from."""
+    noise = f"torch.randn(1, {network.image_channels}, {network.resolution}, {network.resolution})"
+    if isinstance(network, c.DiT):
+        pipeline = f"""from diffusers import DiTPipeline
+pipeline = DiTPipeline.from_pretrained(TEACHER, transformer=transformer)
+x0 = generate({noise}, torch.tensor([0]))"""
+        return "classes", "class_labels=classes", pipeline
+    sizes = '{"resolution": None, "aspect_ratio": None}'
+    if network.size_conditioning:
+        size = f"torch.full((len(z), 2), {PIXELS * network.resolution}.0)"
+        sizes = f'{{"resolution": {size}, "aspect_ratio": torch.ones(len(z), 1)}}'
+    options = (
+        "encoder_hidden_states=embedding",
+        "encoder_attention_mask=mask",
+        f"added_cond_kwargs={sizes}",
+    )
+    pipeline = f"""from diffusers import PixArtAlphaPipeline
+pipeline = PixArtAlphaPipeline.from_pretrained(TEACHER, transformer=transformer)
+embedding, mask, *_ = pipeline.encode_prompt("a prompt", do_classifier_free_guidance=False)
+x0 = generate({noise}, embedding, mask)"""
+    return "embedding, mask", ",\n        ".join(options), pipeline
+
+
+USAGE = {"safetensors": _own, "edm": _edm, "diffusers": _diffusers, "stablehlo": _program}
+
+
+def _metrics(report: Mapping[str, Any] | None) -> str:
+    if report is None:
+        return "None: nothing was measured where these weights come from."
+    seeds = ", ".join(map(str, report.get("seeds", [report["seed"]])))
+    lines = [f"The run's report, of seed {seeds}, on {report['device']}."]
+    if isinstance(report["protocol"], str):  # nothing to compare with
+        lines.append(report["protocol"])
+    else:
+        for name, space in report["protocol"].items():
+            real = space["reference"]
+            lines.append(f"`{name}` compares with {real['images']} images of {real['name']}.")
+    measured = table([Row(**row) for row in report["rows"]])
+    return f"{' '.join(lines)}\n\n```\n{measured}\n```"
+
+
+def _versions() -> dict[str, str]:
+    own = {"simjax": simjax.__version__, "python": platform.python_version()}
+    return own | {name: metadata.version(name) for name in ("jax", "flax", "numpy")}
+
+
+def _list(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in values.items())

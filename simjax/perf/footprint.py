@@ -1,0 +1,157 @@
+"""A config's program compiled for a TPU topology, without TPUs: what it needs there.
+
+The program is the one that a run compiles, on arguments that have shapes, types and shardings but
+no values: no checkpoint is read. Called from simjax/commands/aot.py.
+"""
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.stages import Compiled
+
+import simjax
+from simjax import config as c
+from simjax.errors import ConfigError
+from simjax.models import build, port
+from simjax.perf import chips, costs, programs, tables
+from simjax.perf.programs import Program
+from simjax.runs import check
+
+
+def compile_for(config: c.Config, topology: str, program: str, *, effort: float) -> dict[str, Any]:
+    """Compiles a program of programs.PROGRAMS, and one forward to compare it with.
+
+    Args:
+      effort: of the compiler's optimizations for speed; 0 is its default.
+
+    Returns:
+      what simjax/footprint.py describes: bytes, flops and seconds, of one device.
+
+    Raises:
+      ConfigError: the config does not fit the topology, or the program its memory.
+    """
+    devices, chip = chips.devices(topology), chips.find(topology)
+    # The text encoder reads fields that no training does.
+    checked = check.check_values if program == "encode_text" else check.check
+    checked(config, len(devices))
+    c.require_teacher(config)
+    config = port.plan(config)
+    mesh = build.mesh(config, devices)
+    denoise, params = build.blank(config)
+    made = programs.PROGRAMS[program](config, denoise, params, mesh)
+    what = {
+        "topology": topology,
+        "program": program,
+        "devices": len(devices),
+        "devices_per_chip": chip.devices,
+        "mesh": dict(mesh.shape),
+        "batch": made.batch,
+        "accumulate": config.accumulate,
+        "remat": config.remat,
+        "compute_dtype": config.compute_dtype,
+        "teacher_dtype": config.teacher.dtype,
+        "arguments": {name: costs.held(tree) for name, tree in made.trees.items()},
+        "effort": effort,
+    }
+    print(f"compiling {program} for {topology}; this takes minutes", flush=True)
+    binary, memory, seconds = _compile_to_fit(made, what, config, chip, effort)
+    forward_seconds = 0.0
+    if config.scan_blocks and build.is_stack(config.network):
+        found = _costs_of_stack(config, program, made, chip, what)
+    else:
+        forward, forward_seconds = _forward(made, devices[0], made.rows, effort)
+        found = _costs(binary, made, forward, chip, what)
+    return what | {
+        "memory": memory,
+        "costs": found,
+        "collectives": costs.collective_traffic(binary.as_text()),
+        "seconds": seconds | {"forward": forward_seconds},
+        "versions": {"simjax": simjax.__version__}
+        | {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+    }
+
+
+def _compile(
+    function: Callable, arguments: tuple[Any, ...], effort: float
+) -> tuple[Compiled, dict[str, float]]:
+    """The compiled program, and the seconds of lowering and of compiling it."""
+    begun = time.monotonic()
+    lowered = function.lower(*arguments)
+    lowering = time.monotonic() - begun
+    options = {"exec_time_optimization_effort": effort} if effort else {}
+    binary = lowered.compile(compiler_options=options)
+    return binary, {"lower": lowering, "compile": time.monotonic() - begun - lowering}
+
+
+def _compile_to_fit(
+    made: Program, what: dict[str, Any], config: c.Config, chip: chips.Chip, effort: float
+) -> tuple[Compiled, dict[str, int], dict[str, float]]:
+    """The compiled program, its memory and seconds.
+
+    Raises:
+      ConfigError: it needs more memory than there is.
+    """
+    available = chip.memory / chip.devices
+    try:
+        binary, seconds = _compile(made.function, made.arguments, effort)
+    except jax.errors.JaxRuntimeError as error:
+        if not (shortage := costs.exhausted(str(error))):
+            raise
+        raise ConfigError(tables.refusal(what, config, shortage)) from error
+    memory = costs.memory(binary) | {"available": available}
+    if memory["total"] > available:
+        shortage = {"needed": memory["total"], "available": available, "largest": []}
+        raise ConfigError(tables.refusal(what | {"memory": memory}, config, shortage))
+    return binary, memory, seconds
+
+
+def _forward(made: Program, device: Any, rows: int, effort: float) -> tuple[float, float]:
+    """Flops an image of D alone, by the same analysis, compiled for one device; and the seconds."""
+    binary, seconds = _compile(*made.forward(device, rows), effort)
+    return costs.cost(binary)[0] / rows, sum(seconds.values())
+
+
+def _costs(
+    binary: Compiled, made: Program, forward: float, chip: chips.Chip, what: dict[str, Any]
+) -> dict[str, Any]:
+    """Flops and bytes of a step (or batch) on one device, an image's flops, the roofline.
+
+    The analysis counts a loop's body once, so that what lies outside the loop counts `turns` times
+    here: with gradient accumulation that adds the optimizers' part once more for each slice.
+    """
+    flops, moved = (made.turns * cost for cost in costs.cost(binary))
+    images = made.batch / what["devices"]
+    passes = chips.PASSES[what["compute_dtype"]]
+    seconds, bound = chips.roofline(flops, moved, chip, passes)
+    return {
+        "flops": flops,
+        "bytes": moved,
+        "flops_per_image": flops / images,
+        "flops_per_forward": forward,
+        "forwards": made.forwards,
+        "over_forwards": flops / images / (made.forwards * forward),
+        "passes": passes,
+        "roofline_seconds": seconds,
+        "roofline_bound": bound,
+        "images_per_second_per_chip": chip.devices * images / seconds,
+    }
+
+
+def _costs_of_stack(
+    config: c.Config, program: str, made: Program, chip: chips.Chip, what: dict[str, Any]
+) -> dict[str, Any]:
+    """`_costs` where blocks are scanned, of which the compiler counts one: as lowered, no bytes."""
+    found = costs.of_program(config, program)
+    images = made.batch / what["devices"]
+    flops = found["flops_per_image"] * images
+    seconds, bound = chips.roofline(flops, 0, chip, chips.PASSES[what["compute_dtype"]])
+    return found | {
+        "flops": flops,
+        "bytes": None,
+        "roofline_seconds": seconds,
+        "roofline_bound": bound,
+        "images_per_second_per_chip": chip.devices * images / seconds,
+    }

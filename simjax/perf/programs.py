@@ -1,0 +1,278 @@
+"""The programs that a run executes, one at a time, with arguments as shapes or as values.
+
+An update alone is compiled as the whole step is. Called from footprint.py and timing.py.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from simjax import config as c
+from simjax.data import conditions
+from simjax.models import build, samplers
+from simjax.runs import setup
+from simjax.runtime import sharding
+from simjax.text import encoders
+from simjax.train import step
+from simjax.train.compile import Step, Training, compile_steps
+from simjax.train.state import TrainState
+from simjax.typing import Array, Condition, Denoise, Images, Key, Metrics, Params
+
+Arguments = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function, its arguments as shapes with shardings, and what an execution is.
+
+    Args:
+      trees: the arguments by name, for their sizes.
+      batch: images of a step, or samples of a batch, on all devices.
+      steps: of a call.
+      turns: of the loop that does nearly all of a step's work; the compiler's costs hold one of
+        them.
+      rows: images that one device's network sees at a time.
+      forwards: of the network that an image needs at least.
+      forward: (device, rows) -> the network alone on that device, and its arguments as shapes.
+      values: arguments with values, from parameters that every process holds whole.
+      after: (results, arguments) of a call -> arguments of the next one; a state is donated.
+    """
+
+    function: Callable
+    arguments: Arguments
+    trees: dict[str, Any]
+    batch: int
+    steps: int
+    turns: int
+    rows: int
+    forwards: int
+    forward: Callable[[jax.Device, int], tuple[Callable, Arguments]]
+    values: Callable[[Params], Arguments]
+    after: Callable[[Any, Arguments], Arguments]
+
+
+def random_params(like: Params) -> Params:
+    """Parameters from N(0, 1 / inputs of an output); speed depends little on values, but on zeros.
+
+    A GPU that multiplies zeros draws less power, and runs faster, than one in use.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        inputs = np.prod(leaf.shape[:-1], dtype=np.float32)  # 1 for biases and scales
+        return (rng.standard_normal(leaf.shape, np.float32) / np.sqrt(inputs)).astype(leaf.dtype)
+
+    return jax.tree.map(draw, like)
+
+
+def forward(
+    config: c.Config, denoise: Denoise, params: Params, device: jax.Device, rows: int
+) -> tuple[Callable, Arguments]:
+    """D alone on one device, which all costs are compared with, and its arguments as shapes."""
+    shapes = ((rows, *build.image_shape(config)), (rows,))
+    inputs = (jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)  # xt, sigma
+    cond = jax.eval_shape(functools.partial(_draw_cond, config, rows))
+    inputs = (*inputs, cond)
+    return jax.jit(denoise), _placed((params, *inputs), SingleDeviceSharding(device))
+
+
+def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """What prompts become before a text-to-image run: its text encoder, not its denoiser."""
+    encode, params = encoders.encoding(config.text.t5, unroll=not config.scan_blocks)
+    batch = -(-config.evaluation.batch // mesh.size) * mesh.size
+
+    def inputs(rows: int) -> tuple[Array, Array]:
+        shape = (rows, config.text.length)
+        return jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
+
+    def alone(device: jax.Device, rows: int) -> tuple[Callable, Arguments]:
+        arguments = (params, *jax.eval_shape(lambda: inputs(rows)))
+        return jax.jit(encode), _placed(arguments, SingleDeviceSharding(device))
+
+    where = sharding.batch_split(mesh)
+    like = sharding.abstract(params, mesh)
+    return Program(
+        function=encoders.sharded(encode, mesh),
+        arguments=(like, *_placed(jax.eval_shape(lambda: inputs(batch)), where)),
+        trees={"parameters": like},
+        batch=batch,
+        steps=1,
+        turns=1,
+        rows=batch // mesh.size,
+        forwards=1,
+        forward=alone,
+        values=lambda _: (
+            sharding.place(random_params(params), mesh),
+            *jax.jit(lambda: inputs(batch), out_shardings=where)(),
+        ),
+        after=lambda results, arguments: arguments,
+    )
+
+
+def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """The fake score's update alone: one forward of G, three of the score."""
+    fns = setup.step_fns(config, denoise, mesh)
+
+    def update(state: TrainState, constants: step.Constants, key: Key) -> tuple:
+        draws, _ = step.draw(state, constants, key, fns=fns)
+        return _counted(*step.fake_score_step(state, draws, fns=fns))
+
+    made = _training(config, _alone(config, denoise, mesh, update), denoise, params, forwards=4)
+    read = {name: tree for name, tree in made.trees.items() if name != "teacher"}
+    return dataclasses.replace(made, trees=read)
+
+
+def generator(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """The generator's update alone: one forward of G, four of the scores, two of G."""
+    fns = setup.step_fns(config, denoise, mesh)
+
+    def update(state: TrainState, constants: step.Constants, key: Key) -> tuple:
+        _, draws = step.draw(state, constants, key, fns=fns)
+        return _counted(*step.generator_step(state, constants.teacher, draws, fns=fns))
+
+    forwards = 7 + _guidance(config)
+    return _training(config, _alone(config, denoise, mesh, update), denoise, params, forwards)
+
+
+def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """The distillation call, as a run makes it."""
+    made = setup.distillation(config, denoise, mesh)
+    forwards = 11 + _guidance(config)  # tests/train/test_cost.py
+    return _training(config, made, denoise, params, forwards)
+
+
+def sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """One-step samples, in the batches of evaluation."""
+    sampler = samplers.one_step_sampler(denoise, config, mesh)
+    return _sampling(config, sampler, denoise, params, mesh, turns=1, evaluations=1)
+
+
+def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
+    """The teacher's samples, in the first of evaluation.teacher_steps."""
+    steps = config.evaluation.teacher_steps[0]
+    sampler = samplers.teacher_sampler(denoise, config, steps, mesh)
+    evaluations = samplers.evaluations(config.teacher, steps)
+    turns = evaluations // samplers.calls(config.teacher)
+    return _sampling(config, sampler, denoise, params, mesh, turns, evaluations)
+
+
+PROGRAMS = {
+    "fake_score": fake_score,
+    "generator": generator,
+    "train": train,
+    "sample": sample,
+    "teacher_sample": teacher_sample,
+    "encode_text": encode_text,
+}
+
+
+def _guidance(config: c.Config) -> int:
+    """Forwards that each guided network adds: one, and its backward pass to the images."""
+    guided = (part.guidance != 1 for part in (config.teacher, config.fake_score))
+    return 2 * sum(guided)
+
+
+def _alone(config: c.Config, denoise: Denoise, mesh: Mesh, update: Step) -> Training:
+    """A distillation whose steps are one update."""
+    call = compile_steps(update, mesh=mesh, steps_per_call=config.steps_per_call)
+    return dataclasses.replace(setup.distillation(config, denoise, mesh), call=call)
+
+
+def _counted(state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
+    """What ends a step: the next one draws anew."""
+    return state.replace(step=state.step + 1), metrics
+
+
+def _training(
+    config: c.Config, made: Training, denoise: Denoise, params: Params, forwards: int
+) -> Program:
+    state, constants, key = setup.arguments_like(config, made, params)
+    names = (field.name for field in dataclasses.fields(state) if field.name != "step")
+    trees = {name: getattr(state, name) for name in names}
+
+    captions = {} if constants.captions is None else {"captions": constants.captions}
+
+    def values(params: Params) -> Arguments:
+        frozen = sharding.place(setup.frozen(config, params), made.mesh)
+        where = jax.tree.map(lambda leaf: leaf.sharding, constants.captions)
+        draw = functools.partial(build.any_captions, config, (1, 2, config.batch))
+        teacher = step.Constants(frozen, jax.jit(draw, out_shardings=where)())
+        params = sharding.place(params, made.mesh)
+        run_key = build.key_on(config, "distillation", made.mesh)
+        return made.init(params, params), teacher, run_key
+
+    return Program(
+        function=made.call,
+        arguments=(state, constants, key),
+        trees={"teacher": constants.teacher} | captions | trees,
+        batch=config.batch,
+        steps=config.steps_per_call,
+        turns=config.accumulate,
+        rows=config.batch // config.accumulate // made.mesh.size,
+        forwards=forwards,
+        forward=functools.partial(forward, config, denoise, params),
+        values=values,
+        after=lambda results, arguments: (results[0], *arguments[1:]),
+    )
+
+
+def _sampling(
+    config: c.Config,
+    sampler: Callable[..., Images],
+    denoise: Denoise,
+    params: Params,
+    mesh: Mesh,
+    turns: int,
+    evaluations: int,
+) -> Program:
+    batch = -(-config.evaluation.batch // mesh.size) * mesh.size  # as evaluation/drawing.py
+    where = sharding.batch_split(mesh)
+    draw = functools.partial(_draw_inputs, config, batch)
+    like = sharding.abstract(params, mesh)
+    inputs = _placed(jax.eval_shape(draw), where)
+    return Program(
+        function=sampler,
+        arguments=(like, *inputs),
+        trees={"parameters": like, "inputs": inputs},
+        batch=batch,
+        steps=1,
+        turns=turns,
+        rows=batch // mesh.size,
+        forwards=evaluations,
+        forward=functools.partial(forward, config, denoise, params),
+        values=lambda params: (
+            sharding.place(params, mesh),
+            *jax.jit(draw, out_shardings=where)(),
+        ),
+        after=lambda results, arguments: arguments,
+    )
+
+
+def _draw_inputs(config: c.Config, batch: int) -> tuple[Images, Condition, Array]:
+    """z, condition and keys of a batch of samples."""
+    z_key, noise_key = jax.random.split(build.key(config, "evaluation"))
+    return (
+        jax.random.normal(z_key, (batch, *build.image_shape(config))),
+        _draw_cond(config, batch),
+        jax.random.split(noise_key, batch),
+    )
+
+
+def _draw_cond(config: c.Config, batch: int) -> Condition:
+    captions = build.any_captions(config, (batch,))
+    if captions is not None:
+        return captions
+    key = build.key(config, "evaluation")
+    return conditions.draw_labels(key, batch, config.network.label_dim)
+
+
+def _placed(tree: Any, where: Sharding) -> Any:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree
+    )

@@ -1,0 +1,327 @@
+"""python -m simjax sample: whose pictures it draws, in which files, and what it refuses."""
+
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from flax import nnx
+from PIL import Image
+
+from simjax import config
+from simjax.models import build, port, samplers
+from simjax.models.model import Model
+from simjax.networks.vae import Autoencoder
+from simjax.porting import rules
+from simjax.porting.maps import pixart
+from simjax.runs import report
+from simjax.runtime import checkpoint
+from simjax.runtime.monitor import to_uint8
+from simjax.text import captions
+from tests.helpers import checkpoints, subprocesses
+from tests.helpers.configs import TEACHER, load
+from tests.helpers.encoder_files import write_encoder
+from tests.helpers.runs import keep_best, make_run, random_weights
+from tests.helpers.transformer_files import CONFIG, write_folder
+
+pytestmark = pytest.mark.whole_runs  # a minute of one processor
+
+ROOT = Path(__file__).parent.parent
+MOST = 12  # samples of a line that is compared
+PIXART = config.PixArt(
+    resolution=8, width=48, depth=2, heads=3, caption_channels=32, caption_length=0
+)
+CAPTIONED = config.PixArt(
+    resolution=8,
+    image_channels=1,
+    width=32,
+    depth=1,
+    heads=2,
+    caption_channels=64,
+    caption_length=12,
+)
+PROMPTS = ["write seven", "a drawing of the digit 8"]
+LONG = " ".join(["seven"] * 20)
+LINES = {
+    "all": "--source=run,,--count=12,,--out=all.npz",
+    "some": "--source=run,,--count=7,,--classes=3,7,,--seed=1,,--out=some.npz",
+    "guided": "--source=run,,--network=teacher,,--count=3,,--guidance=2,,--out=guided.npz",
+    "best": "--source=run,,--network=best,,--count=3,,--out=~/best.npz",
+    "grid": "--source=run,,--network=teacher,,--steps=0,,--count=7,,--columns=3,,--out=grid.png",
+    "folder": "--source=net.pkl,,--sigma_init=1.25,,--count=5,,--batch=4,,--out=new/folder/",
+    "prompts": f"--source=captioned,,--prompt={PROMPTS[0]},,--prompts=prompts.txt,,--count=3,,"
+    f"--prompt={LONG},,--out=prompts.npz",
+    "held_out": "--source=captioned,,--count=3,,--classes=4,8,,--out=held_out.npz",
+    "latents": "--source=pixart,,--encoder=t5,,--autoencoder=vae,,--prompt=a red cat,,"
+    "--prompt=the sea,,--batch=3",
+}
+
+
+MISTAKES = {
+    "--seed=0": "expected --source=..., got nothing",
+    "--source=run,,more": "got more",
+    "--source=run,,--count=0": "--count=0",
+    "--source=run,,--network=student": "--network=student",
+    "--source=nothing-like-it": "did you mean",
+    "--source=run,,--seed=12345678901": "--seed=12345678901",
+    "--source=run,,--seed=-1": "--seed=-1",
+    "--source=run,,--sigma_init=0": "--sigma_init=0.0: expected a positive number",
+    "--source=run,,--out=": "--out= is empty: expected NAME.png, NAME.npz, FOLDER/",
+    "--source=run,,--out=pictures.jpg": "--out=pictures.jpg: expected one of NAME.png, NAME.npz, "
+    "FOLDER/",
+    "--source=run,,--out=x.npz,,--columns=3": "--columns is for a grid, --out=NAME.png",
+    "--source=begun,,--network=best": "begun has kept no best generator: a run keeps one with "
+    "--config.evaluation.best=",
+    "--source=google/ddpm-cifar10": "hf download google/ddpm-cifar10 --local-dir ddpm-cifar10",
+    "--source=captioned,,--prompt=a,,--autoencoder=org/vae": "hf download org/vae --local-dir vae",
+    "--source=pixart,,--encoder=org/t5,,--autoencoder=vae,,--prompt=a": "hf download org/t5 ",
+    "--source=https://huggingface.co/org/dit": "hf download org/dit --local-dir dit",
+    "--source=run,,--out=net.pkl/inside/": "--out=net.pkl/inside/ cannot be written",
+    "--source=run,,--classes=3,11": "--classes=3,11: expected numbers from 0 to 9",
+    "--source=run,,--steps=3": "--steps is for a run's teacher (--network=teacher) or",
+    "--source=run,,--guidance=3": "--guidance is for a run's teacher (--network=teacher) or",
+    "--source=run,,--network=teacher,,--sigma_init=3": "--sigma_init is for a run's generator or",
+    "--source=net.pkl,,--network=teacher": "--network is for a run's",
+    "--source=net.pkl,,--network=generator": "--network is for a run's",
+    "--source=net.pkl,,--guidance=2": "or published weights with --steps=N. It takes",
+    "--source=net.pkl,,--steps=3,,--sigma_init=2": "or published weights called once. It takes",
+    "--source=run,,--prompt=a": "SongUNet has no use for --prompt and --prompts",
+    "--source=run,,--encoder=t5": "SongUNet has no use for --encoder and --tokenizer",
+    "--source=run,,--prompts=none.txt": "none.txt",
+    "--source=run,,--prompts=empty.txt": "empty.txt has no prompts",
+    "--source=run,,--autoencoder=vae": "its latents have 4 channels, the network's 1",
+    "--source=broken": "broken/config.json is not valid JSON",
+    "--source=begun": "begun/checkpoints does not exist",
+    "--source=PixArt-XL-2-512x512": "PixArt needs --prompt=TEXT or --prompts=FILE, --encoder=FOLDER"
+    " of a T5 encoder, --autoencoder=FOLDER of diffusers' AutoencoderKL",
+    "--source=pixart,,--encoder=t5,,--autoencoder=vae": "PixArt has no use for --encoder",
+    "--source=pixart,,--autoencoder=vae,,--prompt=a": "PixArt needs --encoder=FOLDER of a T5",
+    "--source=pixart,,--encoder=t5,,--prompt=a": "PixArt needs --autoencoder=FOLDER",
+    "--source=pixart,,--classes=1,,--prompt=a": "PixArt has no use for --classes",
+    "--source=wide,,--encoder=t5,,--autoencoder=vae,,--prompt=a": "the text encoder has 32 "
+    "channels, the network reads 20",
+}
+
+
+class Made(NamedTuple):
+    """A folder of sources, two runs in it, and what each line said: its end, and its output."""
+
+    folder: Path
+    digits: Model
+    digits_generator: Any
+    captioned: Model
+    captioned_generator: Any
+    best: Any
+    done: dict[str, list]
+
+    def said(self, name):
+        code, text = self.done[LINES[name]]
+        assert code is None, code
+        return text
+
+    def arrays(self, name, where="."):
+        self.said(name)
+        with np.load(self.folder / where / f"{name}.npz") as found:
+            return found["arr_0"], found.get("arr_1")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample")
+    digits = make_run(folder / "run", load("digits"), TEACHER)
+    captioned = make_run(folder / "captioned", load("captioned_digits"), CAPTIONED)
+    checkpoints.write(folder / "net.pkl", TEACHER)
+    for name, channels in (("pixart", 32), ("wide", 20)):
+        network = config.PixArt(**vars(PIXART) | {"caption_channels": channels})
+        options = config.complete(config.Config(), network, "ddpm_linear", 1.0)
+        tensors = rules.export(pixart.DIFFUSERS, random_weights(options, 0), network.depth)
+        write_folder(folder / name, tensors, CONFIG | {"caption_channels": channels})
+    write_encoder(folder / "t5")
+    write_autoencoder(folder / "vae")
+    (folder / "prompts.txt").write_text(f"{PROMPTS[1]}\n\n")
+    (folder / "empty.txt").write_text("\n")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{")
+    shutil.copytree(folder / "run", folder / "begun", ignore=lambda *_: ["checkpoints"])
+    best = keep_best(folder / "run", digits[0], step=5)
+    (folder / "home").mkdir()
+    lines = [*LINES.values(), *MISTAKES]
+    done = subprocesses.several("sample", lines, folder, HOME=str(folder / "home"))
+    return Made(folder, *digits, *captioned, best, done)
+
+
+def one_call(model, params, cond, seed=0):
+    """Samples of D(1.25 z; 1.25), all in one batch, z of sample i from the seed and i alone."""
+    sigma = 1.25  # of both configs
+    count = len(jax.tree.leaves(cond)[0])
+    key = jax.random.fold_in(build.key(model.config, "evaluation"), seed)
+    shape, rows = build.image_shape(model.config), np.arange(MOST)
+    keys = [jax.random.split(jax.random.fold_in(key, i))[0] for i in rows]
+    z = jnp.stack([jax.random.normal(key, shape) for key in keys])
+    cond = jax.tree.map(lambda leaf: np.asarray(leaf)[rows % count], cond)
+    x0 = jax.jit(model.denoise)(params, sigma * z, jnp.full(MOST, sigma), cond)
+    return to_uint8(np.asarray(x0))[:count]
+
+
+def assert_same(ours, expected):
+    """But for rounding: compiled otherwise, for another batch, on another number of devices."""
+    assert ours.shape == expected.shape
+    assert np.abs(ours.astype(int) - expected).max() <= 1
+    assert expected.std() > 10
+
+
+def one_hot(classes):
+    return np.eye(10, dtype=np.float32)[classes]
+
+
+def test_the_newest_generators_ema_is_drawn_from(made):
+    pictures, labels = made.arrays("all")
+    np.testing.assert_array_equal(labels, np.arange(12) % 10)
+    assert_same(pictures, one_call(made.digits, made.digits_generator, one_hot(labels)))
+    said = made.said("all")
+    digest = checkpoint.params_sha256(made.digits_generator)
+    assert f"generator of run, EMA at step 7, sha256 {digest}" in said
+    assert "one call at sigma 1.25; evaluations an image: 1" in said
+    assert "conditions: 10 classes in turn; seed 0" in said
+    assert re.search(r"images: 12 of 8 x 8; \S+ s each", said)
+    assert "written to all.npz" in said
+
+
+def test_the_best_generator_is_drawn_from_into_the_home_directory(made):
+    pictures, labels = made.arrays("best", "home")
+    assert_same(pictures, one_call(made.digits, made.best, one_hot(labels)))
+    assert "EMA at step 5, the best by pixels/recall (0.5), sha256" in made.said("best")
+
+
+def test_classes_come_in_turn_and_are_the_labels(made):
+    pictures, labels = made.arrays("some")
+    np.testing.assert_array_equal(labels, [3, 7, 3, 7, 3, 7, 3])
+    expected = one_call(made.digits, made.digits_generator, one_hot(labels), seed=1)
+    assert_same(pictures, expected)
+
+
+def test_a_grid_of_a_teacher_called_once(made):
+    assert "one call at sigma 1.25" in made.said("grid")
+    grid = np.asarray(Image.open(made.folder / "grid.png"))
+    assert grid.shape == (3 * 72, 3 * 72)  # 64 pixels and their frame
+    expected = one_call(made.digits, made.digits.params, one_hot(np.arange(7)))
+    assert_same(tiles(grid, 3, 3)[:7, 4:-4:8, 4:-4:8], expected[..., 0])
+
+
+def tiles(grid, rows, columns):
+    split = grid.reshape(rows, 72, columns, 72, *grid.shape[2:]).swapaxes(1, 2)
+    return split.reshape(rows * columns, 72, 72, *grid.shape[2:])
+
+
+def test_a_teacher_is_drawn_from_by_its_sampler(made):
+    guided = dataclasses.replace(made.digits.config.teacher, guidance=2.0)
+    options = dataclasses.replace(made.digits.config, teacher=guided)
+    model = dataclasses.replace(made.digits, config=options)
+    contestant = samplers.many_steps(model, 2)
+    (expected,) = report.drawing(model, np.arange(3), 0).draw(contestant.function, model.params)
+    assert_same(made.arrays("guided")[0], expected)
+    assert "teacher, Heun, 2 steps, guidance 2.0; evaluations an image: 6" in made.said("guided")
+    digest = made.digits.provenance["sha256"]
+    assert f"teacher of run, made, sha256 {digest}" in made.said("guided")
+
+
+def test_a_folder_of_a_published_generator(made):
+    ported = port.port(str(made.folder / "net.pkl"), say=lambda text: None)
+    assert f"net.pkl, sha256 {ported.provenance['file_sha256']}" in made.said("folder")
+    assert "one call at sigma 1.25" in made.said("folder")
+    files = sorted((made.folder / "new" / "folder").glob("*/*"))
+    assert [file.name for file in files] == [f"{n:06d}.png" for n in range(5)]
+    pictures = np.stack([np.asarray(Image.open(file)) for file in files])
+    _, params = build.denoiser(made.digits.config, ported.weights)
+    expected = one_call(made.digits, params, one_hot(np.arange(5)))
+    assert_same(pictures, expected[..., 0])
+    assert not list(made.folder.glob("**/probe*"))
+
+
+def test_prompts_of_a_captioned_run_come_in_turn(made):
+    pictures, labels = made.arrays("prompts")
+    assert labels is None
+    assert "conditions: 3 prompts in turn, 1 of them cut to 12 tokens" in made.said("prompts")
+    held_out = own_prompts(made).held_out  # the first and the last are among them
+    cond = jax.tree.map(lambda leaf: np.stack([leaf[7, 4], leaf[8, 3]] * 4), held_out)
+    expected = one_call(made.captioned, made.captioned_generator, cond)
+    assert_same(pictures[[0, 6]], expected[[0, 6]])
+    assert np.abs(pictures[3].astype(int) - expected[3]).max() > 1  # "8", where the first is
+    cond = jax.tree.map(lambda leaf: leaf[::-1], cond)
+    expected = one_call(made.captioned, made.captioned_generator, cond)
+    assert_same(pictures[3:4], expected[3:4])
+
+
+def own_prompts(made):
+    return captions.prepare(made.captioned.config, epath.Path(made.folder / "captioned"))
+
+
+def test_a_captioned_run_has_prompts_of_its_own(made):
+    pictures, labels = made.arrays("held_out")
+    np.testing.assert_array_equal(labels, [4, 8, 4])
+    cond = own_prompts(made).asked(labels)
+    assert_same(pictures, one_call(made.captioned, made.captioned_generator, cond))
+
+
+def test_pixart_with_its_encoder_and_autoencoder(made):
+    said = made.said("latents")
+    assert "images: 8 of 64 x 64" in said
+    grid = np.asarray(Image.open(made.folder / "samples.png"))
+    assert grid.shape == (4 * 72, 2 * 72, 3)  # 64 pixels of 8 latents; a prompt a column
+    pictures = tiles(grid, 4, 2)[:, 4:-4, 4:-4]
+    assert len(np.unique(pictures, axis=0)) == 8
+    assert pictures.std() > 10
+
+
+def write_autoencoder(folder):
+    """Random weights of a small AutoencoderKL, under diffusers' names."""
+    sizes = {"channels": (8,) * 4, "groups": 4, "blocks": 1} | {
+        "image_channels": 3,
+        "latent_channels": 4,
+        "scaling": 0.5,
+    }
+    like = nnx.eval_shape(lambda: Autoencoder(**sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    draw, tensors = np.random.default_rng(0), {}
+    for path, leaf in jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(like))):
+        value = 0.3 * draw.standard_normal(leaf.shape, np.float32)
+        *_, last = names = [key.key for key in path]
+        if last == "kernel":
+            value = np.ascontiguousarray(value.transpose(3, 2, 0, 1))
+        tensors[diffusers_name(".".join(names))] = value
+    values = {"block_out_channels": [8] * 4, "norm_num_groups": 4, "layers_per_block": 1}
+    values |= {"latent_channels": 4, "scaling_factor": 0.5, "_class_name": "AutoencoderKL"}
+    write_folder(folder, tensors, values)
+
+
+def diffusers_name(ours):
+    for pattern, theirs in (
+        (r"^encoder\.blocks\.level(\d)", r"encoder.down_blocks.\1"),
+        (r"^decoder\.blocks\.level(\d)", r"decoder.up_blocks.\1"),
+        (r"_block(\d)\.", r".resnets.\1."),
+        (r"_(down|up)\.conv", r".\1samplers.0.conv"),
+        (r"blocks\.mid\.resnets", "mid_block.resnets"),
+        (r"blocks\.mid_attention\.norm", "mid_block.attentions.0.group_norm"),
+        (r"blocks\.mid_attention\.(q|k|v)\w*", r"mid_block.attentions.0.to_\1"),
+        (r"blocks\.mid_attention\.proj", "mid_block.attentions.0.to_out.0"),
+        (r"\.mid_block(\d)\.", r".mid_block.resnets.\1."),
+        (r"\.skip\.", ".conv_shortcut."),
+        (r"\.norm_out\.", ".conv_norm_out."),
+        (r"\.(kernel|scale)$", ".weight"),
+    ):
+        ours = re.sub(pattern, theirs, ours)
+    return ours
+
+
+@pytest.mark.parametrize("line", list(MISTAKES))
+def test_mistakes_get_one_message(made, line):
+    message, said = made.done[line]
+    assert MISTAKES[line] in message  # of text, SystemExit makes exit status 1
+    assert message.startswith("simjax: ")
+    assert len(message.splitlines()) == 1
+    assert "written to" not in said
