@@ -24,7 +24,6 @@ import matplotlib
 
 import simjax
 from simjax.models import samplers
-from simjax.porting.files import cache
 from simjax.runs import report, teacher
 from simjax.runtime import processes, storage
 from simjax.runtime.monitor import Monitor
@@ -212,7 +211,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="whether it works; no result")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    processes.reuse_compiled(cache.directory() / "compiled")
+    processes.reuse_compiled()
     if not given.plot:
         run(given.out, QUICK if given.quick else Size())
     plot(given.out)

@@ -14,6 +14,8 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from simjax.runtime import versions
+
 if TYPE_CHECKING:
     from simjax.api import Distillation, draw, from_function, load, show
     from simjax.config import Config
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 if importlib.util.find_spec("fcntl") is None:  # locks files, and Windows has none
     raise ImportError("simjax runs on Linux and macOS; on Windows, use it in WSL 2.")
 
-__version__ = "0.1.0"
+__version__ = versions.SIMJAX
 
 _HOMES = {
     "Config": "config",
@@ -38,6 +40,7 @@ _HOMES = {
     "show": "api",
 }
 __all__ = [
+    "__version__",
     "Config",
     "ConfigError",
     "Distillation",

@@ -18,13 +18,12 @@ def main() -> None:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # libraries speak up only when something is wrong
     # They import JAX: only once the flags are known to be good.
-    from simjax.porting.files import cache
     from simjax.runs import distill
     from simjax.runtime import cpu, processes
 
     processes.listen()
     processes.join()
-    processes.reuse_compiled(cache.directory() / "compiled")
+    processes.reuse_compiled()
     config = command_line.CONFIG.value
     workdir = _WORKDIR.value or os.path.join("runs", command_line.config_name())
     try:

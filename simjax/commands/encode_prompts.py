@@ -59,12 +59,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     # They import JAX: only once the flags are known to be good.
-    from simjax.porting.files import cache
     from simjax.runtime import processes
 
     processes.join()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would note it and go on; no need to save
-    processes.reuse_compiled(cache.directory() / "compiled")
+    processes.reuse_compiled()
     try:
         with processes.failing_at_once():
             _encode(epath.Path(_OUT.value).expanduser())

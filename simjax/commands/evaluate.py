@@ -28,7 +28,6 @@ from simjax.models.model import Model
 from simjax.models.open import Wanted, open_model
 from simjax.models.samplers import Sampler
 from simjax.porting import zoo
-from simjax.porting.files import cache
 from simjax.runs import report
 from simjax.runtime import processes, storage
 
@@ -95,7 +94,7 @@ def main() -> None:
 
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
-    processes.reuse_compiled(cache.directory() / "compiled")
+    processes.reuse_compiled()
     run, _ = stored.find_run(_SOURCE.value) or (None, None)
     kind = RUN if run else _kind(_SOURCE.value)
     command_line.require_used(kind, USES, OF_A_RUN if kind == RUN else "")

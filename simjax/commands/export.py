@@ -25,9 +25,7 @@ from simjax.export import formats, model_card
 from simjax.models import exported, stored
 from simjax.models.model import Model
 from simjax.models.open import Opened, Wanted, open_model
-from simjax.networks.denoiser import with_constants
-from simjax.porting.files import cache
-from simjax.runtime import processes, sharding, storage
+from simjax.runtime import processes, storage
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the files.")
@@ -63,7 +61,7 @@ def main() -> None:
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
     jax.config.update("jax_platforms", "cpu")
-    processes.reuse_compiled(cache.directory() / "compiled")
+    processes.reuse_compiled()
     found = stored.find_run(_SOURCE.value)
     command_line.require_used(RUN if found else WEIGHTS, USES)
     wanted, out = _formats(_FORMAT.value), _destination(_OUT.value)
@@ -78,7 +76,7 @@ def _run(argv: list[str]) -> None:
     for name in wanted:
         formats.FORMATS[name].require(config)
     sample = formats.sampler(config, model.denoise, params)
-    weights = with_constants(sharding.to_host(params), model.constants)
+    weights = model.weights(params)
     generator = formats.Generator(config, weights, sample(*formats.inputs(config)))
     print(f"weights: {opened.weights()}")
     checks = {name: _exported(name, generator, out) for name in wanted}

@@ -30,7 +30,6 @@ from simjax.evaluation.drawing import Drawing
 from simjax.models import build, samplers, stored
 from simjax.models.model import Model
 from simjax.models.open import Opened, Wanted, open_model
-from simjax.porting.files import cache
 from simjax.runs import report
 from simjax.runtime import processes, storage
 from simjax.runtime.monitor import grid
@@ -107,7 +106,7 @@ def main() -> None:
 
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
-    processes.reuse_compiled(cache.directory() / "compiled")
+    processes.reuse_compiled()
     is_run = stored.find_run(_SOURCE.value) is not None
     command_line.require_used(_kind(is_run), USES)
     out, prompts = _destination(_OUT.value), _given_prompts()

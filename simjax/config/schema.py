@@ -100,6 +100,14 @@ class Own:
 Network = SongUNet | AdmUNet | DiT | PixArt
 
 
+class Description(typing.NamedTuple):
+    """What a denoiser is: D of a family (diffusion/precondition.py) around a network."""
+
+    network: Network
+    precondition: str
+    sigma_data: float
+
+
 @dataclass
 class T5:
     """A T5 v1.1 encoder; defaults are XXL's, which PixArt-alpha reads."""

@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from simjax.diffusion import guidance
-from simjax.typing import Array, Caption, Condition, Key, Labels
+from simjax.typing import Array, Caption, Key, Labels
 
 
 def one_hot(classes: Array, label_dim: int) -> Labels:
@@ -27,17 +26,6 @@ def caption_of(key: Key, classes: Array, captions: Caption) -> Caption:
     """One of each class's captions; their leaves are (classes, captions of a class, ...)."""
     chosen = jax.random.randint(key, classes.shape, 0, captions.dropped.shape[1])
     return jax.tree.map(lambda leaf: leaf[classes, chosen], captions)
-
-
-def dropped(key: Key, cond: Condition, probability: float) -> Condition:
-    """The condition, or with this probability none (diffusion/guidance.py)."""
-    none = guidance.without(cond)
-    drop = jax.random.bernoulli(key, probability, (len(jax.tree.leaves(cond)[0]),))
-
-    def choose(some: Array, nothing: Array) -> Array:
-        return jnp.where(drop.reshape(len(drop), *[1] * (some.ndim - 1)), nothing, some)
-
-    return jax.tree.map(choose, cond, none)
 
 
 def draw_captions(key: Key, shape: tuple[int, ...], length: int, channels: int) -> Caption:

@@ -1,12 +1,12 @@
 """Classifier-free guidance: a denoiser made of a conditional one and of itself without condition.
 
-Reference: arXiv:2207.12598, in the form that DiT and PixArt-alpha use. Called from simjax/build.py.
+Reference: arXiv:2207.12598, in the form that DiT and PixArt-alpha use.
 """
 
 import jax
 import jax.numpy as jnp
 
-from simjax.typing import Array, Caption, Condition, Denoise, Images, Params, PerExample
+from simjax.typing import Array, Caption, Condition, Denoise, Images, Key, Params, PerExample
 
 
 def guided(denoise: Denoise, scale: float) -> Denoise:
@@ -31,6 +31,17 @@ def without(cond: Condition) -> Condition:
     if isinstance(cond, Caption):
         return cond.replace(dropped=jnp.ones_like(cond.dropped))
     return jnp.zeros_like(cond)
+
+
+def dropped(key: Key, cond: Condition, probability: float) -> Condition:
+    """The condition, or with this probability none: what guidance is learnt from."""
+    none = without(cond)
+    drop = jax.random.bernoulli(key, probability, (len(jax.tree.leaves(cond)[0]),))
+
+    def choose(some: Array, nothing: Array) -> Array:
+        return jnp.where(drop.reshape(len(drop), *[1] * (some.ndim - 1)), nothing, some)
+
+    return jax.tree.map(choose, cond, none)
 
 
 def _paired(first: Array, second: Array) -> Array:

@@ -26,11 +26,10 @@ from threadpoolctl import threadpool_limits
 from simjax.data.dataset import Dataset, to_unit
 from simjax.errors import ConfigError
 from simjax.evaluation import images as image_files
+from simjax.evaluation import inception as inception_weights
 from simjax.networks import inception as inception_network
 from simjax.porting import zoo
-from simjax.porting.files import cache
-from simjax.porting.maps import inception as inception_weights
-from simjax.runtime import sharding
+from simjax.runtime import sharding, storage
 from simjax.typing import Array, Params, typed
 
 Say = Callable[[str], None]
@@ -198,7 +197,7 @@ def cache_file(kind: str, content: Mapping[str, Any]) -> pathlib.Path:
       ConfigError: it cannot be made.
     """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    folder = cache.directory() / kind
+    folder = storage.cache_directory() / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -22,9 +22,8 @@ from simjax.errors import ConfigError
 from simjax.export import stablehlo
 from simjax.models import build, port, samplers
 from simjax.models.exported import SETTINGS, WEIGHTS, described, read, settings
-from simjax.porting import rules
 from simjax.porting.files import read_safetensors
-from simjax.porting.maps import dit, edm, pixart
+from simjax.porting.maps import dit, edm, pixart, rules
 from simjax.runtime import storage
 from simjax.typing import Caption, Condition, Denoise, Images, Params
 

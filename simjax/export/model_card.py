@@ -4,14 +4,11 @@ The front matter is that of model cards on the Hugging Face hub.
 """
 
 import json
-import platform
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import numpy as np
 
-import simjax
 from simjax import config as c
 from simjax.diffusion import precondition
 from simjax.evaluation.evaluator import Row, table
@@ -19,6 +16,7 @@ from simjax.export import formats, stablehlo
 from simjax.models import build, exported
 from simjax.networks.pixart import PIXELS
 from simjax.porting.maps import edm
+from simjax.runtime import versions
 
 NAME = "README.md"
 FRONT_MATTER = """---
@@ -122,7 +120,6 @@ def _own(config: c.Config) -> str:
     return f"""`{exported.WEIGHTS}` and `{exported.SETTINGS}`, for simjax:
 
 ```python
-import simjax
 generator = simjax.load("."{folders})
 images = simjax.draw(generator, {BATCH}{asked})
 ```"""
@@ -149,7 +146,7 @@ z = jax.random.normal(jax.random.key(0), {(BATCH, *build.image_shape(config))})
 x0 = generate({given})
 ```
 
-{told}Written by jax {metadata.version("jax")}; later versions are to read it for six months at
+{told}Written by jax {versions.of("jax")["jax"]}; later versions are to read it for six months at
 least (jax.export's promise)."""
 
 
@@ -246,8 +243,7 @@ def _metrics(report: Mapping[str, Any] | None) -> str:
 
 
 def _versions() -> dict[str, str]:
-    own = {"simjax": simjax.__version__, "python": platform.python_version()}
-    return own | {name: metadata.version(name) for name in ("jax", "flax", "numpy")}
+    return versions.of("jax", "flax", "numpy")
 
 
 def _list(values: Mapping[str, Any]) -> str:

@@ -11,10 +11,10 @@ from flax import nnx
 from simjax import config as c
 from simjax.errors import ConfigError
 from simjax.networks.vae import Autoencoder
-from simjax.porting import rules, zoo
+from simjax.porting import zoo
 from simjax.porting.files import read_weights
 from simjax.porting.files.foreign_file import refuse_nonfinite
-from simjax.porting.maps import vae
+from simjax.porting.maps import rules, vae
 from simjax.runtime import sharding
 from simjax.typing import Images
 

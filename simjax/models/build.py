@@ -14,7 +14,7 @@ from simjax import config as c
 from simjax.data import conditions
 from simjax.diffusion import precondition
 from simjax.networks.adm_unet import AdmUNet
-from simjax.networks.denoiser import Denoiser, as_denoise
+from simjax.networks.denoiser import Constants, Denoiser, as_denoise, constants_of, with_constants
 from simjax.networks.dit import DiT
 from simjax.networks.layers import REMAT
 from simjax.networks.pixart import PIXELS, PixArt
@@ -108,10 +108,22 @@ def denoiser(config: c.Config, weights: Params) -> tuple[Denoise, Params]:
     return as_denoise(shell)
 
 
+def fresh(config: c.Config) -> tuple[Denoise, Params, Constants]:
+    """The denoiser, parameters drawn from config.seed, and the network's fixed constants."""
+    drawn = module(config)
+    denoise, params = as_denoise(drawn)
+    return denoise, params, constants_of(nnx.to_pure_dict(nnx.state(drawn)), params)
+
+
 def blank(config: c.Config) -> tuple[Denoise, Params]:
     """The denoiser, and its parameters as zeros that nothing writes: they take no memory."""
     like = weights_like(config)
     return denoiser(config, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like))
+
+
+def weights_of(params: Params, constants: Constants) -> Params:
+    """Parameters from devices, with the constants, on the host: what files hold of a network."""
+    return with_constants(sharding.to_host(params), constants)
 
 
 def count(params: Params) -> int:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import simjax
 from simjax import config as c
+from simjax.config import Description
 from simjax.errors import ConfigError
 from simjax.models import build
-from simjax.porting import rules
 from simjax.porting.files import read_safetensors
-from simjax.porting.maps.edm import Description
+from simjax.porting.maps import rules
+from simjax.runtime import versions
 from simjax.typing import Params
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
@@ -25,7 +25,7 @@ def settings(config: c.Config) -> dict[str, Any]:
     """What `read` needs beside the weights, in plain JSON."""
     return {
         "library_name": "simjax",
-        "simjax": simjax.__version__,
+        "simjax": versions.SIMJAX,
         "network": c.describe(config.network),
         "precondition": config.teacher.precondition,
         "sigma_data": config.teacher.sigma_data,

@@ -40,6 +40,10 @@ class Model:
             return self.captions.asked(classes)
         return np.asarray(conditions.one_hot(classes, self.config.network.label_dim))
 
+    def weights(self, params: Params) -> Params:
+        """Parameters of its network and the constants, on the host, as files hold them."""
+        return build.weights_of(params, self.constants)
+
     @property
     def classes(self) -> int:
         """How many classes samples can be asked for, 0 if none."""

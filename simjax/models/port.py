@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from simjax import config as c
+from simjax.config import Description
 from simjax.errors import ConfigError
 from simjax.models import build
-from simjax.porting import identify, rules, zoo
+from simjax.porting import identify, zoo
 from simjax.porting.files import cache, read_pickle, read_weights
 from simjax.porting.files.cache import LocalFile
 from simjax.porting.files.foreign_file import refuse_nonfinite
-from simjax.porting.maps import edm
+from simjax.porting.maps import edm, rules
 from simjax.typing import Params
 
 WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")  # of transformers; or a folder
@@ -37,7 +38,7 @@ LATENT_DEVIATION = 1.0  # what the autoencoder's scale gives latents (arXiv:2112
 class Ported:
     """A checkpoint in simjax's terms; weights are its parameters and constants, nested dicts."""
 
-    description: edm.Description
+    description: Description
     weights: Params
     provenance: dict[str, Any]
 
@@ -101,7 +102,7 @@ def port(
 class Read(NamedTuple):
     """What a file says: its network, how its tensors get there, and a note for the provenance."""
 
-    description: edm.Description
+    description: Description
     rules: Sequence[rules.Rule]
     tensors: Mapping[str, Any]
     sha256: str
@@ -140,7 +141,7 @@ def _read_transformer(file: LocalFile, family: str) -> Read:
     note = {"files": ", ".join(names[:MOST_NAMED]) + ", ..." * (len(names) > MOST_NAMED)}
     note |= {"state_dict": weights.key} if weights.key else {}
     note |= {"assumed": "; ".join(assumed)} if assumed else {}
-    description = edm.Description(network, "ddpm_linear", LATENT_DEVIATION)
+    description = Description(network, "ddpm_linear", LATENT_DEVIATION)
     return Read(description, mapping, tensors, file.sha256 or _digest(weights.files), note)
 
 

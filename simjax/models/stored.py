@@ -6,15 +6,13 @@ from typing import Any
 
 from etils import epath
 
-import simjax
 from simjax import config as c
+from simjax.config import Description
 from simjax.errors import ConfigError
 from simjax.models import build
 from simjax.models.model import Model, model_of
-from simjax.networks.denoiser import with_constants
 from simjax.porting import zoo
-from simjax.porting.maps.edm import Description
-from simjax.runtime import checkpoint, processes, sharding, storage
+from simjax.runtime import checkpoint, processes, sharding, storage, versions
 from simjax.typing import Params
 
 GENERATORS = ("generator", "best")  # of a run: the newest, and what evaluation.best has kept
@@ -52,15 +50,16 @@ def store(
 ) -> None:
     """Writes a network (numpy arrays) and all that is known of it; one process does it."""
     what = description._replace(network=c.describe(description.network))._asdict()
-    note = provenance | {"description": what, "simjax": simjax.__version__}
+    note = provenance | {"description": what, "simjax": versions.SIMJAX}
     checkpoint.save_teacher(directory, weights, note)
 
 
 def store_again(directory: epath.Path, model: Model, params: Params, found: dict[str, Any]) -> None:
     """Writes other parameters of a model's network, with what is known of them."""
-    weights = with_constants(sharding.to_host(params), model.constants)
-    note = {"description": model.provenance["description"], "simjax": simjax.__version__}
-    save = functools.partial(checkpoint.save_teacher, directory, weights, note | found)
+    note = {"description": model.provenance["description"], "simjax": versions.SIMJAX}
+    save = functools.partial(
+        checkpoint.save_teacher, directory, model.weights(params), note | found
+    )
     processes.by_first(save, f"{directory} is stored")
 
 

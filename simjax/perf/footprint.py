@@ -4,7 +4,6 @@ The program is the one that a run compiles, on arguments that have shapes, types
 no values: no checkpoint is read. Called from simjax/commands/aot.py.
 """
 
-import importlib.metadata
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import jax
 from jax.stages import Compiled
 
-import simjax
 from simjax import config as c
 from simjax.errors import ConfigError
 from simjax.models import build, port
 from simjax.perf import chips, costs, programs, tables
 from simjax.perf.programs import Program
 from simjax.runs import check
+from simjax.runtime import versions
 
 
 def compile_for(config: c.Config, topology: str, program: str, *, effort: float) -> dict[str, Any]:
@@ -69,8 +68,7 @@ def compile_for(config: c.Config, topology: str, program: str, *, effort: float)
         "costs": found,
         "collectives": costs.collective_traffic(binary.as_text()),
         "seconds": seconds | {"forward": forward_seconds},
-        "versions": {"simjax": simjax.__version__}
-        | {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+        "versions": versions.of("jax", "libtpu"),
     }
 
 

@@ -6,7 +6,6 @@ simjax/commands/benchmark.py.
 
 import dataclasses
 import functools
-import importlib.metadata
 import itertools
 import pathlib
 import statistics
@@ -20,13 +19,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
-import simjax
 from simjax import config as c
 from simjax.models import build, port
 from simjax.perf import chips, costs, programs, tables
 from simjax.perf.programs import Arguments, Program
 from simjax.runs import check
-from simjax.runtime import processes, sharding
+from simjax.runtime import processes, sharding, versions
 from simjax.typing import Params
 
 WARM_UP = 2  # calls before those that count; our choice
@@ -86,8 +84,7 @@ def surroundings(configs: list[c.Config]) -> dict[str, Any]:
     mesh = build.mesh(configs[0])
     dtypes = sorted({config.compute_dtype for config in configs})
     return {
-        "versions": {"simjax": simjax.__version__}
-        | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")},
+        "versions": versions.of("jax", "jaxlib"),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),

@@ -14,7 +14,7 @@ from simjax.errors import ConfigError
 from simjax.porting.files.foreign_file import shown
 from simjax.porting.files.read_weights import Weights, read_json
 from simjax.porting.maps import dit, pixart
-from simjax.porting.rules import Rule
+from simjax.porting.maps.rules import Rule
 
 FAMILIES = {"dit": c.DiT}  # that a file may not tell by itself
 PIPELINE = "model_index.json"  # of a diffusers pipeline; its transformer has a folder inside

@@ -109,7 +109,7 @@ def find(name: str) -> Entry:
 def fetch(source: str, *, sha256: str = "", say: Callable[[str], None] = print) -> LocalFile:
     """The file that a zoo name, an http(s) URL or a path stands for, checked.
 
-    Names and URLs are downloaded once, into cache.directory(); paths are used where they are.
+    Names and URLs are downloaded once, into the cache; paths are used where they are.
 
     Args:
       source: a name wins over a file of that name; write ./NAME for the file.

@@ -15,7 +15,6 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-import simjax
 from simjax import config as c
 from simjax.config import checks
 from simjax.errors import ConfigError
@@ -26,7 +25,7 @@ from simjax.models.samplers import Sampler
 from simjax.runs import ahead, check, fields, report, resume, setup
 from simjax.runs.online import Online
 from simjax.runs.teacher import as_frozen, obtain, starting_generator
-from simjax.runtime import checkpoint, owner, processes, settings, sharding, storage
+from simjax.runtime import checkpoint, owner, processes, settings, sharding, storage, versions
 from simjax.runtime.monitor import Monitor
 from simjax.text import prompts
 from simjax.train import loop, step
@@ -130,7 +129,7 @@ def _monitor(directory: epath.Path) -> Monitor:
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
     several = jax.process_count()
     devices += f" of {several} processes" if several > 1 else ""
-    monitor.say(f"simjax {simjax.__version__} in {directory}, {devices}")
+    monitor.say(f"simjax {versions.SIMJAX} in {directory}, {devices}")
     return monitor
 
 

@@ -5,16 +5,13 @@ All processes draw the samples; the first one measures them.
 
 import dataclasses
 import json
-import platform
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-import simjax
 from simjax import config as c
 from simjax import data
 from simjax.config import checks
@@ -26,7 +23,7 @@ from simjax.models import build, samplers
 from simjax.models.model import Model
 from simjax.models.samplers import Sampler
 from simjax.runs import check, setup
-from simjax.runtime import processes, storage
+from simjax.runtime import processes, storage, versions
 from simjax.typing import Condition, Params
 
 NOTHING_TO_COMPARE = "No evaluation.reference and no data.source: only the speed was measured."
@@ -146,12 +143,11 @@ def make(
 
 def result(rows: Sequence[Row], evaluator: Evaluator | None, seed: int) -> dict[str, Any]:
     """What report.json and metrics.json hold."""
-    versions = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
     return {
         "rows": [dataclasses.asdict(row) for row in rows],
         "protocol": evaluator.protocol() if evaluator else NOTHING_TO_COMPARE,
         "seed": seed,
-        "versions": versions | {"simjax": simjax.__version__, "python": platform.python_version()},
+        "versions": versions.of("jax", "flax", "optax"),
         "device": jax.devices()[0].device_kind,
     }
 

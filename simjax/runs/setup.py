@@ -50,7 +50,7 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
         else:
             cond = conditions.caption_of(jax.random.fold_in(key, 1), drawn, captions)
         if teacher.drop_condition:
-            cond = conditions.dropped(jax.random.fold_in(key, 2), cond, teacher.drop_condition)
+            cond = guidance.dropped(jax.random.fold_in(key, 2), cond, teacher.drop_condition)
         return sharding.split_batch((data.to_unit(x0), cond), mesh)
 
     fns = teacher_step.TeacherFns(
@@ -216,7 +216,7 @@ def _draws(
     if captions is None:
         cond = conditions.draw_labels(label_key, config.batch, config.network.label_dim)
     if drop:
-        cond = conditions.dropped(jax.random.fold_in(label_key, 1), cond, drop)
+        cond = guidance.dropped(jax.random.fold_in(label_key, 1), cond, drop)
     draws = step.Draws(
         z=jax.random.normal(z_key, shape),
         cond=cond,

@@ -13,14 +13,12 @@ import time
 import jax
 import numpy as np
 from etils import epath
-from flax import nnx
 
 from simjax import config as c
+from simjax.config import Description
 from simjax.errors import ConfigError
 from simjax.models import build, port, stored
 from simjax.models.model import Model, require_fit
-from simjax.networks.denoiser import as_denoise, constants_of, with_constants
-from simjax.porting.maps.edm import Description
 from simjax.runs import setup
 from simjax.runtime import checkpoint, processes, sharding
 from simjax.runtime.monitor import Monitor
@@ -116,8 +114,7 @@ def _train(
         config.network, config.teacher.precondition, config.teacher.sigma_data
     )
     config = c.complete(config, *description)
-    module = build.module(config)
-    denoise, start = as_denoise(module)
+    denoise, start, fixed = build.fresh(config)
     mesh = build.mesh(config)
     training = setup.pretraining(config, denoise, mesh)
     dataset = setup.open_data(config)
@@ -145,8 +142,7 @@ def _train(
         checkpoint_every=config.checkpoint_every,
     )
     checkpoints.close()
-    constants = constants_of(nnx.to_pure_dict(nnx.state(module)), start)
-    weights = with_constants(sharding.to_host(state.ema), constants)
+    weights = build.weights_of(state.ema, fixed)
     provenance = {
         "source": f"trained on {dataset.name}, {config.teacher.steps} steps, EMA weights",
         "data_sha256": dataset.fingerprint(),

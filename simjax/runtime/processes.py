@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from simjax.errors import ConfigError
+from simjax.runtime import storage
 
 NO_CLUSTER = "coordinator_address should be defined"  # what JAX says where it detects none
 
@@ -72,9 +73,10 @@ def leave() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def reuse_compiled(directory: Any) -> None:
-    """Compiled programs are kept in a directory, unless JAX has been told of another one."""
+def reuse_compiled() -> None:
+    """Compiled programs are kept in simjax's cache, unless JAX has been told of another place."""
     if jax.config.jax_compilation_cache_dir is None:
+        directory = storage.cache_directory() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(directory))
 
 

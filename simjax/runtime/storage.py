@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import pathlib
 from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
@@ -17,6 +18,21 @@ from simjax.errors import ConfigError
 
 AnyPath = TypeVar("AnyPath")  # pathlib.Path or epath.Path
 GCS = ("tensorflow", "google.cloud.storage")  # epath's files of gs://, and Orbax's listings
+
+
+def cache_directory() -> pathlib.Path:
+    """$SIMJAX_CACHE, or ~/.cache/simjax.
+
+    Raises:
+      ConfigError: neither is known.
+    """
+    try:
+        return pathlib.Path(os.environ.get("SIMJAX_CACHE") or "~/.cache/simjax").expanduser()
+    except RuntimeError as error:  # in a container: no HOME, and a user without a passwd entry
+        raise ConfigError(
+            "there is no home directory to keep downloads and compiled programs in; set "
+            "SIMJAX_CACHE=DIR."
+        ) from error
 
 
 def in_bucket(path: epath.PathLike) -> bool:

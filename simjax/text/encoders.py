@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 from simjax import config as c
 from simjax.errors import ConfigError
 from simjax.networks.t5 import T5Encoder
-from simjax.porting import rules, zoo
+from simjax.porting import zoo
 from simjax.porting.files import read_weights
-from simjax.porting.maps import t5
+from simjax.porting.maps import rules, t5
 from simjax.runtime import checkpoint, sharding
 from simjax.text.caption_cache import Embedded
 from simjax.text.tokenizer import Tokenizer

@@ -21,8 +21,7 @@ from simjax.evaluation.evaluator import Row
 from simjax.export import formats, stablehlo
 from simjax.models import build, exported, samplers
 from simjax.models.model import Model
-from simjax.porting import rules
-from simjax.porting.maps import pixart
+from simjax.porting.maps import pixart, rules
 from simjax.runs import report
 from simjax.runtime import checkpoint
 from simjax.typing import Caption

@@ -18,8 +18,7 @@ from simjax import config
 from simjax.models import build, port, samplers
 from simjax.models.model import Model
 from simjax.networks.vae import Autoencoder
-from simjax.porting import rules
-from simjax.porting.maps import pixart
+from simjax.porting.maps import pixart, rules
 from simjax.runs import report
 from simjax.runtime import checkpoint
 from simjax.runtime.monitor import to_uint8

@@ -13,7 +13,7 @@ from simjax.errors import ConfigError
 from simjax.evaluation import features
 from simjax.evaluation import images as image_files
 from simjax.evaluation.features import Extracted
-from simjax.porting.maps.inception import Weights
+from simjax.evaluation.inception import Weights
 from tests.helpers import subprocesses
 
 

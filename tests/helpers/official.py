@@ -18,8 +18,7 @@ from simjax.diffusion.precondition import PRECONDITIONS, Precondition
 from simjax.losses import distances
 from simjax.models import build
 from simjax.networks.denoiser import Denoiser, as_denoise
-from simjax.porting import rules
-from simjax.porting.maps import edm
+from simjax.porting.maps import edm, rules
 from simjax.train import step
 from simjax.typing import Denoise, Params
 

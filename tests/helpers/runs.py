@@ -9,9 +9,9 @@ import numpy as np
 from etils import epath
 
 from simjax import config
+from simjax.config import Description
 from simjax.models import build, stored
 from simjax.models.model import Model
-from simjax.porting.maps.edm import Description
 from simjax.runtime import checkpoint, storage
 from simjax.text import captions
 from simjax.train.state import TrainState

@@ -11,8 +11,7 @@ from scipy import special
 
 from simjax.errors import ConfigError
 from simjax.networks.clip import Clip, Text, Vision
-from simjax.porting import rules
-from simjax.porting.maps import clip
+from simjax.porting.maps import clip, rules
 from tests.helpers.clip_files import PROJECTION, TEXT, VISION, foreign
 
 END = 59

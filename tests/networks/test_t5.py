@@ -10,8 +10,7 @@ from flax import nnx
 
 from simjax.errors import ConfigError
 from simjax.networks.t5 import T5Encoder, bucket
-from simjax.porting import rules
-from simjax.porting.maps import t5
+from simjax.porting.maps import rules, t5
 
 SIZES = {"vocabulary": 50, "width": 24, "depth": 2, "heads": 3, "head_width": 4, "hidden": 40}
 # google/t5-v1_1-xxl, config.json

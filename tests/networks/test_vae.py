@@ -11,7 +11,7 @@ from flax import nnx
 
 from simjax.errors import ConfigError
 from simjax.networks import vae
-from simjax.porting import rules
+from simjax.porting.maps import rules
 from simjax.porting.maps import vae as names
 
 SMALL = {"channels": (8, 16), "blocks": 1, "groups": 4, "latent_channels": 2}

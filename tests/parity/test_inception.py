@@ -14,9 +14,11 @@ import pytest
 from flax import nnx
 
 from simjax.errors import ConfigError
+from simjax.evaluation.inception import NAME, Weights, load
 from simjax.networks import inception
 from simjax.porting import zoo
 from simjax.porting.maps import inception as port
+from simjax.porting.maps import rules
 from simjax.typing import Params
 from tests.helpers import files, official
 
@@ -29,7 +31,7 @@ class Evaluation(NamedTuple):
 
     recording: official.Recording
     weights: dict[str, np.ndarray]  # under the reference's names
-    ported: dict[str, port.Weights]  # by container
+    ported: dict[str, Weights]  # by container
     outputs: inception.Outputs
     moments: list[tuple]  # mean and standard deviation over positions, of each stage
     corner: jax.Array  # of the resized images
@@ -41,7 +43,7 @@ def quiet(text: str) -> None:
 
 def shapes(recording: official.Recording) -> dict[str, tuple[int, ...]]:
     """PyTorch's shape of every tensor, in the recipe's order."""
-    like = official.rules._flatten(inception.weights_like())
+    like = rules._flatten(inception.weights_like())
     ours = {path: leaf.shape for path, leaf in like}
     found = {}
     for name in map(str, recording["check/keys"]):
@@ -68,7 +70,7 @@ def recipe(recording: official.Recording) -> dict[str, np.ndarray]:
     return weights
 
 
-def ported(weights: dict[str, np.ndarray], write) -> port.Weights:
+def ported(weights: dict[str, np.ndarray], write) -> Weights:
     """Through a file that also holds what the network leaves alone."""
     ignored = {
         "Mixed_5b.branch1x1.bn.num_batches_tracked": np.array(7),
@@ -79,7 +81,7 @@ def ported(weights: dict[str, np.ndarray], write) -> port.Weights:
         path = pathlib.Path(directory, "weights.pth")
         write(path, weights | ignored)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        found = port.load(str(path), sha256=digest[:8])
+        found = load(str(path), sha256=digest[:8])
         assert (found.sha256, found.source) == (digest, str(path))
     return found
 
@@ -172,15 +174,15 @@ def test_another_file_than_the_published_one_is_refused(tmp_path, monkeypatch, o
     by_hand = tmp_path / zoo.INCEPTION.rpartition("/")[2]
     files.write_torch_zip(by_hand, ones)
     digest = hashlib.sha256(by_hand.read_bytes()).hexdigest()
-    for source in (port.NAME, str(by_hand)):
+    for source in (NAME, str(by_hand)):
         with pytest.raises(ConfigError) as error:
-            port.load(source, say=quiet)
+            load(source, say=quiet)
         assert str(error.value).startswith(f"{by_hand} has sha256 {digest}, expected 6726825d")
         assert f"Fetch {zoo.INCEPTION}" in str(error.value)
-    accepted = port.load(sha256="", say=quiet)
-    assert (accepted.sha256, accepted.source) == (digest, port.NAME)
+    accepted = load(sha256="", say=quiet)
+    assert (accepted.sha256, accepted.source) == (digest, NAME)
     with pytest.raises(ConfigError, match="has sha256"):
-        port.load(str(by_hand), sha256=digest[1:], say=quiet)
+        load(str(by_hand), sha256=digest[1:], say=quiet)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, ones, change, message):
     changed = {name: tensor for name, tensor in (ones | change).items() if tensor is not None}
     files.write_torch_zip(path, changed)
     with pytest.raises(ConfigError, match=message) as error:
-        port.load(str(path), sha256="", say=quiet)
+        load(str(path), sha256="", say=quiet)
     assert str(error.value).startswith(f"{path}: ")
 
 
@@ -211,4 +213,4 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
     path = tmp_path / "weights.pth"
     files.write_torch_zip(path, [np.ones(3, np.float32)])
     with pytest.raises(ConfigError, match="holds a list, expected a dict of tensors"):
-        port.load(str(path), sha256="", say=quiet)
+        load(str(path), sha256="", say=quiet)

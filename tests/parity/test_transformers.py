@@ -10,8 +10,7 @@ from simjax.diffusion import guidance, precondition
 from simjax.diffusion.precondition import Coefficients
 from simjax.models import build
 from simjax.networks.denoiser import Denoiser, as_denoise
-from simjax.porting import rules
-from simjax.porting.maps import dit, pixart, transformer
+from simjax.porting.maps import dit, pixart, rules, transformer
 from simjax.typing import Caption
 from tests.helpers import official
 

@@ -12,8 +12,8 @@ import simjax
 from simjax import config
 from simjax.errors import ConfigError
 from simjax.models import build, port
-from simjax.porting import identify, rules
-from simjax.porting.maps import dit, pixart, transformer
+from simjax.porting import identify
+from simjax.porting.maps import dit, pixart, rules, transformer
 from simjax.runs import teacher
 from simjax.runtime.monitor import Monitor
 from tests.helpers import files, official

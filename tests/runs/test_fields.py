@@ -14,12 +14,12 @@ import pytest
 
 import simjax
 from simjax import config
+from simjax.config import Description
 from simjax.diffusion.schedule import SIGMA_LAWS
 from simjax.errors import ConfigError
 from simjax.losses.distances import DISTANCES
 from simjax.models import build, samplers, stored
 from simjax.networks.denoiser import as_denoise
-from simjax.porting.maps.edm import Description
 from simjax.runs import check, distill, fields, setup
 from simjax.runtime import sharding
 from simjax.train.step import LOSSES

@@ -17,7 +17,6 @@ from simjax.commands import flags as command_line
 from simjax.errors import ConfigError
 from simjax.models import build
 from simjax.perf import programs
-from simjax.porting.files import cache
 from simjax.runtime import settings, sharding, storage
 
 OTHERS = {
@@ -124,7 +123,7 @@ def test_without_a_home_directory_the_cache_is_asked_for(monkeypatch):
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     with pytest.raises(ConfigError, match="SIMJAX_CACHE=DIR"):
-        cache.directory()
+        storage.cache_directory()
 
 
 @pytest.mark.parametrize("missing", storage.GCS)

@@ -13,9 +13,8 @@ from simjax.evaluation.clip import aesthetic
 from simjax.evaluation.clip import score as clip_score
 from simjax.evaluation.clip.tokens import END, START, Tokenizer
 from simjax.networks.clip import Clip
-from simjax.porting import rules
 from simjax.porting.files import read_weights
-from simjax.porting.maps import clip
+from simjax.porting.maps import clip, rules
 from tests.helpers.clip_files import VOCABULARY, write_vocabulary
 from tests.helpers.official import worst
 

@@ -14,9 +14,8 @@ from simjax.diffusion import sampler
 from simjax.diffusion.schedule import ddpm_linear_ladder
 from simjax.errors import ConfigError
 from simjax.models import build, port
-from simjax.porting import rules
 from simjax.porting.files import read_safetensors
-from simjax.porting.maps import dit, pixart
+from simjax.porting.maps import dit, pixart, rules
 from simjax.typing import Caption
 
 TOLERANCE = 1e-4  # of outputs, relative

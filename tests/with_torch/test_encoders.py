@@ -15,9 +15,8 @@ from simjax.errors import ConfigError
 from simjax.models import autoencoder
 from simjax.networks.t5 import T5Encoder, bucket
 from simjax.networks.vae import Autoencoder
-from simjax.porting import rules
 from simjax.porting.files import read_safetensors
-from simjax.porting.maps import t5, vae
+from simjax.porting.maps import rules, t5, vae
 from tests.helpers.official import worst
 
 

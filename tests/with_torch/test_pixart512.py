@@ -15,8 +15,7 @@ from PIL import Image
 
 from simjax import config
 from simjax.models import build
-from simjax.porting import rules
-from simjax.porting.maps import pixart
+from simjax.porting.maps import pixart, rules
 from tests.helpers import subprocesses
 
 PROMPTS = ["a red cube", "the blue ball on a table", "a cube", "on the table a red ball"]

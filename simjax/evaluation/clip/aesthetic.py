@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from simjax.errors import ConfigError
-from simjax.porting import rules
 from simjax.porting.files import read_weights
 from simjax.porting.files.foreign_file import refuse_nonfinite
+from simjax.porting.maps import rules
 from simjax.porting.maps.clip import AESTHETIC_RULES
 from simjax.typing import Array, Params, PerExample, typed
 

@@ -26,10 +26,10 @@ from simjax.evaluation.clip import aesthetic as aesthetic_head
 from simjax.evaluation.clip.tokens import Tokenizer
 from simjax.evaluation.statistics import require_finite
 from simjax.networks.clip import Clip, Text
-from simjax.porting import rules
 from simjax.porting.files import read_weights
 from simjax.porting.files.foreign_file import refuse_nonfinite
 from simjax.porting.maps import clip as clip_weights
+from simjax.porting.maps import rules
 from simjax.runtime import sharding
 from simjax.typing import Array, Images, Params, typed
 

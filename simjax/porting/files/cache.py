@@ -9,7 +9,6 @@ import datetime
 import fcntl
 import hashlib
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from etils import epath
 from simjax.errors import ConfigError
 from simjax.porting.files import download
 from simjax.porting.files.download import Say
+from simjax.runtime import storage
 
 CHUNK = 1 << 20  # bytes hashed at a time; our choice
 
@@ -31,21 +31,6 @@ class LocalFile(NamedTuple):
     path: epath.Path
     sha256: str
     source: str
-
-
-def directory() -> pathlib.Path:
-    """$SIMJAX_CACHE, or ~/.cache/simjax.
-
-    Raises:
-      ConfigError: neither is known.
-    """
-    try:
-        return pathlib.Path(os.environ.get("SIMJAX_CACHE") or "~/.cache/simjax").expanduser()
-    except RuntimeError as error:  # in a container: no HOME, and a user without a passwd entry
-        raise ConfigError(
-            "there is no home directory to keep downloads and compiled programs in; set "
-            "SIMJAX_CACHE=DIR."
-        ) from error
 
 
 def fetch(url: str, *, sha256: str = "", say: Say = print) -> LocalFile:
@@ -68,7 +53,8 @@ def fetch(url: str, *, sha256: str = "", say: Say = print) -> LocalFile:
             return _first_use(url, path, by_hand, sha256, say)
     except OSError as error:
         raise ConfigError(
-            f"the cache {directory()} cannot be used: {error}; set SIMJAX_CACHE to another one."
+            f"the cache {storage.cache_directory()} cannot be used: {error}; set SIMJAX_CACHE to "
+            "another one."
         ) from error
 
 
@@ -84,7 +70,7 @@ def digest(path: epath.Path | pathlib.Path) -> str:
 def _paths(url: str) -> tuple[pathlib.Path, pathlib.Path]:
     """Where its download goes, and where a person may put it."""
     name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path.rpartition("/")[2]))
-    by_hand = directory() / (name.strip(".")[-100:] or "file")
+    by_hand = storage.cache_directory() / (name.strip(".")[-100:] or "file")
     url_hash = hashlib.sha256(url.encode()).hexdigest()[:8]
     return by_hand.with_name(f"{url_hash}-{by_hand.name}"), by_hand
 

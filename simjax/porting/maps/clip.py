@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simjax.networks.clip import ACTIVATIONS, CHANNELS, EPSILON, Text, Vision
+from simjax.porting.maps.rules import Rule, oihw_to_hwio, transposed
 from simjax.porting.maps.settings import Settings
-from simjax.porting.rules import Rule, oihw_to_hwio, transposed
 
 _BLOCK = r"(text|vision)_model\.encoder\.layers\.(?P<layer>\d{1,3})\."
 

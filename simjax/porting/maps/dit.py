@@ -7,6 +7,7 @@ import numpy as np
 
 from simjax import config
 from simjax.errors import ConfigError
+from simjax.porting.maps.rules import Name, Rule
 from simjax.porting.maps.transformer import (
     Shapes,
     array,
@@ -18,7 +19,6 @@ from simjax.porting.maps.transformer import (
     setting,
     shared_config,
 )
-from simjax.porting.rules import Name, Rule
 
 ORIGINAL: Sequence[Name] = [
     *patches("x_embedder.proj"),

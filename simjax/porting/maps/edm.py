@@ -10,7 +10,7 @@ import numpy as np
 from simjax import config
 from simjax.diffusion.precondition import iddpm_levels
 from simjax.errors import ConfigError
-from simjax.porting.rules import (
+from simjax.porting.maps.rules import (
     AS_IT_IS,
     CONVOLUTION,
     LINEAR,
@@ -184,15 +184,7 @@ WRAPPERS = {
 IGNORED = ("use_fp16", "sigma_min", "sigma_max")
 
 
-class Description(NamedTuple):
-    """What a checkpoint is, in simjax's terms."""
-
-    network: config.Network
-    precondition: str
-    sigma_data: float
-
-
-def describe(wrapper: str, arguments: Mapping[str, Any]) -> Description:
+def describe(wrapper: str, arguments: Mapping[str, Any]) -> config.Description:
     """The denoiser that a wrapper class and its constructor arguments make.
 
     Raises:
@@ -210,7 +202,7 @@ def describe(wrapper: str, arguments: Mapping[str, Any]) -> Description:
     model = rest.pop("model_type", family.model)
     _require_known(wrapper, rest, family.known)
     inner = {name: value for name, value in rest.items() if name not in {*IGNORED, *family.known}}
-    return Description(network(model, inner), family.precondition, sigma_data)
+    return config.Description(network(model, inner), family.precondition, sigma_data)
 
 
 def network(model: str, arguments: Mapping[str, Any]) -> config.Network:
@@ -243,7 +235,7 @@ def rules(network: config.Network) -> list[Rule]:
     return [Rule(r".*\.resample_filter|u", None), *(name.rule() for name in _names(network))]
 
 
-def constructor(description: Description) -> tuple[str, dict[str, Any]]:
+def constructor(description: config.Description) -> tuple[str, dict[str, Any]]:
     """The inverse of `describe`: the wrapper class and its constructor arguments.
 
     Raises:
@@ -265,7 +257,7 @@ def constructor(description: Description) -> tuple[str, dict[str, Any]]:
     return wrappers[precondition], {"model_type": model, **own, **values}
 
 
-def state_dict(description: Description, weights: Any) -> dict[str, np.ndarray]:
+def state_dict(description: config.Description, weights: Any) -> dict[str, np.ndarray]:
     """The release's state dictionary: every name that its classes have, and no other."""
     network, precondition, _ = description
     tensors = export(_names(network), weights)

@@ -1,23 +1,8 @@
-"""The Inception-v3 weights of pytorch-fid: their names, and `load`, from a file to parameters.
+"""The names of pytorch-fid's Inception-v3 weights."""
 
-Called by evaluation.
-"""
+from collections.abc import Sequence
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
-
-from simjax.errors import ConfigError
-from simjax.networks import inception
-from simjax.porting import rules, zoo
-from simjax.porting.files import read_torch
-from simjax.porting.files.foreign_file import refuse_nonfinite
-from simjax.porting.files.inert import described
-from simjax.porting.rules import Rule, oihw_to_hwio, transposed
-from simjax.typing import Params
-
-NAME = "inception-fid"
+from simjax.porting.maps.rules import Rule, oihw_to_hwio, transposed
 
 RULES: Sequence[Rule] = [
     Rule(r"AuxLogits\..*", None),  # the second head, for training
@@ -30,54 +15,3 @@ RULES: Sequence[Rule] = [
     Rule(r"fc\.weight", "fc/kernel", transposed),
     Rule(r"fc\.bias", "fc/bias"),
 ]
-
-
-class Weights(NamedTuple):
-    """What inception.extractor takes, a nested dict, and the file that it comes from."""
-
-    params: Params
-    sha256: str
-    source: str
-
-
-def load(
-    source: str = NAME,
-    *,
-    sha256: str = zoo.INCEPTION_SHA256,
-    say: Callable[[str], None] = print,
-) -> Weights:
-    """Reads the public weights, or others for the same network.
-
-    Args:
-      source: NAME, which is downloaded once; or a URL or a path, as in zoo.fetch.
-      sha256: the checksum that the file must have, or how it begins; "" accepts any file.
-      say: receives lines for a person.
-
-    Raises:
-      ConfigError: it cannot be fetched, is another file, is damaged or does not fit the network.
-    """
-    file = zoo.fetch(zoo.INCEPTION if source == NAME else source, say=say)
-    if not file.sha256.startswith(sha256.lower()):
-        raise ConfigError(
-            f"{file.path} has sha256 {file.sha256}, expected {sha256}...: it is not the file that "
-            f"Inception distances are made with. Fetch {zoo.INCEPTION} (in simjax's cache, delete "
-            f'the file and its .json first), or accept other weights with sha256="".'
-        )
-    tensors = _state_dict(read_torch.read(file.path), file.path)
-    refuse_nonfinite(tensors, file.path)
-    try:
-        params = rules.apply(RULES, tensors, inception.weights_like())
-    except ConfigError as error:
-        raise ConfigError(f"{file.path}: {error}") from error
-    return Weights(params, file.sha256, source)
-
-
-def _state_dict(value: Any, path: Any) -> Mapping[str, np.ndarray]:
-    members = value.items() if isinstance(value, Mapping) else [("", value)]
-    for name, tensor in members:
-        if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
-            raise ConfigError(
-                f"{path}: holds {described(tensor)}, expected a dict of tensors by name and "
-                "nothing else; save the state dict alone."
-            )
-    return value

@@ -11,6 +11,7 @@ import numpy as np
 from simjax import config
 from simjax.errors import ConfigError
 from simjax.networks.transformer import grid_embedding
+from simjax.porting.maps.rules import Name, Rule
 from simjax.porting.maps.transformer import (
     Shapes,
     array,
@@ -22,7 +23,6 @@ from simjax.porting.maps.transformer import (
     setting,
     shared_config,
 )
-from simjax.porting.rules import Name, Rule
 
 _SIZES = {
     "csize_embedder": "size",

@@ -6,8 +6,8 @@ Of T5EncoderModel, or of full T5 models, whose decoder is left out.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from simjax.porting.maps.rules import Rule, transposed
 from simjax.porting.maps.settings import Settings
-from simjax.porting.rules import Rule, transposed
 
 _BLOCK = r"encoder\.block\.(?P<layer>\d{1,3})\.layer\."
 _TABLE = r"encoder\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight"

@@ -12,7 +12,7 @@ import numpy as np
 from simjax import config
 from simjax.errors import ConfigError
 from simjax.porting.files.foreign_file import shown
-from simjax.porting.rules import AS_IT_IS, CONVOLUTION, LINEAR, Layout, Name
+from simjax.porting.maps.rules import AS_IT_IS, CONVOLUTION, LINEAR, Layout, Name
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width: S, B, L, XL of DiT's table 1
 LARGEST = 16384  # of any size: a file's claim must not cost time or memory

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from simjax.errors import ConfigError
+from simjax.porting.maps.rules import Rule, oihw_to_hwio
 from simjax.porting.maps.settings import Settings
-from simjax.porting.rules import Rule, oihw_to_hwio
 
 
 def _pointwise(kernel: np.ndarray) -> np.ndarray:

@@ -14,8 +14,7 @@ from simjax.evaluation.clip import score as clip_score
 from simjax.evaluation.clip import tokens as clip_tokens
 from simjax.evaluation.clip.tokens import END, START, Tokenizer
 from simjax.networks.clip import Clip
-from simjax.porting import rules
-from simjax.porting.maps import clip
+from simjax.porting.maps import clip, rules
 from tests.helpers import files
 from tests.helpers.clip_files import (
     PROJECTION,

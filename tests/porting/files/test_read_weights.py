@@ -441,7 +441,7 @@ def test_config_and_shards_are_complained_of_at_once(tmp_path):
 PROGRAM = r"""
 import resource, sys
 import numpy as np
-from simjax.porting.files import read_weights; from simjax.porting import rules
+from simjax.porting.files import read_weights; from simjax.porting.maps import rules
 
 def status(field):
     lines = open("/proc/self/status").read().splitlines()

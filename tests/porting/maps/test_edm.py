@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from simjax import config
+from simjax.config import Description
 from simjax.errors import ConfigError
 from simjax.models import build
-from simjax.porting import rules
-from simjax.porting.maps import edm
+from simjax.porting.maps import edm, rules
 from tests.helpers import official
 from tests.helpers.configs import NCSNPP, TEACHER
 
@@ -102,10 +102,10 @@ def test_the_releases_own_state_dictionaries_come_back(network_case):
 
 ADM = config.AdmUNet(resolution=8, label_dim=3, augment_dim=9, channels=64, channel_mult=(1, 2))
 DESCRIBED = [
-    edm.Description(TEACHER, "edm", 0.3),
-    edm.Description(NCSNPP, "ve", 0.5),
-    edm.Description(ADM, "iddpm", 0.5),
-    edm.Description(TEACHER, "vp", 0.5),
+    Description(TEACHER, "edm", 0.3),
+    Description(NCSNPP, "ve", 0.5),
+    Description(ADM, "iddpm", 0.5),
+    Description(TEACHER, "vp", 0.5),
 ]
 
 
@@ -130,4 +130,4 @@ def test_our_weights_come_back(description):
 )
 def test_what_the_release_does_not_have_is_refused(network, family):
     with pytest.raises(ConfigError, match="is no denoiser of the EDM release, which has"):
-        edm.constructor(edm.Description(network, family, 0.5))
+        edm.constructor(Description(network, family, 0.5))

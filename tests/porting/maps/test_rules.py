@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from simjax.errors import ConfigError
-from simjax.porting import rules
+from simjax.porting.maps import rules
 
 MAP = [
     rules.Rule(r"(\w+)\.weight", r"net/\1/kernel", rules.transposed),
