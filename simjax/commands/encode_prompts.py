@@ -100,8 +100,6 @@ def _encode(folder: epath.Path) -> None:
 
 def _require_shared(folder: epath.Path) -> None:
     """Makes the folder, in which all processes must see what the first one writes."""
-    import jax
-
     from simjax.runtime import processes
 
     probe = folder / "probe.tmp"
@@ -111,10 +109,5 @@ def _require_shared(folder: epath.Path) -> None:
         probe.write_text("")
 
     processes.by_first(write, "probe is written")
-    if not probe.exists():
-        raise ConfigError(
-            f"process {jax.process_index()} does not see what the first one wrote to --out="
-            f"{folder}; expected storage that all of them share."
-        )
-    processes.wait("probe is seen")
+    processes.require_shared(probe.exists(), f"--out={folder}")
     processes.by_first(probe.unlink, "probe is gone")

@@ -44,10 +44,11 @@ def validate(config: schema.Config, choices: dict[str, Collection[str]], devices
         ("teacher.batch", config.teacher.batch if config.teacher.steps else 0),
     ]:
         if batch % devices:
+            slices = config.accumulate if path == "batch" else 1
+            fitting = math.ceil(batch / devices) * devices * slices
             raise ConfigError(
                 f"{path}: {batch} examples at a time cannot be split over {devices} devices; "
-                f"use a multiple of {devices}, e.g. --config.{path}="
-                f"{-(-batch // devices) * devices * (config.accumulate if path == 'batch' else 1)}."
+                f"use a multiple of {devices}, e.g. --config.{path}={fitting}."
             )
     seen = ("log_every", "sample_every", "checkpoint_every", "evaluation.every")
     for path in ("steps", "teacher.steps", *seen):

@@ -182,7 +182,7 @@ class Sampler:
     churn_high: float = float("inf")
     churn_inflation: float = 1.0
     solver: str = "heun"  # diffusion.sampler.SOLVERS; with ladder "ddpm_linear", euler is DDIM
-    ladder: str = "karras"  # or "ddpm_linear": equal time steps of DiT's and PixArt's schedule
+    ladder: str = "karras"  # schedule.LADDERS; "ddpm_linear": time steps of DiT and PixArt-alpha
 
 
 @dataclass

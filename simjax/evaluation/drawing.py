@@ -1,5 +1,6 @@
 """Draws samples to be measured: one sampler after another, from the same noise and conditions."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -43,7 +44,7 @@ class Drawing:
         self._count = self._conditions if count is None else count
         self._mesh = mesh
         self._shape = shape
-        self.batch = -(-min(batch, self._count) // self._mesh.size) * self._mesh.size
+        self.batch = sharding.rounded_up(min(batch, self._count), self._mesh)
         self.seconds = 0.0  # that the last sampler took, without compilation
         self._programs: dict[tuple, Callable] = {}  # by sampler and its parameters' dtypes
 
@@ -72,7 +73,7 @@ class Drawing:
           ConfigError: samples that are not finite.
         """
         count = self._count
-        index = np.arange(-(-count // self.batch) * self.batch) % count  # one compiled shape
+        index = np.arange(math.ceil(count / self.batch) * self.batch) % count  # one compiled shape
         parts = index.reshape(-1, self.batch)
         key = (sampler, *(leaf.dtype for leaf in jax.tree.leaves(params)))
         if key not in self._programs:

@@ -173,7 +173,7 @@ def batched(
 ) -> Callable[[UInt8[np.ndarray, "n h w c"]], Extracted]:
     """Extractor.extract out of a function of one batch: padded, split over local devices."""
     mesh = sharding.local_mesh()
-    batch = -(-batch // mesh.size) * mesh.size
+    batch = sharding.rounded_up(batch, mesh)
     params = jax.device_put(params, sharding.replicated(mesh))
     program = jax.jit(forward, out_shardings=sharding.replicated(mesh))
 

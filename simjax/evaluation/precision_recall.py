@@ -72,7 +72,7 @@ def _squared_radii(rows: np.ndarray, k: int, mesh: Mesh) -> np.ndarray:
 
 def _blocks(mesh: Mesh, *arrays: np.ndarray) -> Iterator[tuple[Array, ...]]:
     """BLOCK rows of each array at a time over the devices; the last one begins again at row 0."""
-    size = -(-BLOCK // mesh.size) * mesh.size
+    size = sharding.rounded_up(BLOCK, mesh)
     for start in range(0, len(arrays[0]), size):
         index = np.arange(start, start + size) % len(arrays[0])
         yield jax.device_put(tuple(x[index] for x in arrays), sharding.batch_split(mesh))

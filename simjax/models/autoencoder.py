@@ -69,7 +69,7 @@ def load_decoder(folder: str | os.PathLike, network: c.Network) -> Decode:
     decode = jax.jit(lambda params, z: nnx.merge(graphdef, params).decode(z))
 
     def in_turn(latents: np.ndarray) -> Images:
-        rows = -(-len(latents) // mesh.size) * mesh.size
+        rows = sharding.rounded_up(len(latents), mesh)
         padded = np.resize(latents, (rows, *latents.shape[1:]))  # repeats the first
         parts = (padded[start : start + mesh.size] for start in range(0, rows, mesh.size))
         where = sharding.batch_split(mesh)

@@ -239,7 +239,7 @@ def _keep_pixels(keys: Array, rate: float, pixels: int, channels: int) -> Bool[A
     A key a pixel leaves each draw one axis to count along, which compiles four times faster for a
     TPU than an array's worth of counters.
     """
-    pixel_keys = jax.vmap(lambda key: jax.random.split(key, -(-pixels // 2)))(keys)
+    pixel_keys = jax.vmap(lambda key: jax.random.split(key, math.ceil(pixels / 2)))(keys)
     words = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, (channels,))))(pixel_keys)
     level = int(kept_share(rate) * MASK_LEVELS)
     halves = (words % MASK_LEVELS < level, words // MASK_LEVELS < level)

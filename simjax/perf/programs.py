@@ -85,7 +85,7 @@ def forward(
 def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """What prompts become before a text-to-image run: its text encoder, not its denoiser."""
     encode, params = encoders.encoding(config.text.t5, unroll=not config.scan_blocks)
-    batch = -(-config.evaluation.batch // mesh.size) * mesh.size
+    batch = sharding.rounded_up(config.evaluation.batch, mesh)
 
     def inputs(rows: int) -> tuple[Array, Array]:
         shape = (rows, config.text.length)
@@ -231,7 +231,7 @@ def _sampling(
     turns: int,
     evaluations: int,
 ) -> Program:
-    batch = -(-config.evaluation.batch // mesh.size) * mesh.size  # as evaluation/drawing.py
+    batch = sharding.rounded_up(config.evaluation.batch, mesh)  # as evaluation/drawing.py
     where = sharding.batch_split(mesh)
     draw = functools.partial(_draw_inputs, config, batch)
     like = sharding.abstract(params, mesh)

@@ -7,6 +7,7 @@ simjax/commands/benchmark.py.
 import dataclasses
 import functools
 import itertools
+import math
 import pathlib
 import statistics
 import time
@@ -62,7 +63,7 @@ def _with(config: c.Config, changes: dict[str, Any]) -> c.Config:
     config = dataclasses.replace(config, **changes)
     calls = config.steps_per_call
     intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
-    whole = {name: -(-getattr(config, name) // calls) * calls for name in intervals}
+    whole = {name: math.ceil(getattr(config, name) / calls) * calls for name in intervals}
     samples = changes.get("batch", config.evaluation.batch)
     return dataclasses.replace(
         config,

@@ -11,7 +11,7 @@ from simjax.train import step
 CHOICES = {
     "teacher.dtype": build.DTYPES,
     "teacher.weight": noise.WEIGHTS,
-    "teacher.sampler.ladder": ("karras", "ddpm_linear"),
+    "teacher.sampler.ladder": schedule.LADDERS,
     "teacher.sampler.solver": sampler.SOLVERS,
     "teacher.sigma.law": schedule.SIGMA_LAWS,
     "generator.weight": noise.WEIGHTS,

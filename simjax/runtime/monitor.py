@@ -9,6 +9,7 @@ on this machine, and copied by `flush`.
 import datetime
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -198,7 +199,7 @@ def grid(images: UInt8[np.ndarray, "n h w c"], columns: int) -> np.ndarray:
     frame = [(0, 0), (FRAME, FRAME), (FRAME, FRAME), (0, 0)]
     images = np.pad(images, frame, constant_values=FRAME_GREY)
     n, h, w, ch = images.shape
-    rows = -(-n // columns)
+    rows = math.ceil(n / columns)
     blank = np.full((rows * columns - n, h, w, ch), FRAME_GREY, np.uint8)
     tiles = np.concatenate([images, blank]).reshape(rows, columns, h, w, ch)
     return tiles.swapaxes(1, 2).reshape(rows * h, columns * w, ch)

@@ -332,11 +332,7 @@ def only(directory: epath.Path, say: Callable[[str], None] = print) -> Iterator[
             processes.stop_if_asked("before it began")
             time.sleep(LOOK)
         token = int(processes.from_first(np.uint32(lock.token)))
-        if not processes.all_true(lock.sees(token)):
-            raise ConfigError(
-                f"not every process sees workdir {directory}: several hosts need a bucket "
-                "(gs://...) or a shared file system; choose one with --workdir=DIR."
-            )
+        processes.require_shared(lock.sees(token), f"--workdir={directory}")
         yield
     finally:
         if processes.is_first():

@@ -73,6 +73,22 @@ def leave() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def require_shared(sees: bool, what: str) -> None:
+    """Refuses a place where a process does not see what the first one has written.
+
+    Args:
+      sees: whether this process does.
+
+    Raises:
+      ConfigError: on every process, if it is none of all that they share.
+    """
+    if not all_true(sees):
+        raise ConfigError(
+            f"not every process sees {what}: several hosts need a bucket (gs://...) or a shared "
+            "file system; choose a place there."
+        )
+
+
 def reuse_compiled() -> None:
     """Compiled programs are kept in simjax's cache, unless JAX has been told of another place."""
     if jax.config.jax_compilation_cache_dir is None:

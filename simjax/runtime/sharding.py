@@ -43,6 +43,11 @@ def local_mesh() -> Mesh:
     return make_mesh(devices=jax.local_devices())
 
 
+def rounded_up(rows: int, mesh: Mesh) -> int:
+    """The least number of rows, not below `rows`, that the devices share evenly."""
+    return math.ceil(rows / mesh.size) * mesh.size
+
+
 def on_cpus(mesh: Mesh) -> bool:
     """Whether the devices are CPUs; they are all of one kind."""
     return mesh.devices.flat[0].platform == "cpu"

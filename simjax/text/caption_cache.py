@@ -18,6 +18,7 @@ import concurrent.futures
 import functools
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -132,7 +133,7 @@ def finish(folder: epath.Path, identity: Mapping[str, Any]) -> None:
 
 def shards(identity: Mapping[str, Any]) -> int:
     """How many a cache has."""
-    return -(-identity["count"] // identity["shard"])
+    return math.ceil(identity["count"] / identity["shard"])
 
 
 class Cache:
@@ -248,7 +249,7 @@ def _write(path: epath.Path, chunks: Iterable[bytes]) -> str:
             for chunk in chunks:
                 file.write(chunk)
                 digest.update(chunk)
-        aside.replace(path)
+        aside.replace(path)  # one name for all processes: what a kill has left is written over
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be written: {error}; the same command goes on once it can."

@@ -131,7 +131,7 @@ def embedded(
     Args:
       batch: prompts at a time, rounded up to what the devices share evenly.
     """
-    batch = -(-batch // encoder.mesh.size) * encoder.mesh.size
+    batch = sharding.rounded_up(batch, encoder.mesh)
     where = sharding.batch_split(encoder.mesh)
     begun = None
     for start in range(0, len(prompts), batch):

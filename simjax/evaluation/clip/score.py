@@ -165,7 +165,7 @@ def _embedder(
 ) -> Embedder:
     """Runs the network on batches, padded and split over local devices."""
     mesh = sharding.local_mesh()
-    batch = -(-batch // mesh.size) * mesh.size
+    batch = sharding.rounded_up(batch, mesh)
     params = jax.device_put(params, sharding.replicated(mesh))
 
     jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))

@@ -88,10 +88,8 @@ def _first_use(
     if not _record(found):
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         size = found.stat().st_size
-        partial = pathlib.Path(f"{path}.tmp")
         record = {"url": url, "size": size, "sha256": checksum, "date": date}
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-        partial.replace(_record_file(found))
+        storage.write_json(_record_file(found), record)
     return LocalFile(epath.Path(found), checksum, url)
 
 
