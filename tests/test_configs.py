@@ -11,11 +11,12 @@ from jax.sharding import AbstractMesh, AxisType
 from simjax import config
 from simjax.errors import ConfigError
 from simjax.losses.distances import DISTANCES
+from simjax.losses.registry import LOSSES
 from simjax.models import build, port
 from simjax.networks.denoiser import as_denoise
 from simjax.runs import check, setup
 from simjax.runtime import sharding
-from simjax.train.step import LOSSES, Constants
+from simjax.train.step import Constants
 from tests.helpers.configs import DIRECTORY, PARAMETERS, load, shrunk, small
 
 WITH_SID = ("cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")

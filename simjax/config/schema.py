@@ -236,7 +236,7 @@ class FakeScore:
 
 @dataclass
 class Loss:
-    """The generator's loss (train.step.LOSSES) and, for SIM, its distance (losses.distances)."""
+    """The generator's loss (losses.registry) and, for SIM, its distance (losses.distances)."""
 
     name: str = "sim"
     distance: str = "pseudo_huber"

@@ -2,7 +2,7 @@
 
 References: EDM, arXiv:2206.00364: eq. 4, table 1, algorithms 1 and 2; DPM-Solver++,
 arXiv:2211.01095. The program contains the denoiser once, whatever the solver: one scan over the
-evaluations. Called from simjax/build.py.
+evaluations. Called from models/samplers.py.
 """
 
 import math

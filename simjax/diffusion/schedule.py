@@ -1,7 +1,7 @@
 """Noise levels: the laws that training draws sigma from, and the ladders that a sampler descends.
 
 References: EDM, arXiv:2206.00364, eq. 5 and table 1; SiD, arXiv:2404.04057, appendix; SIM,
-arXiv:2410.16794, appendix B. Called from simjax/build.py, which binds a law to its options.
+arXiv:2410.16794, appendix B. Called from runs/setup.py, which binds a law to its options.
 """
 
 from collections.abc import Callable

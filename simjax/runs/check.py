@@ -3,10 +3,9 @@
 from simjax import config as c
 from simjax.diffusion import noise, sampler, schedule
 from simjax.evaluation import evaluator, features
-from simjax.losses import distances
+from simjax.losses import distances, registry
 from simjax.models import build
 from simjax.runs import fields
-from simjax.train import step
 
 CHOICES = {
     "teacher.dtype": build.DTYPES,
@@ -18,7 +17,7 @@ CHOICES = {
     "generator.sigma.law": schedule.SIGMA_LAWS,
     "fake_score.weight": noise.WEIGHTS,
     "fake_score.sigma.law": schedule.SIGMA_LAWS,
-    "loss.name": step.LOSSES,
+    "loss.name": registry.LOSSES,
     "loss.distance": distances.DISTANCES,
     "loss.units": ("denoiser", "score"),
 }

@@ -2,7 +2,7 @@
 
 A law of noise levels, a loss, a distance and a ladder declare what they read by the keywords of
 their functions. A field that neither these nor `choices` name is read by every run. Called from
-simjax/build.py at the start of a new run; a stored one opens whatever its config holds.
+check.py at the start of a new run; a stored one opens whatever its config holds.
 """
 
 import dataclasses
@@ -15,9 +15,8 @@ from simjax import data
 from simjax.config.options import keywords
 from simjax.diffusion import noise, precondition, sampler, schedule
 from simjax.errors import ConfigError
-from simjax.losses import distances
+from simjax.losses import distances, registry
 from simjax.porting import zoo
-from simjax.train import step
 
 SIGMAS = ("teacher.sigma", "generator.sigma", "fake_score.sigma")
 # What trains a teacher here, beside the coefficients of its family.
@@ -82,7 +81,7 @@ def choices(config: c.Config) -> Iterator[Choice]:
     for path in SIGMAS:
         yield _of(config, f"{path}.law", schedule.SIGMA_LAWS)
     # The distance is of every method's metrics (train/health.py).
-    yield _of(config, "loss.name", step.LOSSES, always=("distance",))
+    yield _of(config, "loss.name", registry.LOSSES, always=("distance",))
     yield _of(config, "loss.distance", distances.DISTANCES)
     yield _of(config, "teacher.sampler.ladder", schedule.LADDERS)
     yield from _churn(config.teacher.sampler)

@@ -3,7 +3,7 @@
 The tables below decide every field of the schema once: what a run has computed so far depends on
 it, or only what its report measures does, or neither. `steps` has rules of its own.
 
-Called from run.py.
+Called from runs/distill.py.
 """
 
 import dataclasses

@@ -18,7 +18,7 @@ from simjax.config.options import options_of
 from simjax.data import augment, conditions
 from simjax.diffusion import guidance, noise, schedule
 from simjax.errors import ConfigError
-from simjax.losses import distances, sim
+from simjax.losses import distances, registry, sim
 from simjax.models import build
 from simjax.runtime import sharding
 from simjax.train import optim, state, step, teacher_step
@@ -148,7 +148,7 @@ def distance(loss: c.Loss) -> distances.Distance:
 
 def generator_loss(config: c.Config, distance: distances.Distance) -> step.GeneratorLoss:
     """(x0, d_teacher, d_fake, sigma) -> the method's loss of each example, weighted and scaled."""
-    chosen = step.LOSSES[config.loss.name]
+    chosen = registry.LOSSES[config.loss.name]
     options = options_of(chosen, config.loss)
     if "distance" in options:  # by its name there
         options["distance"] = distance

@@ -5,7 +5,7 @@ ends. A kill leaves it behind, and the next program takes it over once the owner
 where the process can be seen, else when it gives no sign of life for a while. The owner renews its
 sign every few seconds; what counts is that it changes, so that clocks need not agree.
 
-Called from run.py.
+Called from runs/distill.py.
 """
 
 import contextlib

@@ -11,7 +11,7 @@ A cache is a folder, in a bucket (gs://...) too, of shards of equally many promp
 and cache.json, which says what it is of and repeats the last of these. Without it the cache is
 unfinished: unfinished.json says how to go on. All files are written aside, then renamed.
 
-Written by encoding.py, read by prompts.py.
+Written by encode.py, read by prompts.py.
 """
 
 import concurrent.futures

@@ -2,7 +2,7 @@
 
 spiece.model is a SentencePiece model, a protobuf of pieces with their log probabilities; the most
 probable cut of a prompt (unigram, arXiv:1804.10959; SentencePiece, arXiv:1808.06226) is found by
-the `tokenizers` library. The file may come from anybody. Called from text.py and encode_prompts.py.
+the `tokenizers` library. The file may come from anybody..
 """
 
 import contextlib

@@ -47,7 +47,7 @@ def run(
     """Trains from the newest checkpoint, or from `state`, to the last step; returns the state.
 
     Args:
-      training: the compiled call (build.py).
+      training: the compiled call (compile.py).
       state: a fresh one, training.init(...); donated.
       constants_at: step -> what the call that begins there is given beside the state: the teacher
         and captions, or the images.

@@ -21,7 +21,7 @@ import optax
 from flax import struct
 
 from simjax.diffusion import noise
-from simjax.losses import denoising, diff_instruct, sid, sim
+from simjax.losses import denoising
 from simjax.losses.distances import Distance
 from simjax.train import health
 from simjax.train.optim import GradientTransformation, ema_update
@@ -96,13 +96,6 @@ class StepFns:
     augment: Augment = as_they_are  # of the fake score's training images
     fake_score_scale: float = 1.0
     accumulate: int = 1
-
-
-LOSSES = {
-    "sim": sim.generator_loss,
-    "sid": sid.generator_loss,
-    "diff_instruct": diff_instruct.generator_loss,
-}
 
 
 def distill_step(

@@ -31,7 +31,7 @@ from simjax.typing import (
 
 @dataclasses.dataclass(frozen=True)
 class TeacherFns:
-    """The functions that build.py chose; constant while training."""
+    """The functions that runs/setup.py chose; constant while training."""
 
     denoise: Denoise
     weight: Callable[[PerExample], PerExample]

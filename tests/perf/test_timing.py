@@ -131,7 +131,7 @@ def test_an_image_costs_its_forwards(program, forwards):
 
 @pytest.mark.parametrize("program", [pytest.param("train", marks=pytest.mark.whole_runs), "sample"])
 def test_other_devices_are_counted_in_their_own_forms(monkeypatch, program):
-    """Those of CPUs divide convolutions of doubled images (networks/convolution.py)."""
+    """Those of CPUs divide convolutions of doubled images (runtime/cpu.py)."""
     here = costs.of_program(LARGER, program)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     there = costs.of_program(LARGER, program)

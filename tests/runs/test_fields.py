@@ -18,11 +18,11 @@ from simjax.config import Description
 from simjax.diffusion.schedule import SIGMA_LAWS
 from simjax.errors import ConfigError
 from simjax.losses.distances import DISTANCES
+from simjax.losses.registry import LOSSES
 from simjax.models import build, samplers, stored
 from simjax.networks.denoiser import as_denoise
 from simjax.runs import check, distill, fields, setup
 from simjax.runtime import sharding
-from simjax.train.step import LOSSES
 from tests.helpers.configs import load, small
 
 # Read by every run, or refused elsewhere (its test): a new field of the schema is listed here, or

@@ -1,0 +1,16 @@
+"""The generator's losses by name: each (x0, d_teacher, d_fake, weight, *, options) -> per example.
+
+A new one is a function in a file of its own and a line here; its keywords are filled from the
+fields of config.Loss that have their names.
+"""
+
+from collections.abc import Callable
+
+from simjax.losses import diff_instruct, sid, sim
+from simjax.typing import PerExample
+
+LOSSES: dict[str, Callable[..., PerExample]] = {
+    "sim": sim.generator_loss,
+    "sid": sid.generator_loss,
+    "diff_instruct": diff_instruct.generator_loss,
+}
