@@ -44,8 +44,7 @@ def from_dict(values: dict[str, Any], cls: type = schema.Config) -> Any:
     """
     kinds = typing.get_type_hints(cls)
     if cls is schema.Config:
-        retired = (name for name, value in RETIRED.items() if values.get(name) == value)
-        values = {name: value for name, value in values.items() if name not in set(retired)}
+        values = {k: v for k, v in values.items() if k not in RETIRED or RETIRED[k] != v}
     if unknown := sorted(values.keys() - kinds.keys()):
         raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}: of another version?")
     made = {}

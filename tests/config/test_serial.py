@@ -1,0 +1,28 @@
+"""Configs as plain values: there and back, also those that earlier versions wrote."""
+
+import json
+
+import pytest
+
+from simjax import config
+from simjax.errors import ConfigError
+from tests.helpers.configs import load
+
+
+def test_there_and_back_through_json():
+    for name in ("digits", "cifar10"):
+        options = load(name)
+        assert config.from_dict(json.loads(json.dumps(config.to_dict(options)))) == options
+
+
+def test_fields_of_earlier_versions_are_read_where_they_mean_what_is_left():
+    options = load("digits")
+    earlier = config.to_dict(options) | {"mode": "distill", "share_samples": False}
+    assert config.from_dict(earlier) == options
+
+
+@pytest.mark.parametrize("field", [{"share_samples": True}, {"mode": "port"}, {"nothing": 1}])
+def test_other_fields_are_refused(field):
+    (name,) = field
+    with pytest.raises(ConfigError, match=f"Config has no field {name}: of another version"):
+        config.from_dict(config.to_dict(load("digits")) | field)
