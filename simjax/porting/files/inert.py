@@ -4,12 +4,16 @@ unpickle.py makes these values; the readers beside it turn them into arrays and 
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from simjax.errors import ConfigError
 from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget, shown
 
+LARGEST_KEY = 2**60  # larger integers can share one hash, and slow a dict down to a crawl
 DEEPEST = 100  # lists in lists; our choice, several times what real files need
+
+Table = Mapping[str, Callable]  # names in files -> what stands for them
 
 # Bytes that CPython may hold for one of each, with what growing its container takes.
 POINTER_COST = 24  # on the stack, in a list or in the memo
@@ -70,3 +74,34 @@ def described(value: Any) -> str:
     if isinstance(value, Foreign):
         return f"an object of {shown(value.name)}"
     return shown(value.full) if isinstance(value, Name) else f"a {type(value).__name__}"
+
+
+def hashable(key: Any) -> Any:
+    """A dict's key or a set's element, whose hash is cheap."""
+    if not isinstance(key, str | int | Name | None):
+        raise ConfigError(f"a dict or set in it has {described(key)} as a key; {DOWNLOAD_AGAIN}")
+    if isinstance(key, int) and abs(key) >= LARGEST_KEY:
+        raise ConfigError(f"a dict or set in it has a huge integer as a key; {DOWNLOAD_AGAIN}")
+    return key
+
+
+def _empty_dict() -> dict:
+    return {}
+
+
+def _default_dict(factory: Any = None) -> dict:
+    return {}
+
+
+def _set(items: Sequence = ()) -> set:
+    return set(map(hashable, items))
+
+
+# Containers that files name instead of using an opcode. (Python 2's names serve protocol 2.)
+CONTAINERS: Table = {
+    "collections.OrderedDict": _empty_dict,
+    "collections.defaultdict": _default_dict,
+    "dnnlib.util.EasyDict": _empty_dict,  # NVIDIA's dict with attributes
+    "builtins.set": _set,
+    "__builtin__.set": _set,
+}

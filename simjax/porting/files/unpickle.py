@@ -9,7 +9,7 @@ gigabytes.
 """
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,18 +26,16 @@ from simjax.porting.files.inert import (
     TEXT_COST,
     Foreign,
     Name,
+    Table,
     described,
+    hashable,
 )
 
 # Our choices, several times what real files need.
 LONGEST_TEXT = 2**20  # bytes; a module's source is some 100 KB
 LONGEST_NAME = 256  # characters of a module or a class
 LONGEST_INTEGER = 255  # bytes
-LARGEST_KEY = 2**60  # larger integers can share one hash, and slow a dict down to a crawl
 MOST_MARKS = 1000
-
-
-Table = Mapping[str, Callable]
 
 
 def load(
@@ -198,7 +196,7 @@ def _tuple_since_mark(machine: _Machine, _):
 def _frozenset(machine: _Machine, _):
     items = machine.since_mark()
     machine.budget.spend(SET_COST + ENTRY_COST * len(items))
-    machine.push(frozenset(map(_key, items)))
+    machine.push(frozenset(map(hashable, items)))
 
 
 def _append(machine: _Machine, _):
@@ -222,7 +220,7 @@ def _set_items(machine: _Machine, _):
 def _add_items(machine: _Machine, _):
     items = machine.since_mark()
     machine.budget.spend(ENTRY_COST * len(items))
-    _top(machine, set).update(map(_key, items))
+    _top(machine, set).update(map(hashable, items))
 
 
 def _extend(machine: _Machine, items: list):
@@ -236,7 +234,7 @@ def _update(machine: _Machine, items: list):
     machine.budget.spend(ENTRY_COST * len(items))
     target = _top(machine, (dict, Foreign))
     if isinstance(target, dict):
-        target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
+        target.update(zip(map(hashable, items[::2]), items[1::2], strict=True))
 
 
 def _put(machine: _Machine, size):
@@ -330,37 +328,8 @@ def _top(machine: _Machine, kinds):
     return target
 
 
-def _key(key: Any) -> Any:
-    """A dict's key or a set's element, whose hash is cheap."""
-    if not isinstance(key, str | int | Name | None):
-        raise ConfigError(f"a dict or set in it has {described(key)} as a key; {DOWNLOAD_AGAIN}")
-    if isinstance(key, int) and abs(key) >= LARGEST_KEY:
-        raise ConfigError(f"a dict or set in it has a huge integer as a key; {DOWNLOAD_AGAIN}")
-    return key
-
-
-def _empty_dict() -> dict:
-    return {}
-
-
-def _default_dict(factory: Any = None) -> dict:
-    return {}
-
-
-def _set(items: Sequence = ()) -> set:
-    return set(map(_key, items))
-
-
-# Containers that files name instead of using an opcode. (Python 2's names serve protocol 2.)
-CONTAINERS: Table = {
-    "collections.OrderedDict": _empty_dict,
-    "collections.defaultdict": _default_dict,
-    "dnnlib.util.EasyDict": _empty_dict,  # NVIDIA's dict with attributes
-    "builtins.set": _set,
-    "__builtin__.set": _set,
-}
-
 PROTOCOL_OPCODE, STOP_OPCODE = 0x80, ord(".")
+
 OPERATIONS: dict[int, tuple[Callable[[_Machine, Any], None], Any]] = {
     0x80: (_protocol, None),
     0x95: (_frame, None),

@@ -22,7 +22,7 @@ PLAIN = {
 }
 
 
-def load(data: bytes, table=unpickle.CONTAINERS, persistent=None):
+def load(data: bytes, table=inert.CONTAINERS, persistent=None):
     return unpickle.load(memoryview(data), 0, table, Budget(len(data)), persistent)
 
 
