@@ -1,23 +1,25 @@
-"""CLIP's files as transformers writes them: weights and vocabulary, small and random."""
+"""CLIP's files as transformers writes them, small and random; and LAION's aesthetic head."""
 
 import json
 
 import numpy as np
 
 from simjax.evaluation.clip.tokens import END, START
+from simjax.porting.maps import clip
+from tests.helpers import files
 
 VISION = {"width": 24, "depth": 2, "heads": 3, "hidden": 40, "resolution": 28, "patch": 7}
 TEXT = {"width": 16, "depth": 3, "heads": 2, "hidden": 20, "vocabulary": 60, "length": 10}
 PROJECTION = 12
 
 
-def foreign():
+def foreign(projection=PROJECTION):
     """Random tensors as transformers names and lays them out, of the sizes above."""
     random = np.random.default_rng(2)
     shapes = {
         "logit_scale": (),
-        "visual_projection.weight": (PROJECTION, VISION["width"]),
-        "text_projection.weight": (PROJECTION, TEXT["width"]),
+        "visual_projection.weight": (projection, VISION["width"]),
+        "text_projection.weight": (projection, TEXT["width"]),
         "text_model.embeddings.token_embedding.weight": (TEXT["vocabulary"], TEXT["width"]),
         "text_model.embeddings.position_embedding.weight": (TEXT["length"], TEXT["width"]),
         "vision_model.embeddings.class_embedding": (VISION["width"],),
@@ -63,3 +65,33 @@ def write_vocabulary(folder):
     lines = ["#version: 0.2", *(" ".join(pair) for pair in MERGES), ""]
     (folder / "merges.txt").write_text("\n".join(lines))
     return numbers
+
+
+def write_folder(folder, projection=PROJECTION):
+    """A folder of CLIPModel: config.json, weights and tokenizer."""
+    towers = {
+        "text_config": (TEXT, clip.TEXT, {"eos_token_id": VOCABULARY - 1}),
+        "vision_config": (VISION, clip.VISION, {"hidden_act": "gelu"}),
+    }
+    config = {"model_type": "clip", "projection_dim": projection}
+    for name, (sizes, fields, others) in towers.items():
+        config[name] = {field: sizes[ours] for field, (ours, _) in fields.items()} | others
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    files.write_safetensors(folder / "model.safetensors", foreign(projection))
+    write_vocabulary(folder)
+
+
+HEAD = {"0": (768, 1024), "2": (1024, 128), "4": (128, 64), "6": (64, 16), "7": (16, 1)}
+
+
+def aesthetic_head():
+    """Random tensors under the published names, out x in; scores of both signs."""
+    random = np.random.default_rng(0)
+    tensors = {}
+    for name, (features_in, features) in HEAD.items():
+        kernel = random.standard_normal((features, features_in)) / np.sqrt(features_in)
+        tensors[f"layers.{name}.weight"] = kernel.astype(np.float32)
+        tensors[f"layers.{name}.bias"] = random.standard_normal(features).astype(np.float32)
+    tensors["layers.0.weight"] *= 50
+    return tensors

@@ -54,15 +54,24 @@ def aesthetic_scores(params: Params, embeddings: Float[Array, "b c"]) -> PerExam
     Raises:
       ConfigError: embeddings of another network.
     """
-    if embeddings.shape[1] != WIDTHS[0]:
-        raise ConfigError(
-            f"embeddings of {embeddings.shape[1]} numbers, but the aesthetic head reads "
-            f"{WIDTHS[0]}: those of openai/clip-vit-large-patch14."
-        )
+    require_width(embeddings.shape[1])
     x = normalised(embeddings)
     for name in LAYERS:
         x = jnp.matmul(x, params[name]["kernel"], precision="highest") + params[name]["bias"]
     return x[:, 0]
+
+
+def require_width(width: int) -> None:
+    """Refuses the embeddings of networks that the head is not for, by their width.
+
+    Raises:
+      ConfigError: another width than ViT-L/14's.
+    """
+    if width != WIDTHS[0]:
+        raise ConfigError(
+            f"embeddings of {width} numbers, but the aesthetic head reads {WIDTHS[0]}: those of "
+            "openai/clip-vit-large-patch14."
+        )
 
 
 def normalised(embeddings: Float[Array, "b c"]) -> Float[Array, "b c"]:

@@ -30,7 +30,7 @@ from simjax.porting.files import read_weights
 from simjax.porting.files.foreign_file import refuse_nonfinite
 from simjax.porting.maps import clip as clip_weights
 from simjax.porting.maps import rules
-from simjax.runtime import sharding
+from simjax.runtime import checkpoint, sharding
 from simjax.typing import Array, Images, Params, typed
 
 WEIGHT = 100.0  # w, see above
@@ -49,10 +49,14 @@ class Embedder(NamedTuple):
     Attributes:
       images: any number of uint8 images, grey ones too, to embeddings.
       prompts: any number of prompts to embeddings, and how many of them were cut.
+      width: numbers of an embedding.
+      sha256: of the network's parameters.
     """
 
     images: Callable[[Bytes], Embeddings]
     prompts: Callable[[Sequence[str]], tuple[Embeddings, int]]
+    width: int
+    sha256: str
 
 
 def load_clip(folder: str | os.PathLike, *, batch: int = BATCH) -> Embedder:
@@ -61,6 +65,11 @@ def load_clip(folder: str | os.PathLike, *, batch: int = BATCH) -> Embedder:
     Raises:
       ConfigError: something is missing, damaged or not CLIP's, or `tokenizers` is not installed.
     """
+    if not os.path.isdir(folder):
+        raise ConfigError(
+            f"{folder} is no folder; expected one of transformers' CLIPModel: config.json, "
+            "weights, tokenizer. Download openai/clip-vit-large-patch14, for one."
+        )
     weights = read_weights.read(folder)
     refuse_nonfinite(weights.tensors, folder)
     try:
@@ -73,7 +82,8 @@ def load_clip(folder: str | os.PathLike, *, batch: int = BATCH) -> Embedder:
         raise ConfigError(f"{folder}: {error}") from error
     tokenizer = Tokenizer(folder, sizes["text"].length)
     _require_fit(folder, tokenizer, sizes["text"])
-    return _embedder(graphdef, params, tokenizer, sizes["vision"].resolution, batch)
+    embed = _embedders(graphdef, params, tokenizer, sizes["vision"].resolution, batch)
+    return Embedder(*embed, sizes["projection"], checkpoint.params_sha256(params))
 
 
 def scores(
@@ -95,14 +105,26 @@ def scores(
             f"{len(images)} images and {len(prompts)} prompts; expected a prompt for each image, "
             "and one image at least."
         )
-    of_images = clip.images(images)
     of_prompts, truncated = clip.prompts(prompts)
-    each = {
-        "clip_score": clip_scores(of_images, of_prompts),
-        "aesthetic": np.asarray(aesthetic_head.aesthetic_scores(aesthetic, of_images)),
-    }
+    each = of_embeddings(clip.images(images), of_prompts, aesthetic)
     means = {f"{name}_mean": float(values.mean()) for name, values in each.items()}
     return each | means | {"truncated": truncated}
+
+
+def of_embeddings(
+    images: Embeddings, prompts: Embeddings | None, aesthetic: Params | None
+) -> dict[str, Float[np.ndarray, "n"]]:
+    """Each image's "clip_score", if there are prompts, and its "aesthetic", if there is a head.
+
+    Raises:
+      ConfigError: embeddings that are not finite, or of a network that the head is not for.
+    """
+    each = {}
+    if prompts is not None:
+        each["clip_score"] = clip_scores(images, prompts)
+    if aesthetic is not None:
+        each["aesthetic"] = np.asarray(aesthetic_head.aesthetic_scores(aesthetic, images))
+    return each
 
 
 @typed
@@ -160,10 +182,10 @@ def _require_fit(folder: str | os.PathLike, tokenizer: Tokenizer, text: Text) ->
         )
 
 
-def _embedder(
+def _embedders(
     graphdef: nnx.GraphDef, params: Params, tokenizer: Tokenizer, resolution: int, batch: int
-) -> Embedder:
-    """Runs the network on batches, padded and split over local devices."""
+) -> tuple[Callable[[Bytes], Embeddings], Callable[[Sequence[str]], tuple[Embeddings, int]]]:
+    """An Embedder's images and prompts: batches, padded and split over local devices."""
     mesh = sharding.local_mesh()
     batch = sharding.rounded_up(batch, mesh)
     params = jax.device_put(params, sharding.replicated(mesh))
@@ -194,7 +216,7 @@ def _embedder(
         found = [run(text_program, ids[part], mask[part]) for part in parts]
         return np.concatenate(found), truncated
 
-    return Embedder(embed_images, embed_prompts)
+    return embed_images, embed_prompts
 
 
 def _parts(rows: int, batch: int) -> Iterator[slice]:

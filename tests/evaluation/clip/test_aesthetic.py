@@ -6,32 +6,19 @@ import pytest
 from simjax.errors import ConfigError
 from simjax.evaluation.clip import aesthetic
 from tests.helpers import files
-
-WIDTHS = {"0": (768, 1024), "2": (1024, 128), "4": (128, 64), "6": (64, 16), "7": (16, 1)}
-
-
-def state_dict():
-    """Random tensors under the published names, out x in; scores of both signs."""
-    random = np.random.default_rng(0)
-    tensors = {}
-    for name, (features_in, features) in WIDTHS.items():
-        kernel = random.standard_normal((features, features_in)) / np.sqrt(features_in)
-        tensors[f"layers.{name}.weight"] = kernel.astype(np.float32)
-        tensors[f"layers.{name}.bias"] = random.standard_normal(features).astype(np.float32)
-    tensors["layers.0.weight"] *= 50
-    return tensors
+from tests.helpers.clip_files import aesthetic_head
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):
     path = tmp_path_factory.mktemp("head") / "sac+logos+ava1-l14-linearMSE.pth"
-    files.write_torch_zip(path, state_dict())
+    files.write_torch_zip(path, aesthetic_head())
     return aesthetic.load(path)
 
 
 def affine_map():
     """Slope and intercept of the five layers together, float64."""
-    tensors = {name: tensor.astype(np.float64) for name, tensor in state_dict().items()}
+    tensors = {name: tensor.astype(np.float64) for name, tensor in aesthetic_head().items()}
     slope, intercept = np.eye(768), np.zeros(768)
     for name in ("0", "2", "4", "6", "7"):
         weight, bias = tensors[f"layers.{name}.weight"], tensors[f"layers.{name}.bias"]
@@ -81,7 +68,7 @@ def test_embeddings_of_another_network_are_refused(head):
 )
 def test_files_of_other_heads_are_refused(tmp_path, changes, message):
     path = tmp_path / "other.pth"
-    files.write_torch_zip(path, state_dict() | changes)
+    files.write_torch_zip(path, aesthetic_head() | changes)
     with pytest.raises(ConfigError, match=message) as error:
         aesthetic.load(path)
     assert str(error.value).startswith(str(path))

@@ -16,14 +16,7 @@ from simjax.evaluation.clip.tokens import END, START, Tokenizer
 from simjax.networks.clip import Clip
 from simjax.porting.maps import clip, rules
 from tests.helpers import files
-from tests.helpers.clip_files import (
-    PROJECTION,
-    TEXT,
-    VISION,
-    VOCABULARY,
-    foreign,
-    write_vocabulary,
-)
+from tests.helpers.clip_files import TEXT, VISION, foreign, write_folder
 
 # The score
 
@@ -109,16 +102,7 @@ def test_colours_are_normalised_each_by_its_own():
 @pytest.fixture
 def folder(tmp_path):
     """A folder of CLIPModel, small and random."""
-    towers = {
-        "text_config": (TEXT, clip.TEXT, {"eos_token_id": VOCABULARY - 1}),
-        "vision_config": (VISION, clip.VISION, {"hidden_act": "gelu"}),
-    }
-    config = {"model_type": "clip", "projection_dim": PROJECTION}
-    for name, (sizes, fields, others) in towers.items():
-        config[name] = {field: sizes[ours] for field, (ours, _) in fields.items()} | others
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    files.write_safetensors(tmp_path / "model.safetensors", foreign())
-    write_vocabulary(tmp_path)
+    write_folder(tmp_path)
     return tmp_path
 
 
@@ -211,7 +195,7 @@ def test_a_folder_embeds_images_and_prompts_in_any_batches(folder):
 
 
 def fixed_embedder(of_images, of_prompts):
-    return clip_score.Embedder(lambda images: of_images, lambda prompts: (of_prompts, 3))
+    return clip_score.Embedder(lambda images: of_images, lambda prompts: (of_prompts, 3), 768, "")
 
 
 def test_scores_are_one_of_each_kind_an_image_and_their_means():
