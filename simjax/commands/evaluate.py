@@ -5,9 +5,11 @@ python -m simjax evaluate --source=edm-cifar10-32x32-cond-vp --steps=18 --refere
 python -m simjax evaluate --source=sid.pkl --reference=https://.../fid-refs/cifar10-32x32.npz
 python -m simjax evaluate --source=FOLDER_NPZ_OR_ZIP_OF_IMAGES --reference=FOLDER_OF_IMAGES
 python -m simjax evaluate --source=idx:DIR --split=test --data=idx:DIR --features=pixels,classifier
+python -m simjax evaluate --source=IMAGES --metrics=clip_score --prompts=prompts.txt --clip=FOLDER
 
 A run directory is measured as its own report was, unless flags say otherwise; a network by one call
-at --sigma_init, or by --steps of EDM's sampler. Prints the table and writes --out.
+at --sigma_init, or by --steps of EDM's sampler. Of n prompts, image i belongs to number i mod n, as
+simjax sample --prompts draws them. Prints the table and writes --out.
 """
 
 import dataclasses
@@ -22,7 +24,9 @@ from simjax.commands import flags as command_line
 from simjax.config import checks
 from simjax.errors import ConfigError
 from simjax.evaluation import images
-from simjax.evaluation.evaluator import Evaluator, Row
+from simjax.evaluation.clip import scorer
+from simjax.evaluation.clip.scorer import Scorer
+from simjax.evaluation.evaluator import METRICS, Evaluator, Row
 from simjax.models import samplers, stored
 from simjax.models.model import Model
 from simjax.models.open import Wanted, open_model
@@ -30,6 +34,7 @@ from simjax.models.samplers import Sampler
 from simjax.porting import zoo
 from simjax.runs import report
 from simjax.runtime import processes, storage
+from simjax.text import prompts as files_of_prompts
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, images.")
 _FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
@@ -43,7 +48,10 @@ _DATA = flags.DEFINE_string("data", None, "Real images, for labels and the class
 _SPLIT = flags.DEFINE_string("split", "train", "Split of --source, where that is a data set.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Use the first images of the reference; 0: all.", 0)
 _FEATURES = flags.DEFINE_list("features", None, "Spaces: inception, pixels, classifier.")
-_METRICS = flags.DEFINE_list("metrics", None, "frechet, kernel, precision_recall, ...")
+_METRICS = flags.DEFINE_list("metrics", None, "frechet, kernel, ..., clip_score, aesthetic.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "File of the images' prompts, for clip_score.")
+_CLIP = flags.DEFINE_string("clip", None, "Folder of transformers' CLIPModel, with tokenizer.")
+_HEAD = flags.DEFINE_string("aesthetic_head", None, "LAION's sac+logos+ava1-l14-linearMSE.pth.")
 _SAMPLES = flags.DEFINE_integer("samples", None, "Images; a network's default is 50,000.", 1)
 _BATCH = flags.DEFINE_integer("batch", None, "Images at a time.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, checks.LARGEST_SEED)
@@ -59,6 +67,7 @@ _OUT = flags.DEFINE_string("out", None, "Default metrics.json, beside a run's re
 RUN, DATA, IMAGES = "a run", "a data set", "images in files"
 ONE_CALL, SAMPLED = "a network called once", "a network with --steps"
 NETWORKS, EVERY = (ONE_CALL, SAMPLED), (RUN, DATA, IMAGES, ONE_CALL, SAMPLED)
+STORED = (DATA, IMAGES)
 USES = {
     "source": EVERY,
     "network": (RUN,),
@@ -69,6 +78,9 @@ USES = {
     "limit": EVERY,
     "features": EVERY,
     "metrics": EVERY,
+    "prompts": STORED,
+    "clip": STORED,
+    "aesthetic_head": STORED,
     "samples": (RUN, *NETWORKS),
     "batch": EVERY,
     "seed": EVERY,
@@ -81,6 +93,10 @@ USES = {
     "out": EVERY,
 }
 OF_A_RUN = "A run is measured as in its report; simjax sample draws in other ways."
+# Scores of images alone, which compare with no others, and the flags that each needs.
+SCORES = {"clip_score": ("prompts", "clip"), "aesthetic": ("clip", "aesthetic_head")}
+OF_SCORES = {"prompts": "FILE", "clip": "FOLDER", "aesthetic_head": "FILE"}
+COMPARING = ("reference", "data", "limit", "features", "seed")  # flags without effect on SCORES
 WEIGHTS = ("config.json", "model_index.json", "*.safetensors", "*.bin")  # of folders with networks
 
 command_line.require_positive("sigma_init")
@@ -98,6 +114,7 @@ def _run(argv: list[str]) -> None:
     run, _ = stored.find_run(_SOURCE.value) or (None, None)
     kind = RUN if run else _kind(_SOURCE.value)
     command_line.require_used(kind, USES, OF_A_RUN if kind == RUN else "")
+    _require_metrics(kind)
     checks.seed(_SEED.value + _REPEATS.value - 1, "the last seed of --repeats")
     out, save = _destinations("metrics.json" if run is None else f"{run}/metrics.json")
     if kind == RUN:
@@ -198,13 +215,51 @@ def _churning(numbers: list[str]) -> c.Sampler:
 def _of_images(dataset: data.Dataset) -> dict[str, Any]:
     """A folder or .npz of images, or a split of real ones."""
     config = _with_flags(c.Config())
-    evaluator = report.evaluator(config)
-    if evaluator is None:
-        raise ConfigError("images need --reference=... (or --data=...) to be compared with.")
-    batches = (images.as_bytes(x) for x, _ in data.batches(dataset, config.evaluation.batch))
-    metrics, count = evaluator.measure(batches, dataset.labels)
-    rows = [Row(dataset.name, None, count, None, metrics), *evaluator.floors(_SEED.value)]
-    return report.result(rows, evaluator, _SEED.value)
+    options = config.evaluation
+    if options.metrics and not (options.reference or config.data.source):
+        raise ConfigError(
+            "images need --reference=... (or --data=...) to be compared with, by "
+            f"{', '.join(options.metrics)}."
+        )
+    of_clip, evaluator = _scorer(dataset, options.batch), report.evaluator(config)
+    batches = (images.as_bytes(x) for x, _ in data.batches(dataset, options.batch))
+    if of_clip:
+        batches = of_clip.watch(batches)
+    if evaluator:
+        metrics, count = evaluator.measure(batches, dataset.labels)
+    else:
+        metrics, count = {}, sum(map(len, batches))
+    metrics |= of_clip.metrics() if of_clip else {}
+    rows = [Row(dataset.name, None, count, None, metrics)]
+    rows += evaluator.floors(_SEED.value) if evaluator else []
+    return report.result(rows, evaluator, _SEED.value, of_clip and of_clip.protocol())
+
+
+def _scorer(dataset: data.Dataset, batch: int) -> Scorer | None:
+    """Of --clip; None without it. Cheap checks come before CLIP is read.
+
+    Raises:
+      ConfigError: files that cannot be used, or prompts that are not those of the images.
+    """
+    if _CLIP.value is None:
+        return None
+    prompts = None if _PROMPTS.value is None else _prompts(dataset)
+    head = None if _HEAD.value is None else epath.Path(_HEAD.value).expanduser()
+    folder = epath.Path(_CLIP.value).expanduser()
+    return scorer.load(folder, prompts=prompts, head=head, batch=batch)
+
+
+def _prompts(dataset: data.Dataset) -> scorer.Prompts:
+    """Those of --prompts, each for as many images as every other."""
+    file = _PROMPTS.value
+    found = files_of_prompts.survey(file)  # refuses what has none
+    if dataset.size % found.count:
+        raise ConfigError(
+            f"{dataset.name} has {dataset.size} images, {file} {found.count} prompts; expected "
+            "equally many images of every prompt, in turn, as simjax sample --prompts draws them. "
+            "Give the images and the prompts of one such command."
+        )
+    return scorer.Prompts([*files_of_prompts.read_prompts(file)], file, found.sha256)
 
 
 def _repeated(model: Model, compared: list[Sampler], save: epath.Path | None) -> dict[str, Any]:
@@ -237,7 +292,7 @@ def _with_flags(config: c.Config) -> c.Config:
     given = {
         "reference": _REFERENCE.value,
         "features": _FEATURES.value and tuple(_FEATURES.value),
-        "metrics": _METRICS.value and tuple(_METRICS.value),
+        "metrics": _METRICS.value and tuple(name for name in _METRICS.value if name in METRICS),
         "samples": _SAMPLES.value,
         "limit": _LIMIT.value,
         "batch": _BATCH.value,
@@ -250,6 +305,48 @@ def _with_flags(config: c.Config) -> c.Config:
     return config
 
 
+def _require_metrics(kind: str) -> None:
+    """Refuses unknown metrics, and SCORES of sources that they are not for or without their flags.
+
+    Raises:
+      ConfigError: naming them.
+    """
+    given = _METRICS.value or []
+    for name in given:
+        checks.require_known("--metrics", name, (*METRICS, *SCORES))
+    scores = [name for name in SCORES if name in given]
+    if scores and kind not in STORED:
+        raise ConfigError(
+            f"the source is {kind}: --metrics={','.join(scores)} is for {' or '.join(STORED)}. "
+            "Draw with simjax sample --prompts=FILE --out=FOLDER/, then measure FOLDER."
+        )
+    needed = [flag for flag in OF_SCORES if any(flag in SCORES[name] for name in scores)]
+    if lacking := [f"--{flag}={OF_SCORES[flag]}" for flag in needed if not flags.FLAGS[flag].value]:
+        raise ConfigError(f"--metrics={','.join(scores)} needs {', '.join(lacking)}.")
+    _require_read(scores, needed, compares=not scores or set(given) > set(scores))
+
+
+def _require_read(scores: list[str], needed: list[str], *, compares: bool) -> None:
+    """Refuses the flags that neither these scores read nor, if there is one, the comparison.
+
+    Raises:
+      ConfigError: naming them.
+    """
+    if idle := [flag for flag in OF_SCORES if flag not in needed and command_line.was_given(flag)]:
+        readers = {flag: [name for name in SCORES if flag in SCORES[name]] for flag in idle}
+        told = "; ".join(f"--{flag} is for {' or '.join(readers[flag])}" for flag in idle)
+        raise ConfigError(
+            f"without effect with these --metrics: {told}. Add that, or drop the flag."
+        )
+    if compares:
+        return
+    if idle := [f"--{flag}" for flag in COMPARING if command_line.was_given(flag)]:
+        raise ConfigError(
+            f"{', '.join(idle)}: without effect, --metrics={','.join(scores)} compares with "
+            "nothing. Add frechet or others to --metrics, or drop the flag."
+        )
+
+
 def _require_compared(config: c.Config) -> None:
     """Refuses flags on a comparison where there is none, and data that nothing reads.
 
@@ -258,7 +355,9 @@ def _require_compared(config: c.Config) -> None:
     """
     options = config.evaluation
     if not (options.reference or config.data.source):
-        about = ("limit", "features", "metrics", *(() if _SAVE.value else ("samples",)))
+        has_scores = not SCORES.keys().isdisjoint(_METRICS.value or ())
+        about = ("limit", "features", *(() if has_scores else ("metrics",)))
+        about += () if _SAVE.value else ("samples",)
         remedy = "nothing is compared: add --reference=... (or --data=...)"
     elif options.reference and "classifier" not in options.features:
         about, remedy = ("data",), "the classifier alone reads it beside a reference"

@@ -141,11 +141,18 @@ def make(
     return result(rows, evaluator, seed)
 
 
-def result(rows: Sequence[Row], evaluator: Evaluator | None, seed: int) -> dict[str, Any]:
-    """What report.json and metrics.json hold."""
+def result(
+    rows: Sequence[Row],
+    evaluator: Evaluator | None,
+    seed: int,
+    of_clip: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What report.json and metrics.json hold; `of_clip` is the protocol of CLIP's scores."""
+    protocol = {} if evaluator is None else evaluator.protocol()
+    is_told = evaluator is not None or of_clip is not None
     return {
         "rows": [dataclasses.asdict(row) for row in rows],
-        "protocol": evaluator.protocol() if evaluator else NOTHING_TO_COMPARE,
+        "protocol": protocol | (of_clip or {}) if is_told else NOTHING_TO_COMPARE,
         "seed": seed,
         "versions": versions.of("jax", "flax", "optax"),
         "device": jax.devices()[0].device_kind,
@@ -206,9 +213,26 @@ def show(result: dict[str, Any]) -> None:
         print(result["protocol"])
         return
     for name, space in result["protocol"].items():
+        if "reference" not in space:
+            print(f"{name}: {_told_of_clip(space)}")
+            continue
         real, accuracy = space["reference"], space["extractor"].get("held_out_accuracy")
         told = "" if accuracy is None else f"; its held-out accuracy is {accuracy:.3f}"
         count = "unknown number of" if real["images"] is None else real["images"]
         unknown = real["protocol"].get("extractor") == reference.UNKNOWN
         told += f" ({reference.UNKNOWN})" if unknown else ""
         print(f"{name}: {space['extractor']['features']}{told}; against {count} of {real['name']}")
+
+
+def _told_of_clip(space: dict[str, Any]) -> str:
+    """The network, w and prompts of CLIP score, and the head of the aesthetic score."""
+    network, agreement, head = (space.get(k) for k in ("extractor", "clip_score", "aesthetic"))
+    told = [f"{network['network']} (sha256 {network['weights_sha256'][:12]})"]
+    if agreement:
+        told.append(
+            f"clip_score is {agreement['weight']:g} max(cos, 0); {agreement['prompts']} prompts of "
+            f"{agreement['prompts_name']} in turn, {agreement['truncated']} of them cut"
+        )
+    if head:
+        told.append(f"aesthetic is by {head['head']} (sha256 {head['weights_sha256'][:12]})")
+    return "; ".join(told)
