@@ -1,12 +1,16 @@
 """Tokens of a spiece.model against a search of our own, what is cut, and files that are refused."""
 
+import contextlib
 import hashlib
+import importlib
+import io
 import itertools
 import json
 import sys
 
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers
 
 from simjax.errors import ConfigError
@@ -65,6 +69,34 @@ def test_the_most_probable_cut_of_every_word(folder):
     assert (tokens == 2).any()
 
 
+def test_a_model_that_sentencepiece_trained_is_cut_as_it_cuts(tmp_path):
+    text, model = random_prompts(500, LETTERS + "     ,.Ａé①\N{NO-BREAK SPACE}ﬁ"), io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text[:400]),
+        model_writer=model,
+        vocab_size=100,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (tmp_path / "spiece.model").write_bytes(model.getvalue())
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    prompts = [*text, "日本 a", "a▁b"]
+    tokens, mask, _ = Tokenizer(tmp_path).encode(prompts, 50)
+    for prompt, row, real in zip(prompts, tokens, mask, strict=True):
+        assert row[real].tolist() == [*theirs.encode(prompt), 1], prompt
+
+
+def test_special_tokens_in_a_prompt_are_recognised(folder):
+    tokens, mask, _ = Tokenizer(folder).encode(["a</s>b", "a", "b", "<pad><unk>"], 9)
+    whole, a, b, special = (row[real].tolist() for row, real in zip(tokens, mask, strict=True))
+    assert whole == a + b
+    assert special == [0, 2, 1]
+
+
 def test_what_is_cut_keeps_its_end_and_is_counted(folder):
     tokenizer = Tokenizer(folder / "spiece.model")
     prompts = ["a b c d", "a b c d e f g h", "", "a b c"]
@@ -93,17 +125,14 @@ def test_tokenizer_json_is_read_whatever_it_says_of_padding(folder, tmp_path):
 
 GOOD = spiece(pieces())
 LETTER = [("a", -1.0, 1)]
-ENDLESS = b"\xff" * 20
 BAD = {
     "empty": (b"", "an empty file"),
     "web page": (b"<!DOCTYPE html><html>", "a web page"),
-    "cut short": (GOOD[:-1], "cut short"),
-    "cut in a number": (GOOD[: len(field(1, field(1, b"<pad>")))] + b"\x80", "damaged|cut short"),
-    "a number without end": (ENDLESS, "64 bits"),
-    "wire type": (b"\x0b" + GOOD, "wire type 3"),
-    "number for a piece": (field(1, 7), "a number where a message"),
-    "score is a number": (field(1, field(1, b"a") + field(2, 7)), "is no float"),
-    "not utf-8": (spiece(SPECIAL)[:0] + field(1, field(1, b"\xff")), "damaged"),
+    "cut short": (GOOD[:-1], "damaged.*DecodeError"),
+    "cut in a number": (GOOD[: len(field(1, field(1, b"<pad>")))] + b"\x80", "damaged"),
+    "no protobuf": (b"\xff" * 20, "damaged.*DecodeError"),
+    "no model": (field(1, 7), "no SentencePiece model of T5: 0 pieces"),
+    "not utf-8": (field(1, field(1, b"\xff")), "damaged: the piece .* is no UTF-8"),
     "nan": (spiece([*SPECIAL, ("a", float("nan"), 1)]), "'a' has log probability nan"),
     "no text": (spiece([*SPECIAL, ("", -1.0, 1)]), "'' has log probability"),
     "user defined": (spiece([*SPECIAL, ("a", -1.0, 4)]), "type 4; .*give a tokenizer.json"),
@@ -147,10 +176,28 @@ def test_many_pieces_and_large_files_are_refused(tmp_path):
     path.write_bytes(field(1, field(1, b"a")) * (2**19 + 1))
     with pytest.raises(ConfigError, match="more than 524288 pieces"):
         Tokenizer(path)
-    with path.open("wb") as file:
-        file.truncate(2**26 + 1)
-    with pytest.raises(ConfigError, match="67108865 bytes, expected at most 67108864"):
-        Tokenizer(path)
+    for start, most in ((b"", 2**23), (b"{", 2**26)):
+        with path.open("wb") as file:
+            file.write(start)
+            file.truncate(most + 1)
+        with pytest.raises(ConfigError, match=f"{most + 1} bytes, expected at most {most}"):
+            Tokenizer(path)
+
+
+def test_damage_anywhere_is_refused_or_harmless(tmp_path):
+    """Every length of a small model, and bytes that are others."""
+    content = spiece(pieces()[:20])
+    draw = np.random.default_rng(3)
+    damaged = [content[:size] for size in range(1, len(content))]
+    for place in draw.integers(0, len(content), 400):
+        damaged.append(content[:place] + draw.bytes(1) + content[place + 1 :])
+    read = 0
+    for given in damaged:
+        (tmp_path / "spiece.model").write_bytes(given)
+        with contextlib.suppress(ConfigError):
+            Tokenizer(tmp_path).encode(["a b"], 5)
+            read += 1
+    assert 0 < read < len(damaged)
 
 
 def test_nothing_there(tmp_path):
@@ -160,9 +207,21 @@ def test_nothing_there(tmp_path):
         Tokenizer(tmp_path / "missing")
 
 
-def test_without_the_library_one_line_says_how_to_get_it(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ConfigError, match=r'pip install "simjax\[text\]"'):
+@pytest.mark.parametrize("library", ["tokenizers", "sentencepiece.sentencepiece_model_pb2"])
+def test_without_a_library_one_line_says_how_to_get_it(library, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    needed = library.partition(".")[0]
+    message = rf'needs {needed}: pip install "simjax\[text\]" \(import of {library} halted'
+    with pytest.raises(ConfigError, match=message):
+        Tokenizer(folder)
+
+
+def test_a_protobuf_older_than_sentencepiece_expects_is_refused(folder, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("Runtime version cannot be older")  # protobuf's is no ImportError
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(ConfigError, match=r'"simjax\[text\]" \(Runtime version cannot be older'):
         Tokenizer(folder)
 
 

@@ -1,8 +1,4 @@
-"""Tokens of a spiece.model against transformers' T5Tokenizer, given the same pieces.
-
-transformers itself reads a spiece.model only by the sentencepiece library, which is not needed
-here: its tokenizer takes what the file holds.
-"""
+"""Tokens of a spiece.model against transformers' T5Tokenizer, which reads the same file."""
 
 import numpy as np
 import pytest
@@ -17,12 +13,9 @@ PROMPTS = ["", "  ", "a b", " a\tb  cd \n", "ab</s>cd", "zzz zz", "a▁b", "ab" 
 
 @pytest.fixture
 def pair(tmp_path):
-    table = charsmap(REPLACED)
-    (tmp_path / "spiece.model").write_bytes(spiece(pieces(), normalizer=field(2, table)))
-    vocabulary = [(text, score) for text, score, _ in pieces()]
-    theirs = transformers.T5Tokenizer(
-        vocab=vocabulary, extra_ids=0, _spm_precompiled_charsmap=table
-    )
+    table = field(2, charsmap(REPLACED))
+    (tmp_path / "spiece.model").write_bytes(spiece(pieces(), normalizer=table))
+    theirs = transformers.T5Tokenizer.from_pretrained(tmp_path, extra_ids=0)
     return Tokenizer(tmp_path), theirs
 
 
