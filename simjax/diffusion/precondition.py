@@ -5,7 +5,7 @@
 A family is a function sigma -> Coefficients and a line in PRECONDITIONS.
 
 References: EDM, arXiv:2206.00364, table 1; DiT, arXiv:2212.09748; PixArt-alpha, arXiv:2310.00426.
-Called from simjax/networks/denoiser.py.
+Looked up by models/build.py, called from networks/denoiser.py.
 """
 
 import functools

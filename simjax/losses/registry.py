@@ -1,7 +1,7 @@
-"""The generator's losses by name: each (x0, d_teacher, d_fake, weight, *, options) -> per example.
+"""The generator's losses by name: (x0, d_teacher, d_fake, weight, *, options) -> one an example.
 
-A new one is a function in a file of its own and a line here; its keywords are filled from the
-fields of config.Loss that have their names.
+A new one is a function in a file of its own and a line here. Options come after `*`, and are filled
+from the fields of config.Loss that have their names.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 Two transformers with norms before attention and MLP: one reads patches behind a class token and
 gives that token's vector, the other reads a text causally and gives the vector of its end.
-porting/maps/clip.py ports the published weights; evaluation/clip_score.py calls it.
+porting/maps/clip.py ports the published weights; evaluation/clip calls it.
 References: CLIP, arXiv:2103.00020; ViT, arXiv:2010.11929; quick GELU, arXiv:1606.08415, section 2.
 """
 
@@ -121,7 +121,7 @@ class VisionTower(nnx.Module):
         if pixels.shape[1:] != expected:
             raise ConfigError(
                 f"images of shape {pixels.shape}, expected (b, {', '.join(map(str, expected))}); "
-                "resize and crop them as evaluation/clip_score.py does."
+                "resize and crop them as evaluation/clip/score.py does."
             )
         b, width = len(pixels), self.class_token.shape[-1]
         first = jnp.broadcast_to(self.class_token[...], (b, 1, width))

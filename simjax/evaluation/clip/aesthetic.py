@@ -3,7 +3,7 @@
 Five linear layers with nothing between them but dropout in training, on the L2-normalised embedding
 of openai/clip-vit-large-patch14. Papers mean this head by "aesthetic score", SIM's among them.
 Reference: github.com/christophschuhmann/improved-aesthetic-predictor, its file
-sac+logos+ava1-l14-linearMSE.pth. Called from evaluation/clip_score.py.
+sac+logos+ava1-l14-linearMSE.pth. Called from score.py.
 """
 
 import os

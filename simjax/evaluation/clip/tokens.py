@@ -1,7 +1,7 @@
 """Texts as CLIP's tokens: lower-cased byte pairs between a start and an end token.
 
 Reference: CLIP, arXiv:2103.00020, section 2.4, as transformers' CLIPTokenizer reads and writes it.
-Called from evaluation/clip_score.py.
+Called from score.py.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The names and config.json of CLIPModel as transformers saves it, and LAION's aesthetic head.
 
-Called by evaluation/clip_score.py and evaluation/aesthetic.py.
+Called by evaluation/clip.
 """
 
 from collections.abc import Mapping, Sequence
