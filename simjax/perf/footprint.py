@@ -27,7 +27,7 @@ def compile_for(config: c.Config, topology: str, program: str, *, effort: float)
       effort: of the compiler's optimizations for speed; 0 is its default.
 
     Returns:
-      what simjax/footprint.py describes: bytes, flops and seconds, of one device.
+      what tables.describe puts into words: bytes, flops and seconds, of one device.
 
     Raises:
       ConfigError: the config does not fit the topology, or the program its memory.
