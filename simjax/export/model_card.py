@@ -120,6 +120,7 @@ def _own(config: c.Config) -> str:
     return f"""`{exported.WEIGHTS}` and `{exported.SETTINGS}`, for simjax:
 
 ```python
+import simjax
 generator = simjax.load("."{folders})
 images = simjax.draw(generator, {BATCH}{asked})
 ```"""

@@ -258,7 +258,7 @@ def test_prompts_of_a_captioned_run_come_in_turn(made):
 
 
 def own_prompts(made):
-    return captions.prepare(made.captioned.config, epath.Path(made.folder / "captioned"))
+    return captions.prepare(made.captioned.config.text, epath.Path(made.folder / "captioned"))
 
 
 def test_a_captioned_run_has_prompts_of_its_own(made):

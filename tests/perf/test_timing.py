@@ -448,7 +448,7 @@ def test_the_command_prints_its_table_and_writes_the_same_rows(tmp_path):
     assert str(tmp_path) not in out.read_text()
     assert result["command"].startswith("python -m simjax benchmark --config=")
     assert "--batch=2,3 --repeats=2" in result["command"]
-    assert result["versions"].keys() == {"simjax", "jax", "jaxlib"}
+    assert result["versions"].keys() == {"simjax", "python", "jax", "jaxlib"}
     assert (result["device"], result["devices"], result["repeats"]) == ("cpu", 1, 2)
     assert result["peaks"]["float32"]["source"].startswith("measured by products of")
     assert [found["batch"] for found in result["rows"]] == [2, 3]
