@@ -73,7 +73,7 @@ def test_a_training_step_compiles_and_says_what_it_needs(tmp_path):
     # Each evaluation gathers the parameters that it uses; gradients are summed.
     assert result["collectives"]["all-gather"]["count"] > 0
     assert result["collectives"]["all-reduce"]["bytes"] > 0
-    assert result["versions"].keys() == {"simjax", "jax", "libtpu"}
+    assert result["versions"].keys() == {"simjax", "python", "jax", "libtpu"}
     assert "digits, train on v5e:2x4: batch 64, float32" in done.stdout
     assert not done.stderr
 
