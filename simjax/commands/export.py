@@ -24,7 +24,7 @@ from simjax.errors import ConfigError
 from simjax.export import formats, model_card
 from simjax.models import exported, stored
 from simjax.models.model import Model
-from simjax.models.open import Opened, Wanted, open_model
+from simjax.models.open import Opened, Wanted, is_export, open_model
 from simjax.runtime import processes, storage
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
@@ -160,9 +160,10 @@ def _of_run(opened: Opened) -> tuple[str, model_card.Told]:
 
 def _of_network(opened: Opened) -> tuple[str, model_card.Told]:
     """What a card tells of an export or of published weights."""
+    what = "A network that simjax exported" if is_export(opened.source) else "The published network"
     role = (
-        f"The published network `{opened.source}`, called once: made for that if it is a one-step "
-        "generator; if it is a diffusion model, samples are blurred."
+        f"{what}, `{opened.source}`, called once: made for that if it is a one-step generator; if "
+        "it is a diffusion model, samples are blurred."
     )
     config = exported.settings(opened.model.config)
     return role, model_card.Told(config, _known(opened.model), None)

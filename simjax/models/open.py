@@ -102,7 +102,7 @@ def open_model(
         _refuse_family(family, "a run")
         return _of_run(source, *run, wanted, network, adjusted, check)
     folder = Path(source).expanduser()
-    if exported.is_export(folder):
+    if is_export(source):
         _refuse_family(family, "an export")
         config, weights = exported.read(folder)
         config = adjusted(config)
@@ -116,10 +116,9 @@ def open_model(
         config, weights = c.complete(config, *found.description), found.weights
         provenance = found.provenance
     check(config, config.network)
-    cached = (
-        captions.prepare(config.text, folder) if wanted.captions and config.text.cache else None
-    )
-    beside = {"captions": cached, "read": _reader(config, wanted, None)}
+    cached = wanted.captions and config.text.cache  # there is no run that would keep others
+    prepared = captions.prepare(config.text, folder) if cached else None
+    beside = {"captions": prepared, "read": _reader(config, wanted, None)}
     model = model_of(config, weights, provenance, pictures=wanted.pictures, **beside)
     return Opened(source, model, model.params)
 

@@ -63,6 +63,7 @@ LINES = {
     "best": "--source=run,,--network=best,,--out=of_best",
     "teacher": "--source=run,,--network=teacher,,--out=of_teacher",
     "pkl": "--source=net.pkl,,--sigma_init=1.25,,--out=pkl,,--format=edm",
+    "again": "--source=made/digits,,--out=again",
     "pixart": "--source=pixart,,--out=latents,,--format=diffusers,stablehlo",
 }
 MISTAKES = {
@@ -95,9 +96,7 @@ class Made(NamedTuple):
     done: dict[str, list]
 
     def said(self, name):
-        code, text = self.done[LINES[name]]
-        assert code is None, code
-        return text
+        return subprocesses.output(self.done[LINES[name]])
 
     def card(self, path):
         return (self.folder / path / "README.md").read_text()
@@ -143,6 +142,30 @@ def assert_close(ours, expected, tolerance=1e-6):
     ours, expected = np.asarray(ours), np.asarray(expected)
     assert ours.shape == expected.shape
     assert np.abs(ours - expected).max() / np.abs(expected).max() <= tolerance
+
+
+def test_an_export_is_drawn_from_measured_and_exported_as_its_run(made):
+    drawn = "--source={},,--count=4,,--out={}"
+    lines = [drawn.format("run", "a.npz"), drawn.format("made/digits", "b.npz")]
+    for result in subprocesses.several("sample", lines, made.folder).values():
+        subprocesses.output(result)
+    expected, found = (np.load(made.folder / name)["arr_0"] for name in ("a.npz", "b.npz"))
+    np.testing.assert_array_equal(found, expected)
+    (measured,) = subprocesses.several("evaluate", ["--source=made/digits"], made.folder).values()
+    assert "made/digits, one call" in subprocesses.output(measured)
+    made.said("again")
+    once, twice = ((made.folder / path / "model.safetensors") for path in ("made/digits", "again"))
+    assert twice.read_bytes() == once.read_bytes()
+    assert "simjax exported, `made/digits`" in made.card("again")
+
+
+def test_an_export_has_one_network_that_it_knows(made):
+    lines = {
+        "--source=made/digits,,--network=best": "--network is for a run's",
+        "--source=made/digits,,--family=dit": "family = 'dit' is of published weights; an export ",
+    }
+    done = subprocesses.several("sample", [*lines], made.folder)
+    assert all(message in done[line][0] for line, message in lines.items()), done
 
 
 def test_the_program_runs_without_simjax_on_any_batch(made):

@@ -16,6 +16,7 @@ TEACHER = config.SongUNet(  # quick to train a step of, and to write a file of
     blocks=1,
     attention_resolutions=(),
 )
+LARGER = dataclasses.replace(TEACHER, channels=32, channel_mult=(1, 2), attention_resolutions=(4,))
 NCSNPP = dataclasses.replace(
     TEACHER, embedding="fourier", noise_channels=2, encoder="residual", filter_taps=(1, 3, 3, 1)
 )

@@ -58,6 +58,13 @@ def several(command: str, lines: Sequence[str], folder: Path, **variables: str) 
     return dict(zip(lines, json.loads(run.stdout), strict=True))
 
 
+def output(result: list) -> str:
+    """What a line of `several` printed; a test fails with its message if it did not end well."""
+    code, text = result
+    assert code is None, code
+    return text
+
+
 def start(
     command: list[str], processes: int, devices: int, **variables: str
 ) -> list[subprocess.Popen]:

@@ -18,6 +18,7 @@ from simjax.perf import chips, costs, programs, tables, timing
 from simjax.runtime import sharding
 from tests.helpers.command import refused
 from tests.helpers.configs import DIRECTORY, load, small
+from tests.helpers.configs import LARGER as NETWORK
 
 
 @pytest.fixture(autouse=True)
@@ -97,15 +98,7 @@ def test_random_parameters_keep_the_size_of_activations():
 
 LARGER = config.Config(
     batch=8,
-    network=config.SongUNet(
-        resolution=8,
-        image_channels=1,
-        label_dim=10,
-        channels=32,
-        channel_mult=(1, 2),
-        blocks=1,
-        attention_resolutions=(4,),
-    ),
+    network=NETWORK,
     evaluation=config.Evaluation(batch=8, teacher_steps=(3,)),
 )
 

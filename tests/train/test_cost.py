@@ -11,6 +11,7 @@ from simjax.runs import setup
 from simjax.runtime import sharding
 from simjax.runtime.cpu import for_cpus
 from simjax.train.step import Constants
+from tests.helpers.configs import LARGER
 
 KEY = jax.random.key(0)
 
@@ -24,15 +25,7 @@ def flops(function, *args) -> float:
 def test_one_step_costs_eleven_forwards(loss):
     options = config.Config(
         batch=8,
-        network=config.SongUNet(
-            resolution=8,
-            image_channels=1,
-            label_dim=10,
-            channels=32,
-            channel_mult=(1, 2),
-            blocks=1,
-            attention_resolutions=(4,),
-        ),
+        network=LARGER,
         loss=config.Loss(name=loss),
     )
     denoise, params = as_denoise(build.module(options))
