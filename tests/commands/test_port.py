@@ -1,20 +1,11 @@
 """simjax port: what it prints of a file, what it refuses; and the list of all commands."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from simjax.__main__ import COMMANDS
 from tests.helpers.checkpoints import write
-from tests.helpers.command import ROOT
+from tests.helpers.command import ROOT, simjax
 from tests.helpers.configs import TEACHER
-
-
-def simjax(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "simjax", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 def test_porting_prints_what_a_file_is_and_leaves_nothing(tmp_path):

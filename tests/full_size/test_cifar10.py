@@ -10,7 +10,7 @@ import pytest
 
 from simjax import config
 from tests.helpers import checkpoints
-from tests.helpers.command import run
+from tests.helpers.command import run, simjax
 from tests.helpers.configs import DIRECTORY, PARAMETERS
 
 pytestmark = pytest.mark.full_size
@@ -36,9 +36,7 @@ def source(tmp_path_factory) -> str:
 
 def test_it_is_ported_within_15_seconds_and_1_5_gigabytes(source, tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = run(
-        None, f"--config.teacher.source={source}", config=DIRECTORY / "port.py", cwd=tmp_path
-    )
+    done = simjax("port", source, cwd=tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert f"{PARAMETERS['cifar10']:,}" in done.stdout

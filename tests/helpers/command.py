@@ -39,6 +39,12 @@ def run(
     )
 
 
+def simjax(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """Any other command: simjax NAME --FLAG=VALUE."""
+    command = [sys.executable, "-m", "simjax", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
 def refused(result: subprocess.CompletedProcess) -> str:
     """The one message of a run that was refused."""
     assert result.returncode != 0
