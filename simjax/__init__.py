@@ -19,6 +19,7 @@ from simjax.runtime import versions
 if TYPE_CHECKING:
     from simjax.api import Distillation, draw, from_function, load, show
     from simjax.config import Config
+    from simjax.config.registries import register
     from simjax.errors import ConfigError
     from simjax.models.model import Model
     from simjax.runs.distill import distill
@@ -37,6 +38,7 @@ _HOMES = {
     "draw": "api",
     "from_function": "api",
     "load": "api",
+    "register": "config.registries",
     "show": "api",
 }
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "draw",
     "from_function",
     "load",
+    "register",
     "show",
 ]
 

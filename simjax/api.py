@@ -13,7 +13,7 @@ Everything stays in memory; `simjax.distill` is the command's run, which resumes
 import dataclasses
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -23,17 +23,19 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from simjax import config as c
-from simjax.config import checks
+from simjax.config import values
 from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.losses.distances import Distance
 from simjax.models import build, samplers, stored
+from simjax.models.generator import Generator
 from simjax.models.model import Model, require_fit
 from simjax.models.open import NETWORKS, Wanted, is_export, open_model
 from simjax.runs import check, distill, report, setup
 from simjax.runtime import processes, settings, sharding
 from simjax.runtime.monitor import grid, to_uint8
-from simjax.train import health, step
+from simjax.train import health, step, update
+from simjax.train.update import Update
 from simjax.typing import Condition, Denoise, Float, Int, Metrics, Params, Scalar
 
 LOAD = "simjax.load(SOURCE) makes one, or simjax.from_function"
@@ -67,11 +69,11 @@ def load(
       ConfigError: it cannot be had, or an argument has no effect on this source.
     """
     source, encoder, autoencoder = (
-        checks.path(name, value)
+        values.path(name, value)
         for name, value in (("source", source), ("encoder", encoder), ("autoencoder", autoencoder))
     )
     if config is not None:
-        checks.instance("config", config, c.Config, "simjax.Config(...) makes one")
+        values.instance("config", config, c.Config, "simjax.Config(...) makes one")
     if network is not None:
         c.require_known("network", network, NETWORKS)
     run = stored.find_run(source)
@@ -118,13 +120,13 @@ def from_function(
       ConfigError: what it returns has another shape than what it is given.
     """
     if not callable(denoise):
-        raise ConfigError(f"denoise is {checks.shown(denoise)}, expected a function.")
+        raise ConfigError(f"denoise is {values.shown(denoise)}, expected a function.")
     if not isinstance(shape, Sequence) or len(shape) != 3:
         raise ConfigError(f"shape = {shape!r}: expected (height, width, channels).")
-    shape = tuple(checks.whole_number("each number of shape", side, 1) for side in shape)
-    classes = checks.whole_number("classes", classes, 0)
+    shape = tuple(values.whole_number("each number of shape", side, 1) for side in shape)
+    classes = values.whole_number("classes", classes, 0)
     if config is not None:
-        checks.instance("config", config, c.Config, "simjax.Config(...) makes one")
+        values.instance("config", config, c.Config, "simjax.Config(...) makes one")
     height, width, channels = shape
     if height != width:
         raise ConfigError(f"shape = {shape}: samples are squares, of equal height and width.")
@@ -170,14 +172,14 @@ def draw(
       ConfigError: a number is out of range, the model has no such condition, or the samples are
         not finite.
     """
-    checks.instance("model", model, Model, LOAD)
-    count, steps = checks.whole_number("count", count, 1), checks.whole_number("steps", steps, 0)
-    seed = checks.seed(seed)
+    values.instance("model", model, Model, LOAD)
+    count, steps = values.whole_number("count", count, 1), values.whole_number("steps", steps, 0)
+    seed = values.seed(seed)
     cond = _condition(model, labels, prompts)
     if steps:
         sampler = samplers.many_steps(model, steps)
     else:
-        (sampler,) = samplers.one_step(model, {"generator": model.params})
+        (sampler,) = samplers.generated(model, {"generator": model.params})
     drawing = report.drawing_of(model, cond, count, seed)
     return np.concatenate(list(drawing.images(sampler.function, sampler.params)))
 
@@ -211,7 +213,7 @@ def show(
         if not np.isfinite(found).all():
             raise ConfigError("images have pixels that are NaN or infinite; did training diverge?")
         found = to_uint8(found)
-    columns = checks.whole_number("columns", columns, 0) or math.ceil(math.sqrt(len(found)))
+    columns = values.whole_number("columns", columns, 0) or math.ceil(math.sqrt(len(found)))
     picture = grid(found, columns)
     return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
 
@@ -222,9 +224,12 @@ class Distillation:
     Args:
       teacher: from `load` or `from_function`.
       config: settings; by default the teacher's. `config.steps` is what learning rates decay over.
-      distance: d of SIM, one example's y (h, w, c) to a scalar, instead of the config's.
+      distance: d of SIM, one example's y (h, w, c) to a scalar, instead of the config's; or the
+        name of one.
       loss: (x0, d_teacher, d_fake, sigma) -> loss of each example, instead of the config's; its
-        gradient is taken with respect to the generator.
+        gradient is taken with respect to the generator. Or the name of one.
+      generator: how it samples (models/generator.py), instead of the config's.
+      updates: the updates of a step (train/update.py) from those of the config: a list to a list.
 
     Attributes:
       state: parameters and optimizer states (train/state.py).
@@ -236,17 +241,19 @@ class Distillation:
         teacher: Model,
         config: c.Config | None = None,
         *,
-        distance: Distance | None = None,
-        loss: step.GeneratorLoss | None = None,
+        distance: Distance | str | None = None,
+        loss: step.GeneratorLoss | str | None = None,
+        generator: Generator | None = None,
+        updates: Callable[[list[Update]], list[Update]] | None = None,
     ):
-        checks.instance("teacher", teacher, Model, LOAD)
+        values.instance("teacher", teacher, Model, LOAD)
         given = teacher.config if config is None else config
-        checks.instance("config", given, c.Config, "simjax.Config(...) makes one")
-        for name, function in (("distance", distance), ("loss", loss)):
-            if function is not None and not callable(function):
-                raise ConfigError(
-                    f"{name} = {checks.shown(function)}: expected a function; names go into config."
-                )
+        values.instance("config", given, c.Config, "simjax.Config(...) makes one")
+        for name, function in (("distance", distance), ("loss", loss), ("updates", updates)):
+            is_name = isinstance(function, str) and name != "updates"
+            if not (function is None or is_name or callable(function)):
+                raise ConfigError(f"{name} = {values.shown(function)}: expected a function.")
+        given = _chosen(given, distance, loss, generator)
         made = teacher.config.teacher
         completed = c.complete(given, teacher.config.network, made.precondition, made.sigma_data)
         self._model = dataclasses.replace(
@@ -254,16 +261,20 @@ class Distillation:
         )
         check.check(self._model.config, jax.device_count())
         require_fit(self._model.config.network, teacher.captions)
-        self._fns = setup.step_fns(self._model.config, teacher.denoise, teacher.mesh)
-        if distance is not None:
+        fns = setup.step_fns(self._model.config, teacher.denoise, teacher.mesh)
+        if callable(distance):
             matching = setup.generator_loss(self._model.config, distance)
-            self._fns = dataclasses.replace(self._fns, distance=distance, loss=matching)
-        if loss is not None:
-            self._fns = dataclasses.replace(self._fns, loss=loss)
-        training = setup.distillation(self._model.config, teacher.denoise, teacher.mesh, self._fns)
+            fns = dataclasses.replace(fns, distance=distance, loss=matching)
+        if callable(loss):
+            fns = dataclasses.replace(fns, loss=loss)
+        self._updates = setup.updates_of(self._model.config, fns, teacher.mesh)
+        if updates is not None:
+            self._updates = updates(self._updates)
+        arguments = (self._model.config, teacher.denoise, teacher.mesh, self._updates)
+        training = setup.distillation(*arguments)
         self._call = training.call
         self._key = build.key_on(self._model.config, "distillation", teacher.mesh)
-        self._constants_at = distill.constants_at(self._model)
+        self._constants_at = distill.constants_at(self._model, len(self._updates))
         self.state = training.init(teacher.params, teacher.params)
         self._metrics: list[dict[str, float]] = []
         self._late: list[Metrics] = []  # still on the device: to look at every step's would stop it
@@ -271,7 +282,7 @@ class Distillation:
     @settings.independent
     def train(self, steps: int) -> None:
         """Goes on for so many steps; the bar shows both losses."""
-        steps = checks.whole_number("steps", steps, 0)
+        steps = values.whole_number("steps", steps, 0)
         begun = int(self.state.step)
         with tqdm(range(begun, begun + steps), unit="step") as bar:
             for number in bar:
@@ -295,7 +306,7 @@ class Distillation:
     @property
     def generator(self) -> Model:
         """The moving average of the generator, as it is now."""
-        return self._with(self.state.generator_ema)
+        return self._with(self.state.ema)
 
     @property
     def fake_score(self) -> Model:
@@ -305,13 +316,14 @@ class Distillation:
     @settings.independent
     def loss_and_grad(self, seed: int = 0) -> tuple[Scalar, Params]:
         """The generator's loss on one batch and its gradient, without a step."""
-        seed = checks.seed(seed)
+        seed = values.seed(seed)
+
+        number = max(i for i, each in enumerate(self._updates) if each.role == "generator")
+        constants = self._constants_at(int(self.state.step))
 
         def loss(generator: Params, key: Any) -> tuple[Scalar, Any]:
-            constants = self._constants_at(int(self.state.step))
-            _, draws = step.draw(self.state, constants, key, fns=self._fns)
-            args = (generator, constants.teacher, self.state.fake_score, draws)
-            return step.generator_loss(*args, fns=self._fns)
+            drawn = update.draws(self.state, constants, key, updates=self._updates)[number]
+            return self._updates[number].loss(generator, self.state, constants, drawn)
 
         (value, _), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
             self.state.generator, jax.random.key(seed)
@@ -322,6 +334,25 @@ class Distillation:
     def _with(self, params: Params) -> Model:
         """A model of its own: the state is donated to the next step."""
         return dataclasses.replace(self._model, params=jax.tree.map(jax.numpy.copy, params))
+
+
+def _chosen(
+    config: c.Config,
+    distance: Distance | str | None,
+    loss: step.GeneratorLoss | str | None,
+    generator: Generator | None,
+) -> c.Config:
+    """The config with what was named, and the generator's settings, in place of its own."""
+    if isinstance(loss, str):
+        config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, name=loss))
+    if isinstance(distance, str):
+        chosen = dataclasses.replace(config.loss, distance=distance)
+        config = dataclasses.replace(config, loss=chosen)
+    if generator is not None:
+        values.instance("generator", generator, Generator, "models/generator.py has them")
+        settings = dataclasses.replace(config.generator, **generator.settings())
+        config = dataclasses.replace(config, generator=settings)
+    return config
 
 
 def _at_most_float32(leaf: Any) -> Any:
@@ -335,7 +366,7 @@ def _condition(
     """What samples are conditioned on, in turn."""
     if prompts is not None:
         return _read(model, prompts, labels)
-    if model.captions is None and isinstance(model.config.network, c.PixArt):
+    if model.captions is None and model.config.network.condition.reads_prompts:
         raise ConfigError("this model draws prompts: prompts=[...], and load(..., encoder=FOLDER).")
     if labels is None:
         return model.asked(np.arange(max(model.classes, 1), dtype=np.int32))

@@ -140,7 +140,7 @@ def test_loss_and_gradient_of_ones_own_distance_and_loss(teacher):
     def found(**options):
         distillation = simjax.Distillation(teacher, **options)
         moved = jax.tree.map(lambda leaf: leaf + 0.5, distillation.state.fake_score)
-        distillation.state = distillation.state.replace(fake_score=moved)
+        distillation.state = distillation.state.with_role("fake_score", params=moved)
         loss, grads = distillation.loss_and_grad(seed=3)
         return np.array([loss, grads["scale"]])
 
@@ -237,8 +237,10 @@ def own(**changes):
         (lambda t: simjax.draw("runs/digits"), r"model is 'runs/digits', expected a Model: simjax"),
         (lambda t: simjax.Distillation("runs/digits"), "teacher is 'runs/digits', expected a Mod"),
         (lambda t: simjax.Distillation(t, t), "config is a Model, expected a Config"),
-        (lambda t: simjax.Distillation(t, distance="huber"), "distance = 'huber': expected a func"),
-        (lambda t: simjax.Distillation(t, loss="sid"), "loss = 'sid': expected a function"),
+        (lambda t: simjax.Distillation(t, distance=3), "distance = 3: expected a function"),
+        (lambda t: simjax.Distillation(t, distance="hubert"), "loss.distance = 'hubert' is not"),
+        (lambda t: simjax.Distillation(t, generator="one"), "generator is 'one', expected a OneSt"),
+        (lambda t: simjax.Distillation(t, loss="sids"), "loss.name = 'sids' is not known"),
         (lambda t: simjax.Distillation(t).train(-1), "steps = -1"),
         (lambda t: simjax.Distillation(t).loss_and_grad(seed=-1), "seed = -1"),
         (lambda t: simjax.distill("configs/digits.py", "x"), "config is 'configs/digits.py', exp"),

@@ -186,8 +186,8 @@ def test_adam_with_zero_beta1_stores_one_copy_of_the_parameters():
     before, _ = abstract_steps(options)
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
     parameters, counters = size(before.generator), 4
-    assert size(before.generator_opt) <= parameters + counters
-    assert size(before.fake_score_opt) >= 2 * parameters
+    assert size(before.roles["generator"].opt) <= parameters + counters
+    assert size(before.roles["fake_score"].opt) >= 2 * parameters
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -12,9 +12,9 @@ ROOT = Path(simjax.__file__).parent
 
 LEVELS = [
     ("typing", "errors"),
-    ("diffusion", "losses", "config", "runtime"),
+    ("diffusion", "losses", "runtime"),
     ("networks", "data", "train"),
-    ("porting",),
+    ("config", "porting"),
     ("text", "evaluation"),
     ("models",),
     ("runs",),

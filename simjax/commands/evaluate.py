@@ -21,7 +21,7 @@ from etils import epath
 from simjax import config as c
 from simjax import data
 from simjax.commands import flags as command_line
-from simjax.config import checks
+from simjax.config import values
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.clip import scorer
@@ -54,7 +54,7 @@ _CLIP = flags.DEFINE_string("clip", None, "Folder of transformers' CLIPModel, wi
 _HEAD = flags.DEFINE_string("aesthetic_head", None, "LAION's sac+logos+ava1-l14-linearMSE.pth.")
 _SAMPLES = flags.DEFINE_integer("samples", None, "Images; a network's default is 50,000.", 1)
 _BATCH = flags.DEFINE_integer("batch", None, "Images at a time.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, checks.LARGEST_SEED)
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, values.LARGEST_SEED)
 _REPEATS = flags.DEFINE_integer("repeats", 1, "Seeds to measure, from --seed on; EDM's are 3.", 1)
 _STEPS = flags.DEFINE_integer("steps", 0, "Of EDM's sampler; 0: one call at --sigma_init.", 0)
 _CHURN = flags.DEFINE_list("churn", None, "S_churn,S_min,S_max,S_noise; EDM: 40,0.05,50,1.003.")
@@ -115,7 +115,7 @@ def _run(argv: list[str]) -> None:
     kind = RUN if run else _kind(_SOURCE.value)
     command_line.require_used(kind, USES, OF_A_RUN if kind == RUN else "")
     _require_metrics(kind)
-    checks.seed(_SEED.value + _REPEATS.value - 1, "the last seed of --repeats")
+    values.seed(_SEED.value + _REPEATS.value - 1, "the last seed of --repeats")
     out, save = _destinations("metrics.json" if run is None else f"{run}/metrics.json")
     if kind == RUN:
         result = _of_run(save)
@@ -187,7 +187,7 @@ def _of_network(save: epath.Path | None) -> dict[str, Any]:
     if _STEPS.value:
         compared = [samplers.many_steps(model, _STEPS.value)]
     else:
-        compared = samplers.one_step(model, {f"{source}, one call": model.params})
+        compared = samplers.generated(model, {f"{source}, one call": model.params})
     return _repeated(model, compared, save) | {"network": model.provenance}
 
 
@@ -313,7 +313,7 @@ def _require_metrics(kind: str) -> None:
     """
     given = _METRICS.value or []
     for name in given:
-        checks.require_known("--metrics", name, (*METRICS, *SCORES))
+        values.require_known("--metrics", name, (*METRICS, *SCORES))
     scores = [name for name in SCORES if name in given]
     if scores and kind not in STORED:
         raise ConfigError(

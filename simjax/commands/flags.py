@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from simjax import config as c
-from simjax.config import checks
+from simjax.config import values
 from simjax.errors import ConfigError
 from simjax.runtime import settings
 
@@ -32,12 +32,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     Raises:
       ConfigError: an unknown flag or field, a value of the wrong type, an unreadable config file.
     """
-    known = c.known_fields()
     given = re.findall(r"^--?config\.([\w.]+)", "\n".join(argv[1:]), flags=re.MULTILINE)
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or known
-            raise ConfigError(f"config has no field {name}; did you mean: {', '.join(near)}?")
     file, colon, method = (_given(argv, "config") or "").partition(":")
     if file and not os.path.isfile(file):
         raise ConfigError(f"--config: there is no file {file}.")
@@ -45,10 +40,19 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if isinstance(CONFIG.value, c.Config) and not rest[1:]:
             return rest
-    except (flags.Error, ValueError, TypeError, OSError, SyntaxError, ImportError) as error:
+    except (
+        flags.Error,
+        ValueError,
+        TypeError,
+        OSError,
+        SyntaxError,
+        ImportError,
+        KeyError,
+    ) as error:
         if refusal := _refusal_inside(error):
             raise refusal from error
-        if isinstance(error, TypeError) and any(name.startswith("network.") for name in given):
+        _require_fields(given)
+        if "None" in f"{error}" and any(name.startswith("network.") for name in given):
             raise ConfigError(
                 "config.network has no fields to set: the network comes with teacher.source."
             ) from error
@@ -60,6 +64,19 @@ def parse_flags(argv: list[str]) -> list[str]:
     if not file:
         raise ConfigError("--config is missing, e.g. --config=configs/digits.py.")
     raise ConfigError(f"--config: get_config() in {file} must return a simjax.config.Config.")
+
+
+def _require_fields(given: Collection[str]) -> None:
+    """Refuses fields that no config has; called once the file is loaded, which may register some.
+
+    Raises:
+      ConfigError: with those of nearly the same name.
+    """
+    known = c.known_fields()
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known
+            raise ConfigError(f"config has no field {name}; did you mean: {', '.join(near)}?")
 
 
 def start(
@@ -123,7 +140,7 @@ def was_given(name: str) -> bool:
 def require_positive(*names: str) -> None:
     """Has values of these flags refused that are not positive and finite."""
     for name in names:
-        flags.register_validator(name, checks.is_positive, "expected a positive number.")
+        flags.register_validator(name, values.is_positive, "expected a positive number.")
 
 
 def require_some(*names: str) -> None:

@@ -22,12 +22,13 @@ from etils import epath
 
 from simjax import config as c
 from simjax.commands import flags as command_line
-from simjax.config import checks
+from simjax.config import values
 from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.drawing import Drawing
 from simjax.models import build, samplers, stored
+from simjax.models.generator import generator_of
 from simjax.models.model import Model
 from simjax.models.open import Opened, Wanted, open_model
 from simjax.runs import report
@@ -56,7 +57,7 @@ _ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder, which r
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "File or folder; default --encoder.")
 _AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")
 _COUNT = flags.DEFINE_integer("count", None, "Samples, default 64; with prompts of each, 4.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, checks.LARGEST_SEED)
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, values.LARGEST_SEED)
 _BATCH = flags.DEFINE_integer("batch", None, "Samples at a time; default the run's, or 100.", 1)
 _OUT = flags.DEFINE_string("out", "samples.png", "Grid NAME.png, arrays NAME.npz, or FOLDER/.")
 _COLUMNS = flags.DEFINE_integer("columns", None, "Of the grid; default about square.", 1)
@@ -192,8 +193,8 @@ def _sampler(opened: Opened) -> tuple[samplers.Sampler, str]:
     if steps is None and opened.run is not None and opened.found is None:  # as in its report
         steps = model.config.evaluation.teacher_steps[0]
     if not steps:
-        (sampler,) = samplers.one_step(model, {"generator": opened.params})
-        return sampler, f"one call at sigma {model.config.generator.sigma_init}"
+        (sampler,) = samplers.generated(model, {"generator": opened.params})
+        return sampler, generator_of(model.config).describe()
     sampler, guidance = samplers.many_steps(model, steps), model.config.teacher.guidance
     return sampler, f"{sampler.name}, {steps} steps, guidance {guidance}"
 
@@ -204,7 +205,7 @@ def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str])
     Raises:
       ConfigError: naming all of them.
     """
-    reads, has_reader = isinstance(network, c.PixArt), bool(config.text.templates)
+    reads, has_reader = network.condition.reads_prompts, bool(config.text.templates)
     has_prompts = bool(prompts or has_reader or config.text.cache)
     gives_reader = bool(_ENCODER.value or _TOKENIZER.value)
     has_classes = bool(has_reader or network.label_dim) and not prompts

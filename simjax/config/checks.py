@@ -1,18 +1,21 @@
-"""What is refused of a config, and of the values that users give in flags and in Python."""
+"""What is refused of a config, whatever it is used for."""
 
 import dataclasses
 import math
-import operator
-import os
 from collections.abc import Callable, Collection
-from typing import Any
-
-import numpy as np
 
 from simjax.config import schema, serial
+from simjax.config.values import require_known
+from simjax.diffusion.families import FAMILIES
 from simjax.errors import ConfigError
 
-LARGEST_SEED = 2**32 - 1  # what jax.random.fold_in takes
+# Fields that a teacher's family fills in where they are empty.
+OF_FAMILY = (
+    "teacher.sampler.ladder",
+    "teacher.sampler.solver",
+    "teacher.sigma.law",
+    "teacher.weight",
+)
 
 
 def validate(config: schema.Config, choices: dict[str, Collection[str]], devices: int) -> None:
@@ -22,7 +25,9 @@ def validate(config: schema.Config, choices: dict[str, Collection[str]], devices
       ConfigError: with what came, what was expected and what to do.
     """
     for path, known in choices.items():
-        require_known(path, serial.get_field(config, path), known)
+        value = serial.get_field(config, path)
+        if value or path not in OF_FAMILY:
+            require_known(path, value, known)
     for path in ("steps", "batch", "accumulate", "steps_per_call", "log_every", "sample_every"):
         _require_positive(config, path)
     for path in ("checkpoint_every", "keep_checkpoints", "checkpoint_limit", "fsdp"):
@@ -32,9 +37,14 @@ def validate(config: schema.Config, choices: dict[str, Collection[str]], devices
         "generator.optim.lr",
         "fake_score.optim.lr",
         "generator.sigma_init",
+        "fake_score_updates",
         "evaluation.samples",
     ):
         _require_positive(config, path)
+    if config.generator.start < 0:
+        raise ConfigError(f"generator.start = {config.generator.start} is a number of images.")
+    if not 0 <= config.fake_score.pull <= 1:
+        raise ConfigError(f"fake_score.pull = {config.fake_score.pull}: expected 0 to 1.")
     if config.batch % config.accumulate:
         raise ConfigError(
             f"batch = {config.batch} is not divisible by accumulate = {config.accumulate}."
@@ -108,7 +118,38 @@ def complete(
                 f"{network.augment_dim}, not {schema.AUGMENT_DIM}; set --config.{path}=0."
             )
     teacher = dataclasses.replace(config.teacher, precondition=precondition, sigma_data=sigma_data)
-    return dataclasses.replace(config, network=network, teacher=teacher)
+    return resolved(dataclasses.replace(config, network=network, teacher=teacher))
+
+
+def resolved(config: schema.Config) -> schema.Config:
+    """The config with its family's own sampler, and training law and weight, where it names none.
+
+    A family that only the teacher's file tells leaves the sampler open. What no run reads, as the
+    law of a teacher that is not trained here, becomes EDM's.
+    """
+    teacher, known = config.teacher, FAMILIES.get(config.teacher.precondition)
+    if known is None:
+        return config  # its name is refused elsewhere
+    sampled = schema.Sampler() if teacher.source and config.network is None else known
+    sampler = dataclasses.replace(
+        teacher.sampler,
+        ladder=teacher.sampler.ladder or sampled.ladder,
+        solver=teacher.sampler.solver or sampled.solver,
+    )
+    trained = (
+        FAMILIES[schema.Teacher.precondition] if teacher.source or not teacher.steps else known
+    )
+    sigma = teacher.sigma
+    if not sigma.law:
+        plain = schema.Sigma()
+        own = {
+            k: v for k, v in trained.law_options.items() if getattr(sigma, k) == getattr(plain, k)
+        }
+        sigma = dataclasses.replace(sigma, law=trained.law, **own)
+    teacher = dataclasses.replace(
+        teacher, sampler=sampler, sigma=sigma, weight=teacher.weight or trained.weight
+    )
+    return dataclasses.replace(config, teacher=teacher)
 
 
 def require_null_condition(config: schema.Config, network: schema.Network) -> None:
@@ -117,7 +158,7 @@ def require_null_condition(config: schema.Config, network: schema.Network) -> No
     Raises:
       ConfigError: with what would do.
     """
-    lacks = isinstance(network, schema.PixArt) and not network.caption_length
+    lacks = not network.condition.has_null
     for path in ("teacher.guidance", "fake_score.guidance"):
         if lacks and serial.get_field(config, path) != 1:
             raise ConfigError(
@@ -137,82 +178,6 @@ def pick(method: str, **known: Callable[[], schema.Config]) -> schema.Config:
     return known[method]()
 
 
-def require_known(path: str, value: str, known: Collection[str]) -> None:
-    """Refuses a name that is not one of `known`.
-
-    Raises:
-      ConfigError: listing them.
-    """
-    if value not in known:
-        raise ConfigError(f"{path} = {value!r} is not known; known: {', '.join(sorted(known))}.")
-
-
 def _require_positive(config: schema.Config, path: str) -> None:
     if not serial.get_field(config, path) > 0:
         raise ConfigError(f"{path} = {serial.get_field(config, path)} must be positive.")
-
-
-def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """The value as an int.
-
-    Raises:
-      ConfigError: it is something else, as 2.5, "3" or True, or not from least to most.
-    """
-    upper = "" if most is None else f" to {most}"
-    expected = f"expected a whole number from {least}{upper or ' on'}"
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if (
-        number is None
-        or isinstance(value, bool | np.bool_)
-        or number < least
-        or (most is not None and number > most)
-    ):
-        raise ConfigError(f"{name} = {value!r}: {expected}.")
-    return number
-
-
-def seed(value: Any, name: str = "seed") -> int:
-    """A seed from 0 to LARGEST_SEED.
-
-    Raises:
-      ConfigError: it is something else.
-    """
-    return whole_number(name, value, 0, LARGEST_SEED)
-
-
-def is_positive(value: float | None) -> bool:
-    """Whether a number is positive and finite, or None."""
-    return value is None or 0 < value < math.inf
-
-
-def instance(name: str, value: Any, kind: type, remedy: str) -> None:
-    """Refuses a value of another class.
-
-    Raises:
-      ConfigError: with what came, what was expected and the remedy.
-    """
-    if not isinstance(value, kind):
-        raise ConfigError(f"{name} is {shown(value)}, expected a {kind.__name__}: {remedy}.")
-
-
-def path(name: str, value: Any) -> str:
-    """A path, URL or name as text; pathlib's objects too.
-
-    Raises:
-      ConfigError: it is something else.
-    """
-    try:
-        found = os.fspath(value)
-    except TypeError:
-        found = None
-    if not isinstance(found, str):
-        raise ConfigError(f"{name} is {shown(value)}, expected text or a pathlib.Path.")
-    return found
-
-
-def shown(value: Any) -> str:
-    """A value for a message: text in quotes, anything else by its class."""
-    return repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"

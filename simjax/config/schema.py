@@ -2,12 +2,19 @@
 
 A config file returns a `Config`; the command line assigns its fields
 (`--config.generator.optim.lr=2e-5`) and refuses unknown ones. Defaults are SIM's published CIFAR-10
-settings (arXiv:2410.16794, appendix B.2) where the paper has them. Only models/ and runs/, and what
+settings (arXiv:2410.16794, appendix B.2) where the paper has them. Options of a loss, a distance, a
+law and a network stand in their own files, and come from there. Only models/ and runs/, and what
 stands above them, read a Config; everything below takes plain values.
 """
 
-import typing
 from dataclasses import dataclass, field
+
+from simjax.config.options import extend
+from simjax.diffusion.schedule import SIGMA_LAWS
+from simjax.losses.distances import DISTANCES
+from simjax.losses.registry import LOSSES
+from simjax.networks.network import Network
+from simjax.networks.t5 import T5
 
 AUGMENT_DIM = 9  # labels of EDM's augmentation pipe
 
@@ -18,108 +25,6 @@ class Data:
 
     source: str = ""  # none, digits, tfds:NAME, zip:PATH, idx:DIR (simjax/data)
     split: str = "train"
-
-
-@dataclass
-class SongUNet:
-    """DDPM++; NCSN++ with embedding, noise_channels, encoder, filter_taps changed (EDM table 7)."""
-
-    resolution: int = 32
-    image_channels: int = 3
-    label_dim: int = 0
-    augment_dim: int = 9  # EDM's augmentation pipe
-    channels: int = 128
-    channel_mult: tuple[int, ...] = (2, 2, 2)
-    blocks: int = 4
-    attention_resolutions: tuple[int, ...] = (16,)
-    dropout: float = 0.13
-    embedding: str = "positional"
-    noise_channels: int = 1
-    encoder: str = "standard"
-    filter_taps: tuple[int, ...] = (1, 1)
-
-
-@dataclass
-class AdmUNet:
-    """The U-Net of Dhariwal and Nichol; defaults are EDM's ImageNet 64 network (EDM table 7)."""
-
-    resolution: int = 64
-    image_channels: int = 3
-    label_dim: int = 1000
-    augment_dim: int = 0
-    channels: int = 192
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    blocks: int = 3
-    attention_resolutions: tuple[int, ...] = (32, 16, 8)
-    dropout: float = 0.10
-
-
-@dataclass
-class DiT:
-    """The transformer of DiT on latents; defaults are DiT-XL/2 for 256 pixels (DiT table 1)."""
-
-    resolution: int = 32  # of latents: 1/8 of the images'
-    image_channels: int = 4
-    label_dim: int = 1000
-    patch: int = 2
-    width: int = 1152
-    depth: int = 28
-    heads: int = 16
-    time_steps: int = 128  # of the embedding's frequencies; 127 where weights came from diffusers
-    augment_dim: typing.ClassVar[int] = 0
-
-
-@dataclass
-class PixArt:
-    """The transformer of PixArt-alpha on latents; defaults are PixArt-XL-2-512x512's."""
-
-    resolution: int = 64  # of latents: 32, 64, 128 for images of 256, 512, 1024
-    image_channels: int = 4
-    patch: int = 2
-    width: int = 1152
-    depth: int = 28
-    heads: int = 16
-    caption_channels: int = 4096  # T5-XXL
-    caption_length: int = 120  # of the learned embedding of no caption; 0: there is none
-    interpolation: float = 1.0  # of positions; 2 for images of 1024
-    size_conditioning: bool = False  # True for images of 1024
-    label_dim: typing.ClassVar[int] = 0
-    augment_dim: typing.ClassVar[int] = 0
-
-
-@dataclass
-class Own:
-    """What is known of a network that Python code brings (simjax.from_function); in no file."""
-
-    resolution: int
-    image_channels: int
-    label_dim: int
-    augment_dim: typing.ClassVar[int] = 0
-
-
-Network = SongUNet | AdmUNet | DiT | PixArt
-
-
-class Description(typing.NamedTuple):
-    """What a denoiser is: D of a family (diffusion/precondition.py) around a network."""
-
-    network: Network
-    precondition: str
-    sigma_data: float
-
-
-@dataclass
-class T5:
-    """A T5 v1.1 encoder; defaults are XXL's, which PixArt-alpha reads."""
-
-    vocabulary: int = 32128
-    width: int = 4096
-    depth: int = 24
-    heads: int = 64
-    head_width: int = 64
-    hidden: int = 10240
-    buckets: int = 32
-    max_distance: int = 128
 
 
 @dataclass
@@ -137,17 +42,12 @@ class Text:
 
 @dataclass
 class Sigma:
-    """The law that training draws noise levels from (diffusion.schedule.SIGMA_LAWS)."""
+    """The law that training draws noise levels from, and its options."""
 
-    law: str = "lognormal"  # or karras; vp and ve take no options
-    mean: float = -1.2  # lognormal: of ln sigma
-    std: float = 1.2
-    low: float = 0.0  # lognormal: clipping range
-    high: float = float("inf")
-    t_max: float = 0.8  # karras: t ~ U(0, t_max), SiD
-    sigma_min: float = 0.002  # karras: ends of the path, EDM table 1
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    law: str = "lognormal"  # diffusion.schedule.SIGMA_LAWS
+
+
+extend(Sigma, *SIGMA_LAWS.values())
 
 
 @dataclass
@@ -172,7 +72,7 @@ class Ema:
 
 @dataclass
 class Sampler:
-    """The teacher's sampler: by default EDM's algorithm 2 on its ladder, churn 0: deterministic."""
+    """The teacher's sampler: EDM's algorithm 2 for its networks; churn 0: deterministic."""
 
     sigma_min: float = 0.002  # EDM table 1
     sigma_max: float = 80.0
@@ -181,8 +81,8 @@ class Sampler:
     churn_low: float = 0.0  # range of sigma in which churn acts
     churn_high: float = float("inf")
     churn_inflation: float = 1.0
-    solver: str = "heun"  # diffusion.sampler.SOLVERS; with ladder "ddpm_linear", euler is DDIM
-    ladder: str = "karras"  # schedule.LADDERS; "ddpm_linear": time steps of DiT and PixArt-alpha
+    solver: str = ""  # diffusion.sampler.SOLVERS; with ladder "ddpm_linear", euler is DDIM
+    ladder: str = ""  # diffusion.schedule.LADDERS; empty, as solver: the teacher's family's own
 
 
 @dataclass
@@ -196,12 +96,14 @@ class Teacher:
     dtype: str = "float32"  # of its parameters while it is distilled; or "bfloat16"
     guidance: float = 1.0  # classifier-free scale w, when it is distilled and sampled; 1: none
     # The rest is for training one here.
-    precondition: str = "edm"  # diffusion.precondition.PRECONDITIONS
+    precondition: str = "edm"  # diffusion.families.FAMILIES
     sigma_data: float = 0.5  # EDM table 1
     steps: int = 0  # no default fits all data
     batch: int = 256
-    sigma: Sigma = field(default_factory=Sigma)
-    weight: str = "edm"
+    sigma: Sigma = field(
+        default_factory=lambda: Sigma(law="")
+    )  # empty, as weight: its family's own
+    weight: str = ""
     augment: float = 0.0  # probability of each of EDM's augmentations
     drop_condition: float = 0.0  # probability; what guidance needs. DiT, PixArt-alpha: 0.1
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, beta1=0.9))  # EDM, CIFAR-10
@@ -215,6 +117,7 @@ class Generator:
     source: str = ""  # weights to start from, as teacher.source; empty: the teacher's
     family: str = ""  # as teacher.family
     sigma_init: float = 2.5
+    start: int = 0  # images that the fake score learns from before the generator moves
     sigma: Sigma = field(default_factory=lambda: Sigma(mean=-3.5, std=2.5))
     weight: str = "uniform"
     optim: Optim = field(default_factory=Optim)
@@ -228,6 +131,7 @@ class FakeScore:
     sigma: Sigma = field(default_factory=Sigma)
     weight: str = "edm"
     scale: float = 1.0  # of the loss
+    pull: float = 0.0  # towards the generator, after each of its updates; SenseFlow: 0.03
     augment: float = 0.0  # probability of each of EDM's augmentations; SiD on CIFAR-10: 0.12
     guidance: float = 1.0  # scale in the generator's update; 1: none, as SIM. Others: 2406.01561
     drop_condition: float = 0.0  # probability while it learns; what its guidance needs
@@ -236,17 +140,15 @@ class FakeScore:
 
 @dataclass
 class Loss:
-    """The generator's loss (losses.registry) and, for SIM, its distance (losses.distances)."""
+    """The generator's loss, for SIM its distance, and the options of both."""
 
-    name: str = "sim"
-    distance: str = "pseudo_huber"
+    name: str = "sim"  # losses.registry.LOSSES
+    distance: str = "pseudo_huber"  # losses.distances.DISTANCES
     units: str = "denoiser"  # or "score": divide by sigma^2 first, SIM eq. 3.7
     scale: float = 1.0  # SiD's official code: 100
-    alpha: float = 1.2  # sid
-    c: float = 1e-3  # pseudo_huber; SIM authors, issue 5 of their repository
-    delta: float = 1.0  # huber; our choice
-    exponent: float = 1.0  # power, exponential; our choice
-    rate: float = 0.01  # exponential; our choice, exp stays finite for 64 x 64 images
+
+
+extend(Loss, *LOSSES.values(), *DISTANCES.values())
 
 
 @dataclass
@@ -272,6 +174,7 @@ class Config:
     seed: int = 0
     steps: int = 1000
     batch: int = 256
+    fake_score_updates: int = 1  # before each of the generator's; DMD2: 5
     accumulate: int = 1  # slices of a batch whose gradients are summed one after another
     steps_per_call: int = 1  # whole steps scanned inside one compiled call
     compute_dtype: str = "float32"  # inside the networks; or "bfloat16"

@@ -6,6 +6,7 @@ from typing import Any
 
 from simjax.config import schema
 from simjax.errors import ConfigError
+from simjax.networks.registry import NETWORKS
 
 # Fields of earlier versions, which their runs hold, and the only values that can still be meant.
 RETIRED = {"mode": "distill", "share_samples": False}
@@ -18,9 +19,8 @@ def describe(network: schema.Network) -> dict[str, Any]:
 
 def network_from(description: dict[str, Any]) -> schema.Network:
     """The inverse of `describe`."""
-    kinds = {kind.__name__: kind for kind in typing.get_args(schema.Network)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
-    return kinds[values.pop("class")](**values)
+    return NETWORKS[values.pop("class")](**values)
 
 
 def get_field(config: schema.Config, path: str) -> Any:
@@ -94,5 +94,6 @@ def known_fields(cls: type = schema.Config, path: str = "") -> list[str]:
     for name, kind in typing.get_type_hints(cls).items():
         dotted = f"{path}.{name}".lstrip(".")
         inner = [k for k in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(k)]
+        inner = list(NETWORKS.values()) if schema.Network in inner else inner
         names += [n for k in inner for n in known_fields(k, dotted)] or [dotted]
     return list(dict.fromkeys(names))

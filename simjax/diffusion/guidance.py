@@ -3,39 +3,41 @@
 Reference: arXiv:2207.12598, in the form that DiT and PixArt-alpha use.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from simjax.typing import Array, Caption, Condition, Denoise, Images, Key, Params, PerExample
+from simjax.typing import Array, Condition, Denoise, Images, Key, Params, PerExample
+
+Null = Callable[[Condition], Condition]
 
 
-def guided(denoise: Denoise, scale: float) -> Denoise:
+def guided(denoise: Denoise, scale: float, null: Null, channels: int | None = None) -> Denoise:
     """D_w = D(none) + w (D(cond) - D(none)): one evaluation of twice as many examples.
 
     Args:
       scale: w, dimensionless; 1 is `denoise` itself, at its cost.
+      null: a condition to none (networks/conditions.py).
+      channels: that it acts on, the first; the others stay D(cond)'s. None: all.
     """
     if scale == 1:
         return denoise
 
     def denoise_guided(params: Params, xt: Images, sigma: PerExample, cond: Condition) -> Images:
-        pairs = jax.tree.map(_paired, (xt, sigma, cond), (xt, sigma, without(cond)))
+        pairs = jax.tree.map(_paired, (xt, sigma, cond), (xt, sigma, null(cond)))
         both = denoise(params, *pairs).reshape(len(xt), 2, *xt.shape[1:])
-        return both[:, 1] + scale * (both[:, 0] - both[:, 1])
+        images = both[:, 1] + scale * (both[:, 0] - both[:, 1])
+        if channels is None:
+            return images
+        return jnp.concatenate([images[..., :channels], both[:, 0, ..., channels:]], axis=-1)
 
     return denoise_guided
 
 
-def without(cond: Condition) -> Condition:
-    """No condition: labels of zeros, captions that are dropped."""
-    if isinstance(cond, Caption):
-        return cond.replace(dropped=jnp.ones_like(cond.dropped))
-    return jnp.zeros_like(cond)
-
-
-def dropped(key: Key, cond: Condition, probability: float) -> Condition:
+def dropped(key: Key, cond: Condition, null: Null, probability: float) -> Condition:
     """The condition, or with this probability none: what guidance is learnt from."""
-    none = without(cond)
+    none = null(cond)
     drop = jax.random.bernoulli(key, probability, (len(jax.tree.leaves(cond)[0]),))
 
     def choose(some: Array, nothing: Array) -> Array:

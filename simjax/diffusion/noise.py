@@ -31,9 +31,16 @@ def score_weight(sigma: PerExample) -> PerExample:
     return 1 / sigma**2
 
 
+@typed
+def flow_weight(sigma: PerExample) -> PerExample:
+    """((1 + sigma) / sigma)^2: errors of a flow's velocity eps - x0 count alike."""
+    return ((1 + sigma) / sigma) ** 2
+
+
 Weight = Callable[[PerExample], PerExample]
 WEIGHTS: dict[str, Weight] = {
     "uniform": uniform_weight,
     "edm": edm_weight,
     "score": score_weight,
+    "flow": flow_weight,
 }

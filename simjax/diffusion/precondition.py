@@ -2,10 +2,10 @@
 
     D(xt; sigma) = c_skip xt + c_out F(c_in xt, c_noise)        with xt = x0 + sigma eps
 
-A family is a function sigma -> Coefficients and a line in PRECONDITIONS.
+Functions sigma -> Coefficients, which families.py gives their names; called from
+networks/denoiser.py.
 
 References: EDM, arXiv:2206.00364, table 1; DiT, arXiv:2212.09748; PixArt-alpha, arXiv:2310.00426.
-Looked up by models/build.py, called from networks/denoiser.py.
 """
 
 import functools
@@ -79,16 +79,6 @@ def flow(sigma: PerExample) -> Coefficients:
     """Flow matching: F predicts eps - x0 at (1 - t) x0 + t eps, with t = sigma / (1 + sigma)."""
     keep = 1 / (1 + sigma)
     return Coefficients(c_skip=keep, c_out=-sigma * keep, c_in=keep, c_noise=sigma * keep)
-
-
-PRECONDITIONS: dict[str, Callable[..., Coefficients]] = {
-    "edm": edm,
-    "vp": vp,
-    "ve": ve,
-    "iddpm": iddpm,
-    "ddpm_linear": ddpm_linear,
-    "flow": flow,
-}
 
 
 @functools.cache

@@ -13,6 +13,8 @@ import numpy as np
 from simjax.diffusion import precondition
 from simjax.typing import Array, Float, Key, PerExample, typed
 
+FIRST = 8  # j0 of EDM table 1: iDDPM's noisiest level in use
+
 
 @typed
 def lognormal(
@@ -83,7 +85,7 @@ def ve_ladder(
 
 
 @typed
-def iddpm_ladder(steps: int, *, first: int = 8) -> Float[Array, "steps"]:
+def iddpm_ladder(steps: int, *, first: int = FIRST) -> Float[Array, "steps"]:
     """iDDPM's u_j, j rising in equal steps from first (j0 of EDM table 1) to M - 1, rounded."""
     levels = precondition.iddpm_levels()[first:-1]
     index = np.floor(np.linspace(0, len(levels) - 1, steps) + 0.5).astype(int)
@@ -153,11 +155,28 @@ def sample_ve(key: Key, batch: int, **options: float) -> PerExample:
     return geometric(jax.random.uniform(key, (batch,)), **options)
 
 
-# (key, batch, **options); keywords that a law names are config fields (simjax/runs/fields.py).
+def sample_iddpm(key: Key, batch: int) -> PerExample:
+    """Draws iDDPM's u_j, j uniform from FIRST to M - 1 (EDM table 1)."""
+    return _of_table(key, batch, precondition.iddpm_levels()[FIRST:-1])
+
+
+def sample_ddpm_linear(key: Key, batch: int) -> PerExample:
+    """Draws the level of a uniform time step, the training law of DiT and PixArt-alpha."""
+    return _of_table(key, batch, precondition.ddpm_linear_levels()[:-1])
+
+
+def _of_table(key: Key, batch: int, levels: np.ndarray) -> PerExample:
+    index = jax.random.randint(key, (batch,), 0, len(levels))
+    return jnp.asarray(levels, jnp.result_type(float))[index]
+
+
+# (key, batch, **options); keywords that a law names become fields of config.Sigma.
 SigmaLaw = Callable[..., PerExample]
 SIGMA_LAWS: dict[str, SigmaLaw] = {
     "lognormal": sample_lognormal,
     "karras": sample_karras,
     "vp": sample_vp,
     "ve": sample_ve,
+    "iddpm": sample_iddpm,
+    "ddpm_linear": sample_ddpm_linear,
 }

@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 from safetensors.numpy import save_file
 
 from simjax import config as c
-from simjax.data import conditions
 from simjax.errors import ConfigError
 from simjax.export import stablehlo
 from simjax.models import build, port, samplers
 from simjax.models.exported import SETTINGS, WEIGHTS, described, read, settings
+from simjax.porting import identify
 from simjax.porting.files import read_safetensors
 from simjax.porting.maps import dit, edm, pixart, rules
 from simjax.runtime import storage
-from simjax.typing import Caption, Condition, Denoise, Images, Params
+from simjax.typing import Condition, Denoise, Images, Params
 
 EDM_WEIGHTS, EDM_SETTINGS = "edm_state_dict.safetensors", "edm.json"
 TRANSFORMER = "transformer"  # its folder in a pipeline of diffusers
@@ -39,7 +38,7 @@ TOLERANCES = {"float32": 1e-6, "bfloat16": 1e-2}
 
 
 class Generator(NamedTuple):
-    """What is exported: D of a config, called once at its generator.sigma_init.
+    """What is exported: the generator of a config, with its weights.
 
     Attributes:
       weights: parameters and constants, nested dicts of NumPy arrays.
@@ -63,39 +62,44 @@ class Format(NamedTuple):
 
 
 class Transformer(NamedTuple):
-    """A class of diffusers: its name, its tensors' names, and its config.json."""
+    """A class of diffusers.
+
+    Attributes:
+      names: of its tensors.
+      settings: its config.json.
+      read_back: the network as its folder describes it.
+    """
 
     class_name: str
     names: Sequence[rules.Name]
     settings: Callable[[Any], dict[str, Any]]
+    read_back: Callable[[Any], Any] = lambda network: network
 
 
 DIFFUSERS = {
     c.DiT: Transformer("DiTTransformer2DModel", dit.DIFFUSERS, dit.folder_config),
-    c.PixArt: Transformer("PixArtTransformer2DModel", pixart.DIFFUSERS, pixart.folder_config),
+    c.PixArt: Transformer(
+        "PixArtTransformer2DModel",
+        pixart.DIFFUSERS,
+        pixart.folder_config,
+        pixart.without_no_caption,
+    ),
 }
 
 
 def sampler(
     config: c.Config, denoise: Denoise, params: Params
 ) -> Callable[[Images, Condition], Images]:
-    """(z, condition) -> images by one call, as everywhere in simjax."""
-    sample = samplers.one_step_sampler(denoise, config, build.mesh(config))
+    """(z, condition) -> images, as everywhere in simjax."""
+    sample = samplers.generator_sampler(denoise, config, build.mesh(config))
     return lambda z, cond: sample(params, z, cond, None)
 
 
 def inputs(config: c.Config) -> tuple[Images, Condition]:
     """Noise and conditions of the samples that are compared."""
-    shape = (SAMPLES, *build.image_shape(config))
-    z = jax.random.normal(build.key(config, "evaluation"), shape)
-    caption = build.any_captions(config, (SAMPLES,))
-    if caption is None:
-        label_dim = config.network.label_dim
-        return z, conditions.one_hot(jnp.arange(SAMPLES) % max(label_dim, 1), label_dim)
-    length = caption.mask.shape[1]
-    lengths = jnp.arange(1, SAMPLES + 1)[:, None] * length // SAMPLES
-    embedding = caption.embedding.astype(jnp.float32)
-    return z, Caption(embedding, jnp.arange(length) < lengths, caption.dropped)
+    key = build.key(config, "evaluation")
+    z = jax.random.normal(key, (SAMPLES, *build.image_shape(config)))
+    return z, config.network.condition.examples(key, SAMPLES)
 
 
 def _any(config: c.Config) -> None:
@@ -127,7 +131,7 @@ def _compare_program(generator: Generator, folder: Path) -> str:
     program = jax.jit(export.deserialize(file.read_bytes()).call)
     z, cond = inputs(config)
     images = program(
-        dict(read_safetensors.read(folder / WEIGHTS)), z, *stablehlo.arguments(config, cond)
+        dict(read_safetensors.read(folder / WEIGHTS)), z, *config.network.condition.arguments(cond)
     )
     return _compare_images(generator, images, file)
 
@@ -155,11 +159,11 @@ def _compare_edm(generator: Generator, folder: Path) -> str:
 
 def _require_diffusers(config: c.Config) -> None:
     network, precondition = config.network, config.teacher.precondition
-    if type(network) not in DIFFUSERS or precondition != "ddpm_linear":
+    if type(network) not in DIFFUSERS or precondition != identify.DDPM:
         known = ", ".join(kind.__name__ for kind in DIFFUSERS)
         raise ConfigError(
             f"{type(network).__name__} with precondition {precondition!r} is no transformer of "
-            f"diffusers, which has {known} with ddpm_linear."
+            f"diffusers, which has {known} with {identify.DDPM}."
         )
     DIFFUSERS[type(network)].settings(network)
 
@@ -176,9 +180,7 @@ def _write_diffusers(generator: Generator, folder: Path) -> list[str]:
 
 def _compare_diffusers(generator: Generator, folder: Path) -> str:
     found = port.port(str(folder / TRANSFORMER), say=lambda text: None)
-    network = generator.config.network
-    if isinstance(network, c.PixArt):
-        network = c.PixArt(**vars(network) | {"caption_length": 0})
+    network = DIFFUSERS[type(generator.config.network)].read_back(generator.config.network)
     _require_same_network(network, found.description.network, folder / TRANSFORMER_SETTINGS)
     flat = flatten_dict(generator.weights, sep="/")
     flat.pop(NO_CAPTION, None)

@@ -14,6 +14,7 @@ from simjax.diffusion import precondition
 from simjax.evaluation.evaluator import Row, table
 from simjax.export import formats, stablehlo
 from simjax.models import build, exported
+from simjax.models.generator import generator_of
 from simjax.networks.pixart import PIXELS
 from simjax.porting.maps import edm
 from simjax.runtime import versions
@@ -68,7 +69,8 @@ class Card(NamedTuple):
 def text(card: Card) -> str:
     """The whole file."""
     told = card.told
-    task = "pipeline_tag: text-to-image\n" if isinstance(card.config.network, c.PixArt) else ""
+    reads_prompts = card.config.network.condition.reads_prompts
+    task = "pipeline_tag: text-to-image\n" if reads_prompts else ""
     parts = [
         f"{FRONT_MATTER.format(task=task)}\n\n# {card.name}\n\n{card.role}",
         _interface(card.config),
@@ -87,35 +89,24 @@ def text(card: Card) -> str:
 
 def _interface(config: c.Config) -> str:
     """What goes in and what comes out."""
-    network, (height, width, channels) = config.network, build.image_shape(config)
+    height, width, channels = build.image_shape(config)
     out = "an image, about -1 to 1" if channels in (1, 3) else "a latent, for an autoencoder"
-    condition = "nothing: there are no classes"
-    if isinstance(network, c.PixArt):
-        condition = (
-            f"a prompt as a T5 encoder gives it: {_words(network)} tokens of "
-            f"{network.caption_channels} channels, and a mask of those that are no padding"
-        )
-    elif network.label_dim:
-        condition = f"one of {network.label_dim} classes"
-    return f"""One call of the denoiser D makes a sample, from z ~ N(0, I):
+    generator = generator_of(config)
+    settings = ", ".join(f"{name} = {value}" for name, value in generator.settings().items())
+    return f"""{generator.calls} of the denoiser D makes a sample, from z ~ N(0, I):
 
-    x0 = D(sigma_init z; sigma_init, condition)        sigma_init = {config.generator.sigma_init}
+    {generator.formula}        {settings}
 
 z and x0 have the shape ({height}, {width}, {channels}), in PyTorch ({channels}, {height}, {width});
-x0 is {out}. The condition is {condition}."""
-
-
-def _words(network: c.PixArt) -> int:
-    """How many tokens a caption has."""
-    return network.caption_length or build.CAPTION_LENGTH
+x0 is {out}. The condition is {config.network.condition.describe()}."""
 
 
 def _own(config: c.Config) -> str:
-    network, folders, asked = config.network, "", ""
-    if isinstance(network, c.PixArt):
+    folders, asked = "", ""
+    if config.network.condition.reads_prompts:
         folders = ", encoder=T5_FOLDER, autoencoder=VAE_FOLDER"
         asked = ', prompts=["a prompt"]'
-    elif network.label_dim:
+    elif config.network.label_dim:
         asked = ", labels=[0]"
     return f"""`{exported.WEIGHTS}` and `{exported.SETTINGS}`, for simjax:
 
@@ -127,15 +118,15 @@ images = simjax.draw(generator, {BATCH}{asked})
 
 
 def _program(config: c.Config) -> str:
-    network, given, told = config.network, "z", ""
-    if isinstance(network, c.PixArt):
+    condition, given, told = config.network.condition, "z", ""
+    if condition.reads_prompts:
         given = "z, embedding, mask"
         told = (
-            f"embedding: float32 ({BATCH}, {_words(network)}, {network.caption_channels}); mask: "
+            f"embedding: float32 ({BATCH}, {condition.length}, {condition.channels}); mask: bool, "
+            "true where a token is no padding. "
         )
-        told += "bool, true where a token is no padding. "
-    elif network.label_dim:
-        given = f"z, jnp.arange({BATCH}, dtype=jnp.int32) % {network.label_dim}"
+    elif condition.count:
+        given = f"z, jnp.arange({BATCH}, dtype=jnp.int32) % {condition.count}"
         told = "Class -1 is none. "
     return f"""`{stablehlo.PROGRAM}`, `{stablehlo.LOADER_NAME}` and `{exported.WEIGHTS}`, for JAX
 without simjax (`pip install jax flatbuffers`), with any batch size, on CPUs, GPUs and TPUs:
@@ -153,7 +144,7 @@ least (jax.export's promise)."""
 
 def _edm(config: c.Config) -> str:
     name, _ = edm.constructor(exported.described(config))
-    label_dim, sigma = config.network.label_dim, config.generator.sigma_init
+    label_dim, sigma = config.network.label_dim, generator_of(config).sigma_init
     height, width, channels = build.image_shape(config)
     labels = f"torch.eye({label_dim})[torch.arange({BATCH}) % {label_dim}]" if label_dim else "None"
     return f"""`{formats.EDM_WEIGHTS}` and `{formats.EDM_SETTINGS}`, for the code of NVlabs/edm:
@@ -170,7 +161,7 @@ x0 = net({sigma} * z, torch.full([{BATCH}], {sigma}), {labels})
 
 
 def _diffusers(config: c.Config) -> str:
-    sigma, channels = config.generator.sigma_init, config.network.image_channels
+    sigma, channels = generator_of(config).sigma_init, config.network.image_channels
     *_, time = precondition.ddpm_linear(np.full(1, sigma, np.float32))
     kind = formats.DIFFUSERS[type(config.network)].class_name
     given, options, pipeline = _surroundings(config.network)
@@ -201,10 +192,10 @@ images = pipeline.vae.decode(x0 / pipeline.vae.config.scaling_factor).sample  # 
 ```"""
 
 
-def _surroundings(network: c.DiT | c.PixArt) -> tuple[str, str, str]:
+def _surroundings(network: c.Network) -> tuple[str, str, str]:
     """The condition's names, how the transformer takes it, and where a pipeline has it from."""
     noise = f"torch.randn(1, {network.image_channels}, {network.resolution}, {network.resolution})"
-    if isinstance(network, c.DiT):
+    if not network.condition.reads_prompts:
         pipeline = f"""from diffusers import DiTPipeline
 pipeline = DiTPipeline.from_pretrained(TEACHER, transformer=transformer)
 x0 = generate({noise}, torch.tensor([0]))"""

@@ -1,13 +1,8 @@
-"""A one-step generator as a program that jax.export wrote: it runs where simjax is not installed.
+"""A generator as a program that jax.export wrote: it runs where simjax is not installed.
 
-    x0 = D(sigma_init z; sigma_init, condition)
-
-for any batch size, on CPUs, GPUs and TPUs. Parameters are arguments, so the program is small
+It takes any batch size, on CPUs, GPUs and TPUs. Parameters are arguments, so the program is small
 whatever the network; LOADER reads them from a safetensors file.
 """
-
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +12,8 @@ from jax import export
 from simjax import config as c
 from simjax.models import build
 from simjax.models.exported import WEIGHTS
-from simjax.typing import Array, Caption, Condition, Images, Params
+from simjax.models.generator import generator_of
+from simjax.typing import Array, Images, Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, LOADER_NAME = "generator.stablehlo", "load_generator.py"
@@ -46,19 +42,18 @@ generate = functools.partial(program, weights)
 
 
 def serialized(config: c.Config, weights: Params) -> bytes:
-    """The program of (tensors by path, z, *condition); see `arguments` for the condition.
+    """The program of (tensors by path, z, *condition); the condition is a network's `arguments`.
 
     Tensors are those of `weights`; parameters are read. Constants are in the program, as in every
-    one of simjax: the compiler folds what only they and sigma_init decide.
+    one of simjax: the compiler folds what only they and the generator decide.
     """
     denoise, params = build.denoiser(config, weights)
-    parameters, sigma_init = flatten_dict(params, sep="/").keys(), config.generator.sigma_init
+    parameters, generator = flatten_dict(params, sep="/").keys(), generator_of(config)
 
     def generate(tensors: dict[str, Array], z: Images, *condition: Array) -> Images:
         params = unflatten_dict({path: tensors[path] for path in parameters}, sep="/")
-        batch = z.shape[0]
-        cond = _condition(config, batch, condition)
-        return denoise(params, sigma_init * z, jnp.full(batch, sigma_init), cond)
+        cond = config.network.condition.of_arguments(z.shape[0], condition)
+        return generator.sample(denoise, params, z, cond)
 
     like = flatten_dict(build.weights_like(config), sep="/")
     tensors = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in like.items()}
@@ -66,35 +61,8 @@ def serialized(config: c.Config, weights: Params) -> bytes:
     return bytes(exported.serialize())
 
 
-def arguments(config: c.Config, cond: Condition) -> tuple[Array, ...]:
-    """What the program takes for a condition: class numbers, of which -1 is none; or a caption.
-
-    A caption's embedding and mask are those of caption_length tokens, or of 120 where the network
-    does not say.
-    """
-    if isinstance(cond, Caption):
-        return cond.embedding.astype(jnp.float32), cond.mask
-    if not config.network.label_dim:
-        return ()
-    return (jnp.where(cond.any(1), cond.argmax(1), -1).astype(jnp.int32),)
-
-
-def _condition(config: c.Config, batch: Any, given: Sequence[Array]) -> Condition:
-    """The inverse of `arguments`; `batch` may be symbolic."""
-    if isinstance(config.network, c.PixArt):
-        return Caption(*given, jnp.zeros(batch, bool))
-    if not config.network.label_dim:
-        return jnp.zeros((batch, 0))
-    return jax.nn.one_hot(given[0], config.network.label_dim)
-
-
 def _shapes(config: c.Config) -> list[jax.ShapeDtypeStruct]:
     """Of z and the condition, whose first axis is any number."""
     (batch,) = export.symbolic_shape("b")
-    network, shapes = config.network, [((batch, *build.image_shape(config)), jnp.float32)]
-    if isinstance(network, c.PixArt):
-        words = (batch, network.caption_length or build.CAPTION_LENGTH)
-        shapes += [((*words, network.caption_channels), jnp.float32), (words, jnp.bool_)]
-    elif network.label_dim:
-        shapes += [((batch,), jnp.int32)]
-    return [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    z = jax.ShapeDtypeStruct((batch, *build.image_shape(config)), jnp.float32)
+    return [z, *config.network.condition.argument_shapes(batch)]

@@ -1,8 +1,8 @@
 """Distances d(y) between scores; their gradient d' is taken by jax.grad. Arrays in, a scalar out.
 
 Each maps ONE example's y, of any shape, to a scalar; d(y) >= 0, and 0 only at y = 0. A new distance
-is a function and a line in DISTANCES; its keyword arguments are filled from the config fields of
-the same name (simjax/config/schema.py, class Loss).
+is a function and a line in DISTANCES; its keyword arguments are its options, and become fields of
+config.Loss.
 
 Reference: SIM, arXiv:2410.16794, section 3.3 and table 5 (which names Pseudo-Huber best).
 """
@@ -25,7 +25,7 @@ def l2_squared(y: Float[Array, "..."]) -> Scalar:
 
 
 @typed
-def power(y: Float[Array, "..."], *, exponent: float) -> Scalar:
+def power(y: Float[Array, "..."], *, exponent: float = 1.0) -> Scalar:  # our choice
     """||y||^exponent, exponent >= 1; d'(0) is taken as 0."""
     total = jnp.sum(y**2)
     inside = jnp.where(total > 0, total, 1)  # keeps the gradient at 0 finite
@@ -33,14 +33,17 @@ def power(y: Float[Array, "..."], *, exponent: float) -> Scalar:
 
 
 @typed
-def pseudo_huber(y: Float[Array, "..."], *, c: float) -> Scalar:
-    """sqrt(||y||^2 + c^2) - c; d' = y / sqrt(||y||^2 + c^2)."""
+def pseudo_huber(y: Float[Array, "..."], *, c: float = 1e-3) -> Scalar:
+    """sqrt(||y||^2 + c^2) - c; d' = y / sqrt(||y||^2 + c^2).
+
+    The default of c is the SIM authors' (issue 5 of their repository).
+    """
     total = jnp.sum(y**2)
     return total / (jnp.sqrt(total + c**2) + c)  # the same, without cancellation near 0
 
 
 @typed
-def huber(y: Float[Array, "..."], *, delta: float) -> Scalar:
+def huber(y: Float[Array, "..."], *, delta: float = 1.0) -> Scalar:  # our choice
     """Element-wise Huber: y^2 / 2 within delta, delta (|y| - delta / 2) beyond, summed."""
     size = jnp.abs(y)
     return jnp.sum(jnp.where(size <= delta, 0.5 * y**2, delta * (size - 0.5 * delta)))
@@ -57,8 +60,11 @@ def l1(y: Float[Array, "..."]) -> Scalar:
 
 
 @typed
-def exponential(y: Float[Array, "..."], *, exponent: float, rate: float) -> Scalar:
-    """exp(rate ||y||^exponent) - 1."""
+def exponential(y: Float[Array, "..."], *, exponent: float = 1.0, rate: float = 0.01) -> Scalar:
+    """exp(rate ||y||^exponent) - 1.
+
+    Defaults are our choice: with this rate exp stays finite for 64 x 64 images.
+    """
     return jnp.expm1(rate * power(y, exponent=exponent))
 
 

@@ -1,7 +1,7 @@
 """The generator's losses by name: (x0, d_teacher, d_fake, weight, *, options) -> one an example.
 
-A new one is a function in a file of its own and a line here. Options come after `*`, and are filled
-from the fields of config.Loss that have their names.
+A new one is a function in a file of its own and a line here. What comes after `*` are its options,
+with their defaults: they become fields of config.Loss (config/options.py).
 """
 
 from collections.abc import Callable

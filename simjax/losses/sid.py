@@ -11,7 +11,7 @@ from simjax.typing import Images, PerExample, typed
 
 @typed
 def generator_loss(
-    x0: Images, d_teacher: Images, d_fake: Images, weight: PerExample, *, alpha: float
+    x0: Images, d_teacher: Images, d_fake: Images, weight: PerExample, *, alpha: float = 1.2
 ) -> PerExample:
     """SiD's loss with its per-sample normalisation omega (a constant of the gradient).
 

@@ -1,6 +1,5 @@
 """A config's network: D with its parameters, shapes and keys, in the forms of a mesh's devices."""
 
-import dataclasses
 import functools
 from collections.abc import Collection, Sequence
 
@@ -11,38 +10,27 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from simjax import config as c
-from simjax.data import conditions
-from simjax.diffusion import precondition
-from simjax.networks.adm_unet import AdmUNet
+from simjax.diffusion import guidance
+from simjax.diffusion.families import FAMILIES
 from simjax.networks.denoiser import Constants, Denoiser, as_denoise, constants_of, with_constants
-from simjax.networks.dit import DiT
 from simjax.networks.layers import REMAT
-from simjax.networks.pixart import PIXELS, PixArt
-from simjax.networks.song_unet import SongUNet
+from simjax.networks.pixart import PIXELS
 from simjax.runtime import sharding
 from simjax.runtime.cpu import for_cpus
 from simjax.typing import Caption, Denoise, Key, Params
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-NETWORKS = {c.SongUNet: SongUNet, c.AdmUNet: AdmUNet, c.DiT: DiT, c.PixArt: PixArt}
-CAPTION_LENGTH = 120  # tokens that PixArt-alpha reads at most
-# Families whose networks put out variances too, which D drops.
-LEARNED_VARIANCE = ("iddpm", "ddpm_linear")
 NETWORK_CHOICES = {
     "compute_dtype": DTYPES,
     "remat": REMAT,
-    "teacher.precondition": precondition.PRECONDITIONS,
-}
-SONG_CHOICES = {
-    "network.embedding": ("positional", "fourier"),
-    "network.encoder": ("standard", "residual"),
+    "teacher.precondition": FAMILIES,
 }
 
 
 def network_choices(config: c.Config) -> dict[str, Collection[str]]:
     """Fields that say how a network is built, and the names that they may hold."""
-    is_song = isinstance(config.network, c.SongUNet)
-    return NETWORK_CHOICES | (SONG_CHOICES if is_song else {})
+    choices = {} if config.network is None else config.network.choices
+    return NETWORK_CHOICES | {f"network.{name}": known for name, known in choices.items()}
 
 
 def network(
@@ -54,16 +42,8 @@ def network(
     unroll: bool = False,
 ) -> nnx.Module:
     """F of a preconditioning family, freshly initialised; `unroll` is for stacks of blocks."""
-    outputs = options.image_channels * (2 if precondition in LEARNED_VARIANCE else 1)
-    values = dataclasses.asdict(options) | {"out_channels": outputs}
-    if is_stack(options):
-        values["unroll"] = unroll
-    return NETWORKS[type(options)](**values, remat=remat, dtype=dtype, rngs=rngs)
-
-
-def is_stack(options: c.Network) -> bool:
-    """Whether the network is a stack of equal blocks."""
-    return isinstance(options, c.DiT | c.PixArt)
+    outputs = options.image_channels * (2 if FAMILIES[precondition].learned_variance else 1)
+    return options.build(out_channels=outputs, unroll=unroll, remat=remat, dtype=dtype, rngs=rngs)
 
 
 class OneKey:
@@ -80,15 +60,13 @@ class OneKey:
 def module(config: c.Config, rngs: nnx.Rngs | OneKey | None = None) -> Denoiser:
     """D with parameters drawn from config.seed, unless `rngs` is given."""
     teacher = config.teacher
-    family = precondition.PRECONDITIONS[teacher.precondition]
-    if family is precondition.edm:
-        family = functools.partial(family, sigma_data=teacher.sigma_data)
+    coefficients = FAMILIES[teacher.precondition].precondition(teacher.sigma_data)
     dtype = DTYPES[config.compute_dtype]
     rngs = rngs or nnx.Rngs(config.seed)
     inside = network(
         config.network, teacher.precondition, dtype, rngs, config.remat, not config.scan_blocks
     )
-    return Denoiser(inside, family)
+    return Denoiser(inside, coefficients)
 
 
 def _shell(config: c.Config) -> Denoiser:
@@ -133,7 +111,7 @@ def count(params: Params) -> int:
 
 def image_shape(config: c.Config) -> tuple[int, int, int]:
     """(height, width, channels) of one sample of the network: an image, or its latents."""
-    return (config.network.resolution,) * 2 + (config.network.image_channels,)
+    return config.network.shape
 
 
 def pixel_shape(config: c.Config) -> tuple[int, int, int]:
@@ -176,14 +154,16 @@ def on_devices(denoise: Denoise, mesh: Mesh, config: c.Config) -> Denoise:
         gather = functools.partial(sharding.gathered_layer, mesh=mesh)
         return denoise(params, *args, gather=gather, **options)
 
-    return for_cpus(sharding.on_cpus(mesh))(by_block if is_stack(config.network) else whole)
+    return for_cpus(sharding.on_cpus(mesh))(by_block if config.network.is_stack else whole)
+
+
+def guided(config: c.Config, denoise: Denoise, scale: float) -> Denoise:
+    """The denoiser with classifier-free guidance of this scale, as its family is guided."""
+    channels = FAMILIES[config.teacher.precondition].guided_channels
+    return guidance.guided(denoise, scale, config.network.condition.null, channels)
 
 
 def any_captions(config: c.Config, shape: tuple[int, ...]) -> Caption | None:
     """Random numbers for captions of a text-to-image network; None of any other."""
-    if not isinstance(config.network, c.PixArt):
-        return None
-    length = config.network.caption_length or CAPTION_LENGTH
-    return conditions.draw_captions(
-        key(config, "evaluation"), shape, length, config.network.caption_channels
-    )
+    condition = config.network.condition
+    return condition.draw(key(config, "evaluation"), shape) if condition.reads_prompts else None

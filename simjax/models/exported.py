@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from simjax import config as c
-from simjax.config import Description
 from simjax.errors import ConfigError
 from simjax.models import build
+from simjax.models.generator import generator_of
+from simjax.networks.network import Description
 from simjax.porting.files import read_safetensors
 from simjax.porting.maps import rules
 from simjax.runtime import versions
@@ -29,7 +30,7 @@ def settings(config: c.Config) -> dict[str, Any]:
         "network": c.describe(config.network),
         "precondition": config.teacher.precondition,
         "sigma_data": config.teacher.sigma_data,
-        "sigma_init": config.generator.sigma_init,
+        **generator_of(config).settings(),
         "compute_dtype": config.compute_dtype,
     }
 

@@ -8,7 +8,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simjax import config as c
-from simjax.data import conditions
 from simjax.errors import ConfigError
 from simjax.models import autoencoder, build
 from simjax.models.autoencoder import Decode
@@ -38,7 +37,7 @@ class Model:
         """What samples of these classes are conditioned on."""
         if self.captions is not None:
             return self.captions.asked(classes)
-        return np.asarray(conditions.one_hot(classes, self.config.network.label_dim))
+        return np.asarray(self.config.network.condition.of(classes))
 
     def weights(self, params: Params) -> Params:
         """Parameters of its network and the constants, on the host, as files hold them."""
@@ -83,7 +82,8 @@ def require_fit(network: c.Network, prompts: Captions | None) -> None:
     Raises:
       ConfigError: with what would do.
     """
-    if isinstance(network, c.PixArt) != (prompts is not None):
+    condition = network.condition
+    if condition.reads_prompts != (prompts is not None):
         raise ConfigError(
             f"{type(network).__name__} reads captions, but there are none: make a cache by "
             "python -m simjax encode-prompts and set --config.text.cache=FOLDER."
@@ -93,10 +93,10 @@ def require_fit(network: c.Network, prompts: Captions | None) -> None:
         )
     if prompts is not None:
         found = prompts.cache.identity
-        most = network.caption_length or found["length"]
-        if found["channels"] != network.caption_channels or found["length"] > most:
+        most = condition.limit or found["length"]
+        if found["channels"] != condition.channels or found["length"] > most:
             raise ConfigError(
                 f"captions of up to {found['length']} tokens of {found['channels']} channels; the "
-                f"network reads {most} of {network.caption_channels}. Encode them with the encoder "
+                f"network reads {most} of {condition.channels}. Encode them with the encoder "
                 f"that the network was trained with, and --length={most}."
             )

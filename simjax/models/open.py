@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from simjax import config as c
-from simjax.config import checks
+from simjax.config import values
 from simjax.errors import ConfigError
 from simjax.models import exported, port, stored
 from simjax.models.model import Model, Read, model_of, require_fit
@@ -137,7 +137,7 @@ def _of_run(
     adjusted: Callable[[c.Config], c.Config],
     check: Callable[[c.Config, c.Network], None],
 ) -> Opened:
-    checks.require_known("network", network, NETWORKS)
+    values.require_known("network", network, NETWORKS)
     config, _ = stored.described(adjusted(config), directory / "teacher")
     check(config, config.network)
     prepared = None
@@ -162,12 +162,13 @@ def _reader(config: c.Config, wanted: Wanted, run: epath.Path | None) -> Read | 
         return captions.reader(config.text, run)
     if not wanted.encoder:
         return None
-    network = config.network
-    if not isinstance(network, c.PixArt):
-        raise ConfigError(f"{type(network).__name__} reads no captions; leave the encoder out.")
-    length = network.caption_length or config.text.length
+    condition = config.network.condition
+    if not condition.reads_prompts:
+        name = type(config.network).__name__
+        raise ConfigError(f"{name} reads no captions; leave the encoder out.")
+    length = condition.limit or config.text.length
     reader: Reader = encoders.open_reader(wanted.encoder, wanted.tokenizer, length)
-    width, expected = reader.encoder.sizes.width, network.caption_channels
+    width, expected = reader.encoder.sizes.width, condition.channels
     if width != expected:
         raise ConfigError(
             f"the text encoder has {width} channels, the network reads {expected}; give the "

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from simjax import config as c
-from simjax.config import Description
 from simjax.errors import ConfigError
 from simjax.models import build
+from simjax.networks.network import Description
 from simjax.porting import identify, zoo
 from simjax.porting.files import cache, read_pickle, read_weights
 from simjax.porting.files.cache import LocalFile
@@ -132,7 +132,7 @@ def _read_transformer(file: LocalFile, family: str) -> Read:
     """A state dictionary, or a folder of diffusers'."""
     weights = read_weights.read(file.path)
     try:
-        network, mapping, tensors, assumed = identify.identify(weights, family)
+        network, mapping, tensors, assumed, precondition = identify.identify(weights, family)
     except ConfigError as error:
         raise ConfigError(f"{file.path}: {error}") from error
     if not (file.path.is_dir() and identify.require_schedule(Path(file.path))):
@@ -141,7 +141,7 @@ def _read_transformer(file: LocalFile, family: str) -> Read:
     note = {"files": ", ".join(names[:MOST_NAMED]) + ", ..." * (len(names) > MOST_NAMED)}
     note |= {"state_dict": weights.key} if weights.key else {}
     note |= {"assumed": "; ".join(assumed)} if assumed else {}
-    description = Description(network, "ddpm_linear", LATENT_DEVIATION)
+    description = Description(network, precondition, LATENT_DEVIATION)
     return Read(description, mapping, tensors, file.sha256 or _digest(weights.files), note)
 
 

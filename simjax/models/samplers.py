@@ -1,16 +1,16 @@
-"""What draws samples: one call of a generator, or a teacher's sampler."""
+"""What draws samples: a generator, or a teacher's sampler."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from simjax import config as c
 from simjax.config.options import options_of
-from simjax.diffusion import guidance, sampler, schedule
+from simjax.diffusion import sampler, schedule
 from simjax.models import build
+from simjax.models.generator import generator_of
 from simjax.models.model import Model
 from simjax.typing import Array, Condition, Denoise, Images, Params
 
@@ -28,10 +28,11 @@ class Sampler:
     params: Params
 
 
-def one_step(model: Model, params: Mapping[str, Params]) -> list[Sampler]:
-    """One evaluation at sigma_init, with each of the named parameters."""
-    function = one_step_sampler(model.denoise, model.config, model.mesh)
-    return [Sampler(name, 1, function, value) for name, value in params.items()]
+def generated(model: Model, params: Mapping[str, Params]) -> list[Sampler]:
+    """The config's generator, with each of the named parameters."""
+    function = generator_sampler(model.denoise, model.config, model.mesh)
+    evaluations = generator_of(model.config).evaluations
+    return [Sampler(name, evaluations, function, value) for name, value in params.items()]
 
 
 def many_steps(teacher: Model, steps: int) -> Sampler:
@@ -47,7 +48,8 @@ def teacher_sampler(denoise: Denoise, config: c.Config, steps: int, mesh: Mesh) 
 
     One key an example draws the churn's noise.
     """
-    denoise = guidance.guided(build.on_devices(denoise, mesh, config), config.teacher.guidance)
+    denoise = build.on_devices(denoise, mesh, config)
+    denoise = build.guided(config, denoise, config.teacher.guidance)
     options = config.teacher.sampler
     solver = sampler.SOLVERS[options.solver]
     churn = _churn(options) if solver.churns else None
@@ -88,12 +90,12 @@ def _churn(options: c.Sampler) -> sampler.Churn | None:
     return sampler.Churn(*(getattr(options, name) for name in names))
 
 
-def one_step_sampler(denoise: Denoise, config: c.Config, mesh: Mesh) -> Sample:
-    """(params, z, cond, keys) -> samples by one evaluation at sigma_init; keys are not used."""
-    denoise, sigma_init = build.on_devices(denoise, mesh, config), config.generator.sigma_init
+def generator_sampler(denoise: Denoise, config: c.Config, mesh: Mesh) -> Sample:
+    """(params, z, cond, keys) -> samples of the config's generator; keys are not used."""
+    denoise, generator = build.on_devices(denoise, mesh, config), generator_of(config)
 
     def sample(params, z, cond, keys):
-        return denoise(params, sigma_init * z, jnp.full(z.shape[0], sigma_init), cond)
+        return generator.sample(denoise, params, z, cond)
 
     return jax.jit(sample)
 

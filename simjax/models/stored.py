@@ -7,10 +7,10 @@ from typing import Any
 from etils import epath
 
 from simjax import config as c
-from simjax.config import Description
 from simjax.errors import ConfigError
 from simjax.models import build
 from simjax.models.model import Model, model_of
+from simjax.networks.network import Description
 from simjax.porting import zoo
 from simjax.runtime import checkpoint, processes, sharding, storage, versions
 from simjax.typing import Params

@@ -3,21 +3,24 @@
 References: arXiv:2105.05233; EDM, arXiv:2206.00364, appendix F.2 and table 7.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from simjax.networks import layers
+from simjax.networks.network import Network
 from simjax.networks.unet import ADM, UNet
 from simjax.typing import Array, Float, Labels, PerExample
 
 CHANNELS_EMBEDDING = 4  # width of the noise embedding over that of the network, EDM
 
 
-class AdmUNet(UNet):
-    """F(x, c_noise, labels) of the preconditioned denoiser; arguments as those of SongUNet."""
+class AdmUNetModule(UNet):
+    """F(x, c_noise, labels) of the preconditioned denoiser; arguments are SongUNetModule's."""
 
     def __init__(
         self,
@@ -77,3 +80,19 @@ class AdmUNet(UNet):
         if hasattr(self, "map_label"):
             embedding += self.map_label(labels)
         return jax.nn.silu(embedding)
+
+
+@dataclasses.dataclass
+class AdmUNet(Network):
+    """The U-Net of Dhariwal and Nichol; defaults are EDM's ImageNet 64 network (EDM table 7)."""
+
+    module: ClassVar = AdmUNetModule
+    resolution: int = 64
+    image_channels: int = 3
+    label_dim: int = 1000
+    augment_dim: int = 0
+    channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    blocks: int = 3
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    dropout: float = 0.10

@@ -3,11 +3,15 @@
 Reference: DiT, arXiv:2212.09748, section 3.2 and table 1.
 """
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from simjax.networks import layers
+from simjax.networks.network import Network
 from simjax.networks.transformer import (
     NORMAL,
     ZEROS,
@@ -42,7 +46,7 @@ class DiTBlock(nnx.Module):
         return gated_sum(x, gate2, self.mlp(told_norm(x, shift2, scale2)))
 
 
-class DiT(nnx.Module):
+class DiTModule(nnx.Module):
     """F(x, c_noise, labels) of the preconditioned denoiser; c_noise is a DDPM time step.
 
     Labels of zeros stand for no class: the embedding that training put in place of dropped classes.
@@ -116,3 +120,20 @@ class DiT(nnx.Module):
         none = 1 - labels.sum(1, keepdims=True)
         rows = jnp.concatenate([labels, none], axis=1)
         return jnp.dot(rows, self.classes[...], precision=jax.lax.Precision.HIGHEST)
+
+
+@dataclasses.dataclass
+class DiT(Network):
+    """The transformer of DiT on latents; defaults are DiT-XL/2 for 256 pixels (DiT table 1)."""
+
+    module: ClassVar = DiTModule
+    is_stack: ClassVar = True
+    of_latents: ClassVar = True
+    resolution: int = 32  # of latents: 1/8 of the images'
+    image_channels: int = 4
+    label_dim: int = 1000
+    patch: int = 2
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    time_steps: int = 128  # of the embedding's frequencies; 127 where weights came from diffusers

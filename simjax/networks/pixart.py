@@ -3,12 +3,17 @@
 Reference: PixArt-alpha, arXiv:2310.00426, section 2.3 and figure 4.
 """
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from simjax.networks import layers
+from simjax.networks.conditions import Captions
 from simjax.networks.dit import MLP_RATIO
+from simjax.networks.network import Network
 from simjax.networks.transformer import (
     NORMAL,
     ZEROS,
@@ -47,7 +52,7 @@ class PixArtBlock(nnx.Module):
         return gated_sum(x, gate2, self.mlp(told_norm(x, shift2, scale2)))
 
 
-class PixArt(nnx.Module):
+class PixArtModule(nnx.Module):
     """F(x, c_noise, caption) of the preconditioned denoiser; c_noise is a DDPM time step.
 
     Args:
@@ -150,3 +155,27 @@ class PixArt(nnx.Module):
         length = caption.embedding.shape[1]
         dropped = caption.dropped[:, None, None]
         return jnp.where(dropped, self.no_caption[...][:length], caption.embedding)
+
+
+@dataclasses.dataclass
+class PixArt(Network):
+    """The transformer of PixArt-alpha on latents; defaults are PixArt-XL-2-512x512's."""
+
+    module: ClassVar = PixArtModule
+    is_stack: ClassVar = True
+    of_latents: ClassVar = True
+    resolution: int = 64  # of latents: 32, 64, 128 for images of 256, 512, 1024
+    image_channels: int = 4
+    patch: int = 2
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    caption_channels: int = 4096  # T5-XXL
+    caption_length: int = 120  # of the learned embedding of no caption; 0: there is none
+    interpolation: float = 1.0  # of positions; 2 for images of 1024
+    size_conditioning: bool = False  # True for images of 1024
+
+    @property
+    def condition(self) -> Captions:
+        """What a T5 encoder makes of a prompt."""
+        return Captions(self.caption_channels, self.caption_length)

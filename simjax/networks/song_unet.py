@@ -3,21 +3,24 @@
 References: arXiv:2011.13456; EDM, arXiv:2206.00364, appendix F.2 and table 7.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from simjax.networks import layers
+from simjax.networks.network import Network
 from simjax.networks.unet import SONG, UNet
 from simjax.typing import Array, Float, Labels, PerExample
 
 CHANNELS_EMBEDDING = 4  # width of the noise embedding over that of the network, EDM
 
 
-class SongUNet(UNet):
+class SongUNetModule(UNet):
     """F(x, c_noise, labels) of the preconditioned denoiser.
 
     Args:
@@ -99,3 +102,27 @@ class SongUNet(UNet):
             embedding += self.map_augment(augment_labels)
         embedding = jax.nn.silu(self.map_layer0(embedding))
         return jax.nn.silu(self.map_layer1(embedding))
+
+
+@dataclasses.dataclass
+class SongUNet(Network):
+    """DDPM++; NCSN++ with embedding, noise_channels, encoder, filter_taps changed (EDM table 7)."""
+
+    module: ClassVar = SongUNetModule
+    choices: ClassVar = {
+        "embedding": ("positional", "fourier"),
+        "encoder": ("standard", "residual"),
+    }
+    resolution: int = 32
+    image_channels: int = 3
+    label_dim: int = 0
+    augment_dim: int = 9  # EDM's augmentation pipe
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (2, 2, 2)
+    blocks: int = 4
+    attention_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.13
+    embedding: str = "positional"
+    noise_channels: int = 1
+    encoder: str = "standard"
+    filter_taps: tuple[int, ...] = (1, 1)

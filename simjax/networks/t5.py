@@ -6,6 +6,7 @@ porting/maps/t5.py ports.
 References: T5, arXiv:1910.10683; gated GELU, arXiv:2002.05202.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -204,3 +205,17 @@ def bucket(distance: int, buckets: int, max_distance: int) -> int:
     steps = range(1, rest)
     reached = (distance**rest * exact**k >= max_distance**k * exact**rest for k in steps)
     return exact + sum(reached)
+
+
+@dataclasses.dataclass
+class T5:
+    """A T5 v1.1 encoder; defaults are XXL's, which PixArt-alpha reads."""
+
+    vocabulary: int = 32128
+    width: int = 4096
+    depth: int = 24
+    heads: int = 64
+    head_width: int = 64
+    hidden: int = 10240
+    buckets: int = 32
+    max_distance: int = 128

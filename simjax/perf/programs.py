@@ -14,15 +14,15 @@ import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from simjax import config as c
-from simjax.data import conditions
 from simjax.models import build, samplers
+from simjax.models.generator import generator_of
 from simjax.runs import setup
 from simjax.runtime import sharding
 from simjax.text import encoders
 from simjax.train import step
-from simjax.train.compile import Step, Training, compile_steps
-from simjax.train.state import TrainState
-from simjax.typing import Array, Condition, Denoise, Images, Key, Metrics, Params
+from simjax.train.compile import Training, compile_steps
+from simjax.train.update import Constants
+from simjax.typing import Array, Condition, Denoise, Images, Params
 
 Arguments = tuple[Any, ...]
 
@@ -116,41 +116,33 @@ def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) 
 
 
 def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
-    """The fake score's update alone: one forward of G, three of the score."""
-    fns = setup.step_fns(config, denoise, mesh)
-
-    def update(state: TrainState, constants: step.Constants, key: Key) -> tuple:
-        draws, _ = step.draw(state, constants, key, fns=fns)
-        return _counted(*step.fake_score_step(state, draws, fns=fns))
-
-    made = _training(config, _alone(config, denoise, mesh, update), denoise, params, forwards=4)
+    """The fake score's update alone: G, and three forwards of the score."""
+    made = _alone(config, denoise, params, mesh, "fake_score", generator_of(config).evaluations + 3)
     read = {name: tree for name, tree in made.trees.items() if name != "teacher"}
     return dataclasses.replace(made, trees=read)
 
 
 def generator(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
-    """The generator's update alone: one forward of G, four of the scores, two of G."""
-    fns = setup.step_fns(config, denoise, mesh)
-
-    def update(state: TrainState, constants: step.Constants, key: Key) -> tuple:
-        _, draws = step.draw(state, constants, key, fns=fns)
-        return _counted(*step.generator_step(state, constants.teacher, draws, fns=fns))
-
-    forwards = 7 + _guidance(config)
-    return _training(config, _alone(config, denoise, mesh, update), denoise, params, forwards)
+    """The generator's update alone: G and two forwards to go back, four of the scores."""
+    forwards = generator_of(config).evaluations + 6 + _guidance(config)
+    return _alone(config, denoise, params, mesh, "generator", forwards)
 
 
 def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The distillation call, as a run makes it."""
-    made = setup.distillation(config, denoise, mesh)
-    forwards = 11 + _guidance(config)  # tests/train/test_cost.py
+    made, calls = setup.distillation(config, denoise, mesh), generator_of(config).evaluations
+    of_fake_score = config.fake_score_updates * (calls + 3)
+    forwards = of_fake_score + calls + 6 + _guidance(config)  # tests/train/test_cost.py
     return _training(config, made, denoise, params, forwards)
 
 
 def sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
-    """One-step samples, in the batches of evaluation."""
-    sampler = samplers.one_step_sampler(denoise, config, mesh)
-    return _sampling(config, sampler, denoise, params, mesh, turns=1, evaluations=1)
+    """The generator's samples, in the batches of evaluation."""
+    sampler, evaluations = (
+        samplers.generator_sampler(denoise, config, mesh),
+        generator_of(config).evaluations,
+    )
+    return _sampling(config, sampler, denoise, params, mesh, turns=1, evaluations=evaluations)
 
 
 def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
@@ -178,31 +170,32 @@ def _guidance(config: c.Config) -> int:
     return 2 * sum(guided)
 
 
-def _alone(config: c.Config, denoise: Denoise, mesh: Mesh, update: Step) -> Training:
+def _alone(
+    config: c.Config, denoise: Denoise, params: Params, mesh: Mesh, role: str, forwards: int
+) -> Program:
     """A distillation whose steps are one update."""
-    call = compile_steps(update, mesh=mesh, steps_per_call=config.steps_per_call)
-    return dataclasses.replace(setup.distillation(config, denoise, mesh), call=call)
-
-
-def _counted(state: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
-    """What ends a step: the next one draws anew."""
-    return state.replace(step=state.step + 1), metrics
+    every = setup.updates_of(config, setup.step_fns(config, denoise, mesh), mesh)
+    chosen = [each for each in every if each.role == role][:1]
+    call = compile_steps(
+        functools.partial(step.distill_step, updates=chosen),
+        mesh=mesh,
+        steps_per_call=config.steps_per_call,
+    )
+    made = dataclasses.replace(setup.distillation(config, denoise, mesh), call=call)
+    return _training(config, made, denoise, params, forwards)
 
 
 def _training(
     config: c.Config, made: Training, denoise: Denoise, params: Params, forwards: int
 ) -> Program:
     state, constants, key = setup.arguments_like(config, made, params)
-    names = (field.name for field in dataclasses.fields(state) if field.name != "step")
-    trees = {name: getattr(state, name) for name in names}
-
     captions = {} if constants.captions is None else {"captions": constants.captions}
 
     def values(params: Params) -> Arguments:
         frozen = sharding.place(setup.frozen(config, params), made.mesh)
         where = jax.tree.map(lambda leaf: leaf.sharding, constants.captions)
-        draw = functools.partial(build.any_captions, config, (1, 2, config.batch))
-        teacher = step.Constants(frozen, jax.jit(draw, out_shardings=where)())
+        draw = functools.partial(setup.any_captions, config)
+        teacher = Constants(frozen, jax.jit(draw, out_shardings=where)())
         params = sharding.place(params, made.mesh)
         run_key = build.key_on(config, "distillation", made.mesh)
         return made.init(params, params), teacher, run_key
@@ -210,7 +203,7 @@ def _training(
     return Program(
         function=made.call,
         arguments=(state, constants, key),
-        trees={"teacher": constants.teacher} | captions | trees,
+        trees={"teacher": constants.teacher} | captions | state.trees(),
         batch=config.batch,
         steps=config.steps_per_call,
         turns=config.accumulate,
@@ -265,11 +258,7 @@ def _draw_inputs(config: c.Config, batch: int) -> tuple[Images, Condition, Array
 
 
 def _draw_cond(config: c.Config, batch: int) -> Condition:
-    captions = build.any_captions(config, (batch,))
-    if captions is not None:
-        return captions
-    key = build.key(config, "evaluation")
-    return conditions.draw_labels(key, batch, config.network.label_dim)
+    return config.network.condition.draw(build.key(config, "evaluation"), batch)
 
 
 def _placed(tree: Any, where: Sharding) -> Any:

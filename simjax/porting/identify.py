@@ -9,21 +9,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simjax import config as c
 from simjax.errors import ConfigError
+from simjax.networks.dit import DiT
+from simjax.networks.network import Network
+from simjax.networks.pixart import PixArt
 from simjax.porting.files.foreign_file import shown
 from simjax.porting.files.read_weights import Weights, read_json
 from simjax.porting.maps import dit, pixart
 from simjax.porting.maps.rules import Rule
 
-FAMILIES = {"dit": c.DiT}  # that a file may not tell by itself
+FAMILIES = {"dit": DiT}  # that a file may not tell by itself
 PIPELINE = "model_index.json"  # of a diffusers pipeline; its transformer has a folder inside
 SCHEDULER = "scheduler/scheduler_config.json"  # of such a pipeline
 CLASSES = {  # of diffusers, by the norm_type of their config.json; the first was once for both
     "ada_norm_zero": ("Transformer2DModel", "DiTTransformer2DModel"),
     "ada_norm_single": ("Transformer2DModel", "PixArtTransformer2DModel"),
 }
-SCHEDULE = {  # what "ddpm_linear" is (DiT, PixArt-alpha), in diffusers' words
+DDPM = "ddpm_linear"  # the family of DiT and PixArt-alpha
+SCHEDULE = {  # what that is (DiT, PixArt-alpha), in diffusers' words
     "prediction_type": "epsilon",
     "beta_schedule": "linear",
     "beta_start": 1e-4,
@@ -36,12 +39,13 @@ MOST_SHOWN = 4  # names in a message; our choice
 
 
 class Identified(NamedTuple):
-    """A network, how its tensors get there, and what no file tells of it."""
+    """A network and its family, how its tensors get there, and what no file tells of it."""
 
-    network: c.Network
+    network: Network
     rules: Sequence[Rule]
     tensors: Mapping[str, np.ndarray]
     assumed: tuple[str, ...] = ()
+    precondition: str = DDPM
 
 
 def identify(weights: Weights, family: str = "") -> Identified:
@@ -108,7 +112,7 @@ def require_schedule(transformer: Path) -> bool:
     return True
 
 
-def _heads(network: c.DiT | c.PixArt) -> str:
+def _heads(network: DiT | PixArt) -> str:
     return f"{network.heads} attention heads, as published networks of width {network.width}"
 
 

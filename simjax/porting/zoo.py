@@ -12,8 +12,12 @@ from typing import NamedTuple
 
 from etils import epath
 
-from simjax import config
 from simjax.errors import ConfigError
+from simjax.networks.adm_unet import AdmUNet
+from simjax.networks.dit import DiT
+from simjax.networks.network import Network
+from simjax.networks.pixart import PixArt
+from simjax.networks.song_unet import SongUNet
 from simjax.porting.files import cache
 from simjax.porting.files.cache import LocalFile
 
@@ -24,7 +28,7 @@ HUB = re.compile(r"(?:https?://huggingface\.co/)?(\w[\w.-]*/\w[\w.-]*)/?")  # a 
 FILES = (".pkl", ".npz", ".zip", ".pt", ".pth", ".bin", ".ckpt", ".json", ".safetensors")
 REMOTE_PATHS = ("gs", "s3")  # what etils.epath opens in place
 
-# What differs from config.SongUNet, whose defaults are EDM's CIFAR-10 DDPM++.
+# What differs from SongUNet, whose defaults are EDM's CIFAR-10 DDPM++.
 WITH_64_PIXELS = {"resolution": 64, "channel_mult": (1, 2, 2, 2)}
 NETWORKS = {
     "cifar10-32x32-uncond": {},
@@ -44,7 +48,7 @@ class Entry(NamedTuple):
     """One published file; network is None where only the file itself tells."""
 
     url: str
-    network: config.Network | None = None
+    network: Network | None = None
     sha256: str | None = None
     precondition: str = "edm"
     sigma_data: float = 0.5
@@ -53,11 +57,11 @@ class Entry(NamedTuple):
 def _release() -> dict[str, Entry]:
     """Every file of the EDM release; vp is DDPM++ and ve NCSN++."""
     imagenet = "edm-imagenet-64x64-cond-adm"
-    entries = {imagenet: Entry(f"{EDM}{imagenet}.pkl", config.AdmUNet())}
+    entries = {imagenet: Entry(f"{EDM}{imagenet}.pkl", AdmUNet())}
     for name, size in NETWORKS.items():
         for kind, family in (("vp", {}), ("ve", NCSNPP)):
             edm, baseline = f"edm-{name}-{kind}", f"baseline-{name}-{kind}"
-            entries[edm] = Entry(f"{EDM}{edm}.pkl", config.SongUNet(**size, **family))
+            entries[edm] = Entry(f"{EDM}{edm}.pkl", SongUNet(**size, **family))
             entries[baseline] = Entry(f"{EDM}baseline/{baseline}.pkl")
     return entries
 
@@ -66,11 +70,11 @@ def _transformers() -> dict[str, Entry]:
     """DiT-XL/2 and PixArt-alpha; sizes are those of latents, 1/8 of the images'."""
     latent = {"precondition": "ddpm_linear", "sigma_data": 1.0}
     networks = {
-        f"{DIT}DiT-XL-2-256x256.pt": config.DiT(resolution=32),
-        f"{DIT}DiT-XL-2-512x512.pt": config.DiT(resolution=64),
-        f"{PIXART}PixArt-XL-2-256x256.pth": config.PixArt(resolution=32),
-        f"{PIXART}PixArt-XL-2-512x512.pth": config.PixArt(resolution=64),
-        f"{PIXART}PixArt-XL-2-1024-MS.pth": config.PixArt(
+        f"{DIT}DiT-XL-2-256x256.pt": DiT(resolution=32),
+        f"{DIT}DiT-XL-2-512x512.pt": DiT(resolution=64),
+        f"{PIXART}PixArt-XL-2-256x256.pth": PixArt(resolution=32),
+        f"{PIXART}PixArt-XL-2-512x512.pth": PixArt(resolution=64),
+        f"{PIXART}PixArt-XL-2-1024-MS.pth": PixArt(
             resolution=128, interpolation=2.0, size_conditioning=True
         ),
     }

@@ -16,7 +16,7 @@ from etils import epath
 from PIL import Image
 
 from simjax import config as c
-from simjax.config import checks
+from simjax.config import values
 from simjax.errors import ConfigError
 from simjax.evaluation.evaluator import Evaluator
 from simjax.models import build, stored
@@ -28,9 +28,10 @@ from simjax.runs.teacher import as_frozen, obtain, starting_generator
 from simjax.runtime import checkpoint, owner, processes, settings, sharding, storage, versions
 from simjax.runtime.monitor import Monitor
 from simjax.text import prompts
-from simjax.train import loop, step
+from simjax.train import loop
 from simjax.train.compile import Training
 from simjax.train.state import TrainState
+from simjax.train.update import Constants
 from simjax.typing import Params
 
 
@@ -42,7 +43,7 @@ def distill(config: c.Config, workdir: str) -> None:
       ConfigError: the config is wrong, or the run directory is another run's, in use, or unusable.
       Preempted: SIGTERM came, and everything is saved.
     """
-    checks.instance("config", config, c.Config, "simjax.Config(...) makes one")
+    values.instance("config", config, c.Config, "simjax.Config(...) makes one")
     check.check(config, jax.device_count(), _begun(storage.absolute(workdir)))
     c.require_teacher(config)
     directory = storage.absolute(workdir)
@@ -133,23 +134,27 @@ def _monitor(directory: epath.Path) -> Monitor:
     return monitor
 
 
-def constants_at(teacher: Model) -> Callable[[int], step.Constants]:
+def constants_at(teacher: Model, updates: int) -> Callable[[int], Constants]:
     """What the call that begins at a step is given: the teacher, and captions where it reads them.
 
     Prompts are shuffled by the run's seed; those of the next call are read meanwhile.
+
+    Args:
+      updates: of a step, each of which has captions of its own.
     """
     config = teacher.config
     if teacher.captions is None:
-        constants = step.Constants(teacher.params)
+        constants = Constants(teacher.params)
         return lambda _: constants
     reader = prompts.Reader(
         teacher.captions.cache,
         seed=config.seed,
         batch=config.batch,
         steps_per_call=config.steps_per_call,
+        updates=updates,
         mesh=teacher.mesh,
     )
-    return lambda step_: step.Constants(teacher.params, reader.captions(step_))
+    return lambda step: Constants(teacher.params, reader.captions(step))
 
 
 def _distilled(
@@ -174,16 +179,18 @@ def _distilled(
     )
     classes = np.arange(config.grid**2) % max(teacher.classes, 1)
     inputs = setup.grid_inputs(config, teacher.asked(classes), mesh)
-    one_step, _, many_steps, *_ = (sampler.function for sampler in compared)
+    generate, _, many_steps, *_ = (sampler.function for sampler in compared)
     reference = sharding.to_host(many_steps(teacher.params, *inputs))
     monitor.picture("teacher", teacher.decode(reference), columns=config.grid)
     level, contrast = reference.mean(), reference.std(axis=(1, 2, 3)).mean()
 
     def sample(state, step: int) -> None:
-        images = sharding.to_host(one_step(state.generator_ema, *inputs))
+        images = sharding.to_host(generate(state.ema, *inputs))
         monitor.picture(f"generator_{step:08d}", teacher.decode(images), columns=config.grid)
 
     def annotate(scalars: dict[str, float]) -> dict[str, float]:
+        if "samples/mean" not in scalars:  # the generator does not move yet
+            return scalars
         return scalars | {
             "samples/mean_drift": scalars["samples/mean"] - float(level),
             "samples/contrast_ratio": scalars["samples/contrast"] / float(contrast),
@@ -199,7 +206,7 @@ def _distilled(
     state = loop.run(
         training,
         state,
-        constants_at(teacher),
+        constants_at(teacher, setup.updates_a_step(config)),
         key=build.key_on(config, "distillation", mesh),
         stage=loss.name,
         checkpoints=checkpoints,
@@ -215,7 +222,7 @@ def _distilled(
     checkpoints.close()
     if monitor.active:
         monitor.strip("progress", [*_drawn(directory), "teacher"], tile_rows=config.grid)
-    return state.generator_ema
+    return state.ema
 
 
 def _drawn(directory: epath.Path) -> list[str]:

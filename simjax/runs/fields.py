@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from simjax import config as c
 from simjax import data
 from simjax.config.options import keywords
-from simjax.diffusion import noise, precondition, sampler, schedule
+from simjax.diffusion import noise, sampler, schedule
+from simjax.diffusion.families import FAMILIES
 from simjax.errors import ConfigError
 from simjax.losses import distances, registry
 from simjax.porting import zoo
@@ -68,8 +69,9 @@ def require_read(config: c.Config, saved: c.Config | None = None) -> None:
 
 def without_effect(config: c.Config) -> dict[str, Choice]:
     """The fields that are set and have no effect, each with a choice that explains it."""
+    config, default = c.resolved(config), c.resolved(c.Config())
     made, found = tuple(choices(config)), {}
-    for path in set_fields(config, c.Config()):
+    for path in set_fields(config, default):
         why = next((choice for choice in made if _covers(choice.unread, path)), None)
         if why is not None:
             found[path] = why
@@ -78,12 +80,14 @@ def without_effect(config: c.Config) -> dict[str, Choice]:
 
 def choices(config: c.Config) -> Iterator[Choice]:
     """Every choice of a config that leaves other fields without effect."""
+    config = c.resolved(config)
     for path in SIGMAS:
         yield _of(config, f"{path}.law", schedule.SIGMA_LAWS)
     # The distance is of every method's metrics (train/health.py).
     yield _of(config, "loss.name", registry.LOSSES, always=("distance",))
     yield _of(config, "loss.distance", distances.DISTANCES)
-    yield _of(config, "teacher.sampler.ladder", schedule.LADDERS)
+    if config.teacher.sampler.ladder:  # else the teacher's file tells its family
+        yield _of(config, "teacher.sampler.ladder", schedule.LADDERS)
     yield from _churn(config.teacher.sampler)
     yield from _teacher(config)
     yield from _text(config)
@@ -119,7 +123,7 @@ def _of(
 
 def _churn(options: c.Sampler) -> Iterator[Choice]:
     churn = [f"teacher.sampler.{name}" for name in CHURN]
-    if not sampler.SOLVERS[options.solver].churns:
+    if options.solver and not sampler.SOLVERS[options.solver].churns:
         yield Choice(f"teacher.sampler.solver = {options.solver!r}", churn)
     elif not options.churn:
         yield Choice("teacher.sampler.churn = 0", churn[1:], churn[:1])
@@ -138,22 +142,23 @@ def _teacher(config: c.Config) -> Iterator[Choice]:
     if not trained:
         yield Choice("teacher.steps = 0", pretraining, of_any)
     weights = [part.weight for part in (teacher, config.generator, config.fake_score)]
-    readers = [precondition.PRECONDITIONS[teacher.precondition]]
-    readers += [noise.WEIGHTS[weight] for weight in weights[not trained :]]
-    if trained and not any("sigma_data" in keywords(reader) for reader in readers):
+    reads = FAMILIES[teacher.precondition].reads_sigma_data or any(
+        "sigma_data" in keywords(noise.WEIGHTS[weight]) for weight in weights[not trained :]
+    )
+    if trained and not reads:
         chosen = f"teacher.precondition = {teacher.precondition!r} and no weight 'edm'"
         yield Choice(chosen, ("teacher.sigma_data",))
 
 
 def _text(config: c.Config) -> Iterator[Choice]:
     network = _known_network(config)
-    if network is not None and not isinstance(network, c.PixArt):
+    if network is not None and not network.condition.reads_prompts:
         return  # `_network` refuses all of it
     if config.text.templates:
         yield Choice("text.templates", ("text.cache",), CAPTIONS)
         return
     unread = set(CAPTIONS) - {"text.templates"}
-    if network is None or not network.caption_length:
+    if network is None or not network.condition.limit:
         unread -= {"text.length"}  # cuts the prompts that samples are drawn for
     yield Choice("text.templates = ()", unread, ("text.cache",))
 
@@ -187,14 +192,18 @@ def _network(config: c.Config) -> Iterator[Choice]:
     network = _known_network(config)
     if network is None:
         return
-    name = f"the network {type(network).__name__}"
+    name, reads_prompts = f"the network {type(network).__name__}", network.condition.reads_prompts
     if isinstance(network, c.Own):
         yield Choice("a network in Python code", OF_OUR_NETWORKS)
-    elif isinstance(network, c.SongUNet | c.AdmUNet):
-        yield Choice(f"{name} of pixels", ("scan_blocks", "autoencoder", "text"))
-    elif isinstance(network, c.DiT):
-        yield Choice(name, ("text",))
-    if not network.label_dim and not isinstance(network, c.PixArt):
+    else:
+        lacks = {
+            "scan_blocks": not network.is_stack,
+            "autoencoder": not network.of_latents,
+            "text": not reads_prompts,
+        }
+        told = name if network.of_latents else f"{name} of pixels"
+        yield Choice(told, [field for field, is_so in lacks.items() if is_so])
+    if not network.label_dim and not reads_prompts:
         both = ("teacher", "fake_score")
         unread = [f"{of}.{field}" for of in both for field in ("guidance", "drop_condition")]
         yield Choice(f"{name} without classes", unread)

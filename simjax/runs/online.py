@@ -44,11 +44,11 @@ class Online:
         classes = report.asked(model, evaluator, options.online_samples)
         self._classes = classes if model.classes else None
         self._drawing = report.drawing(model, classes, seed=0)
-        self._sampler = samplers.one_step(model, {"generator": model.params})[0].function
+        self._sampler = samplers.generated(model, {"generator": model.params})[0].function
 
     def measure(self, state: Any, step: int) -> None:
-        """Measures and logs state.generator_ema; stores it when it is the best so far."""
-        batches = self._drawing.draw(self._sampler, state.generator_ema)
+        """Measures and logs the generator's EMA; stores it when it is the best so far."""
+        batches = self._drawing.draw(self._sampler, state.ema)
         metrics, _ = self._evaluator.measure(batches, self._classes)
         self._monitor.measured(step, metrics)
         if name := self._config.evaluation.best:
@@ -57,7 +57,7 @@ class Online:
             if better:
                 value = metrics.get(name)  # the first process has it
                 found = {"step": step, "metric": name, "value": value, "by": self._by}
-                stored.store_again(self._best / str(step), self._model, state.generator_ema, found)
+                stored.store_again(self._best / str(step), self._model, state.ema, found)
             remove = functools.partial(self._remove_others, step if better else None)
             processes.by_first(remove, "only the best is kept")
 

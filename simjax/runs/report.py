@@ -14,7 +14,7 @@ from etils import epath
 
 from simjax import config as c
 from simjax import data
-from simjax.config import checks
+from simjax.config import values
 from simjax.errors import ConfigError
 from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing
@@ -33,7 +33,7 @@ def samplers_of(teacher: Model, generator: Params, name: str = "generator") -> l
     """Those of a distillation's report."""
     config = teacher.config
     once = {f"{name}, {config.loss.name}": generator, "teacher, one call": teacher.params}
-    return samplers.one_step(teacher, once) + [
+    return samplers.generated(teacher, once) + [
         samplers.many_steps(teacher, n) for n in config.evaluation.teacher_steps
     ]
 
@@ -101,8 +101,8 @@ def drawing(model: Model, classes: np.ndarray, seed: int) -> Drawing:
 def drawing_of(model: Model, cond: Condition, count: int, seed: int) -> Drawing:
     """The noise of `count` samples, which have the conditions in turn."""
     config = model.config
-    checks.whole_number("samples", count, 1)
-    key = jax.random.fold_in(build.key(config, "evaluation"), checks.seed(seed))
+    values.whole_number("samples", count, 1)
+    key = jax.random.fold_in(build.key(config, "evaluation"), values.seed(seed))
     shape, batch = build.image_shape(config), config.evaluation.batch
     return Drawing(key, cond, shape, batch, model.mesh, model.decode, count)
 

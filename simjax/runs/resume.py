@@ -54,18 +54,18 @@ MEASURED = {
 DATA = ("data.source", "data.split")
 # What the parameters depend on, or what is stored of a run would no longer be of its config.
 FIXED = (
-    *("seed", "batch", "compute_dtype", "network", "dropout"),
+    *("seed", "batch", "fake_score_updates", "compute_dtype", "network", "dropout"),
     *("text.t5", "text.length", "text.cache", "text.words", "text.templates", "text.held_out"),
     *("teacher.source", "teacher.family", "teacher.sha256", "teacher.dtype", "teacher.guidance"),
     *("teacher.precondition", "teacher.sigma_data", "teacher.steps", "teacher.batch"),
     *("teacher.sigma", "teacher.weight", "teacher.augment", "teacher.drop_condition"),
     *("teacher.optim", "teacher.ema"),
     *("generator.source", "generator.family", "generator.sigma_init", "generator.sigma"),
+    *("generator.start", "fake_score.pull"),
     *("generator.weight", "generator.optim", "generator.ema"),
     *("fake_score.sigma", "fake_score.weight", "fake_score.scale", "fake_score.augment"),
     *("fake_score.guidance", "fake_score.drop_condition", "fake_score.optim"),
-    *("loss.name", "loss.distance", "loss.units", "loss.scale", "loss.alpha", "loss.c"),
-    *("loss.delta", "loss.exponent", "loss.rate"),
+    "loss",
 )
 STEPS = "steps"
 SCHEDULES = ("generator.optim.final_lr", "fake_score.optim.final_lr")  # 1: constant rates
@@ -99,6 +99,7 @@ def plan(directory: epath.Path, config: c.Config) -> Plan:
     Raises:
       ConfigError: another run lives there, with the fields that differ.
     """
+    config = c.resolved(config)
     current, saved = _plain(c.to_dict(config)), _saved(directory / CONFIG)
     if saved is None:
         return Plan(current, None, finished=False, measures=False)
@@ -196,7 +197,7 @@ def _saved(file: epath.Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        return _plain(c.to_dict(c.from_dict(json.loads(file.read_text()))))
+        return _plain(c.to_dict(c.resolved(c.from_dict(json.loads(file.read_text())))))
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise

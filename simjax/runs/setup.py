@@ -5,7 +5,8 @@ No mathematics: it chooses among functions of losses/, diffusion/, data/ and tra
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +21,9 @@ from simjax.diffusion import guidance, noise, schedule
 from simjax.errors import ConfigError
 from simjax.losses import distances, registry, sim
 from simjax.models import build
+from simjax.models.generator import generator_of
 from simjax.runtime import sharding
-from simjax.train import optim, state, step, teacher_step
+from simjax.train import optim, state, step, teacher_step, update
 from simjax.train.compile import Training, training
 from simjax.typing import (
     Array,
@@ -38,7 +40,7 @@ from simjax.typing import (
 
 def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
     """Training of a teacher; the call's constants are all (images, class numbers, captions)."""
-    teacher = config.teacher
+    teacher, condition = config.teacher, config.network.condition
     tx = _adam(teacher.optim, teacher.steps)
 
     def draw_data(
@@ -46,11 +48,12 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
     ) -> tuple[Images, Condition]:
         x0, drawn = conditions.draw_data(key, images, classes, teacher.batch)
         if captions is None:
-            cond = conditions.one_hot(drawn, config.network.label_dim)
+            cond = condition.of(drawn)
         else:
             cond = conditions.caption_of(jax.random.fold_in(key, 1), drawn, captions)
         if teacher.drop_condition:
-            cond = guidance.dropped(jax.random.fold_in(key, 2), cond, teacher.drop_condition)
+            drop_key = jax.random.fold_in(key, 2)
+            cond = guidance.dropped(drop_key, cond, condition.null, teacher.drop_condition)
         return sharding.split_batch((data.to_unit(x0), cond), mesh)
 
     fns = teacher_step.TeacherFns(
@@ -74,19 +77,22 @@ def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
 
 
 def distillation(
-    config: c.Config, denoise: Denoise, mesh: Mesh, fns: step.StepFns | None = None
+    config: c.Config,
+    denoise: Denoise,
+    mesh: Mesh,
+    updates: Sequence[update.Update] | None = None,
 ) -> Training:
-    """Distillation of a teacher; the call's constants are step.Constants.
+    """Distillation of a teacher; the call's constants are train/update.py's Constants.
 
     Args:
-      fns: by default step_fns of the others.
+      updates: of a step; by default `updates_of` the others.
     """
-    fns = fns or step_fns(config, denoise, mesh)
+    if updates is None:
+        updates = updates_of(config, step_fns(config, denoise, mesh), mesh)
+    txs = {f"{each.role}_tx": each.tx for each in updates}
     return training(
-        functools.partial(step.distill_step, fns=fns),
-        functools.partial(
-            state.init_distillation, fake_score_tx=fns.fake_score_tx, generator_tx=fns.generator_tx
-        ),
+        functools.partial(step.distill_step, updates=updates),
+        functools.partial(state.init_distillation, **txs),
         mesh=mesh,
         steps=config.steps,
         steps_per_call=config.steps_per_call,
@@ -99,16 +105,21 @@ def frozen(config: c.Config, teacher: Params) -> Params:
     return jax.tree.map(lambda leaf: leaf.astype(build.DTYPES[config.teacher.dtype]), teacher)
 
 
+def updates_a_step(config: c.Config) -> int:
+    """Of the fake score, and the generator's."""
+    return config.fake_score_updates + 1
+
+
 def arguments_like(config: c.Config, made: Training, params: Params) -> tuple[Any, ...]:
     """Shapes, types and shardings of what distillation's call takes; `params` may be shapes."""
     teacher = jax.eval_shape(functools.partial(frozen, config), params)
-    captions = jax.eval_shape(functools.partial(build.any_captions, config, (1, 2, config.batch)))
+    captions = jax.eval_shape(functools.partial(any_captions, config))
     state = jax.eval_shape(made.init, params, params)
     run_key = jax.eval_shape(functools.partial(build.key, config, "distillation"))
     whole = sharding.replicated(made.mesh)
     return (
         sharding.abstract(state, made.mesh),
-        step.Constants(
+        update.Constants(
             sharding.abstract(teacher, made.mesh),
             sharding.abstract_captions(captions, made.mesh),
         ),
@@ -116,29 +127,52 @@ def arguments_like(config: c.Config, made: Training, params: Params) -> tuple[An
     )
 
 
+def any_captions(config: c.Config) -> Caption | None:
+    """Random numbers for the captions of one step; None of networks that read none."""
+    return build.any_captions(config, (1, updates_a_step(config), config.batch))
+
+
 def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
-    """Everything that one distillation step calls."""
-    generator, fake_score = config.generator, config.fake_score
+    """What the losses of a distillation step call."""
+    fake_score = config.fake_score
     denoise = build.on_devices(denoise, mesh, config)
     return step.StepFns(
         denoise=denoise,
-        denoise_teacher=guidance.guided(denoise, config.teacher.guidance),
-        denoise_fake=guidance.guided(denoise, fake_score.guidance),
+        generate=functools.partial(generator_of(config).train_sample, denoise),
+        denoise_teacher=build.guided(config, denoise, config.teacher.guidance),
+        denoise_fake=build.guided(config, denoise, fake_score.guidance),
         loss=generator_loss(config, distance(config.loss)),
         distance=distance(config.loss),
         fake_score_weight=_weight(fake_score.weight, config),
-        draw_fake_score=functools.partial(
+        augment=_augment(fake_score.augment),
+        fake_score_scale=fake_score.scale,
+    )
+
+
+def updates_of(config: c.Config, fns: step.StepFns, mesh: Mesh) -> list[update.Update]:
+    """A step of SIM and its kin: fake_score_updates of the fake score, then the generator's."""
+    generator, fake_score = config.generator, config.fake_score
+    of_fake_score = update.Update(
+        "fake_score",
+        functools.partial(step.of_fake_score, fns=fns),
+        functools.partial(
             _draws, config=config, law=fake_score.sigma, mesh=mesh, drop=fake_score.drop_condition
         ),
-        draw_generator=functools.partial(_draws, config=config, law=generator.sigma, mesh=mesh),
-        fake_score_tx=_adam(fake_score.optim, config.steps),
-        generator_tx=_adam(generator.optim, config.steps),
-        ema_decay=_ema_decay(generator.ema, config.batch),
-        augment=_augment(fake_score.augment),
-        sigma_init=generator.sigma_init,
-        fake_score_scale=fake_score.scale,
+        _adam(fake_score.optim, config.steps * config.fake_score_updates),
         accumulate=config.accumulate,
     )
+    of_generator = update.Update(
+        "generator",
+        functools.partial(step.of_generator, fns=fns),
+        functools.partial(_draws, config=config, law=generator.sigma, mesh=mesh),
+        _adam(generator.optim, config.steps),
+        accumulate=config.accumulate,
+        start=math.ceil(generator.start / config.batch),
+        then=functools.partial(
+            step.follow, ema_decay=_ema_decay(generator.ema, config.batch), pull=fake_score.pull
+        ),
+    )
+    return [of_fake_score] * config.fake_score_updates + [of_generator]
 
 
 def distance(loss: c.Loss) -> distances.Distance:
@@ -209,15 +243,15 @@ def _draws(
     law: c.Sigma,
     mesh: Mesh,
     drop: float = 0.0,
-) -> step.Draws:
+) -> update.Draws:
     z_key, label_key, sigma_key, eps_key, dropout_key, augment_key = jax.random.split(key, 6)
     shape = (config.batch, *build.image_shape(config))
-    cond = captions
+    condition, cond = config.network.condition, captions
     if captions is None:
-        cond = conditions.draw_labels(label_key, config.batch, config.network.label_dim)
+        cond = condition.draw(label_key, config.batch)
     if drop:
-        cond = guidance.dropped(jax.random.fold_in(label_key, 1), cond, drop)
-    draws = step.Draws(
+        cond = guidance.dropped(jax.random.fold_in(label_key, 1), cond, condition.null, drop)
+    draws = update.Draws(
         z=jax.random.normal(z_key, shape),
         cond=cond,
         sigma=_draw_sigma(sigma_key, law=law, batch=config.batch),

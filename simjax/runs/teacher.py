@@ -15,10 +15,10 @@ import numpy as np
 from etils import epath
 
 from simjax import config as c
-from simjax.config import Description
 from simjax.errors import ConfigError
 from simjax.models import build, port, stored
 from simjax.models.model import Model, require_fit
+from simjax.networks.network import Description
 from simjax.runs import setup
 from simjax.runtime import checkpoint, processes, sharding
 from simjax.runtime.monitor import Monitor

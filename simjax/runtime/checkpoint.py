@@ -7,7 +7,6 @@ checkpoint, onto storage that all of them see; what they read may be split other
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import threading
@@ -28,7 +27,7 @@ from simjax.typing import Array, Params
 
 WATCH = 1.0  # seconds between looks at a save; our choice
 
-State = TypeVar("State")  # a dataclass of trees with a field `step`
+State = TypeVar("State")  # of train/state.py: step, trees(), of_trees()
 
 
 class _Manager(ocp.CheckpointManager):
@@ -82,7 +81,7 @@ class Checkpoints:
 
     def save(self, state: State) -> None:
         """Starts writing `state`; returns once its arrays are safe from donation."""
-        trees = _trees(state)
+        trees = state.trees()
         checksums = _checksums(trees)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         note = ocp.args.JsonSave({"step": int(state.step), "checksums": checksums})
@@ -97,10 +96,10 @@ class Checkpoints:
         A damaged one is moved aside, into <directory>_damaged, and reported.
         """
         while (step := self._latest_step()) is not None:
-            trees, reason = self._read(step, _trees(like))
+            trees, reason = self._read(step, like.trees())
             if trees is not None:
                 count = sharding.placed(np.int32(step), like.step.sharding)
-                return dataclasses.replace(like, step=count, **trees)
+                return like.of_trees(count, trees)
             self._set_aside(step, reason)  # the one before may be whole
         return None
 
@@ -305,11 +304,6 @@ def params_sha256(params: Params) -> str:
         digest.update(json.dumps([path, value.shape, str(value.dtype)]).encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
-
-
-def _trees(state: Any) -> dict[str, Any]:
-    fields = (f.name for f in dataclasses.fields(state))
-    return {name: getattr(state, name) for name in fields if name != "step"}
 
 
 def _checksums(trees: dict[str, Any]) -> dict[str, int]:

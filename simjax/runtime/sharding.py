@@ -130,7 +130,7 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
 
 
 def abstract_captions(captions: Any, mesh: Mesh) -> Any:
-    """Shapes, types and shardings of captions (n, 2, b, ...): their third axis is split."""
+    """Shapes, types and shardings of captions (n, updates, b, ...): their third axis is split."""
     where = NamedSharding(mesh, PartitionSpec(None, None, AXES))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), captions

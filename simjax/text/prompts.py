@@ -62,13 +62,13 @@ def survey(path: epath.PathLike) -> Survey:
     return Survey(count, skipped, digest.hexdigest())
 
 
-def order(seed: int, count: int, step: int, update: int, batch: int) -> Indices:
-    """The prompts of an update (0: fake score, 1: generator) of a step.
+def order(seed: int, count: int, update: int, batch: int) -> Indices:
+    """The prompts of a run's update, counted through all its steps.
 
     Epochs are permutations of all prompts, one after another; the update takes `batch` of them from
-    position (2 step + update) batch on. A function of these numbers alone.
+    position update * batch on. A function of these numbers alone.
     """
-    first = (2 * step + update) * batch
+    first = update * batch
     epochs, places = np.divmod(np.arange(first, first + batch), count)
     indices = np.empty(batch, np.int64)
     for epoch in np.unique(epochs).tolist():
@@ -90,12 +90,22 @@ class Reader:
     Args:
       batch: prompts of an update, of all processes.
       steps_per_call: steps that a call makes.
+      updates: of a step.
       mesh: over which batches are split; every process reads its own rows alone.
     """
 
-    def __init__(self, cache: Cache, *, seed: int, batch: int, steps_per_call: int, mesh: Mesh):
+    def __init__(
+        self,
+        cache: Cache,
+        *,
+        seed: int,
+        batch: int,
+        steps_per_call: int,
+        updates: int,
+        mesh: Mesh,
+    ):
         self._cache, self._seed = cache, seed
-        rows = (steps_per_call, 2, batch)
+        rows = (steps_per_call, updates, batch)
         tokens = (*rows, cache.identity["length"])
         like = Caption(
             jax.ShapeDtypeStruct((*tokens, cache.identity["channels"]), ml_dtypes.bfloat16),
@@ -108,9 +118,9 @@ class Reader:
         self._ahead: tuple[int, concurrent.futures.Future] | None = None
 
     def captions(self, step: int) -> Caption:
-        """What the call that starts at `step` needs, leaves (steps_per_call, 2, batch, ...).
+        """What the call that starts at `step` needs, leaves (steps_per_call, updates, batch, ...).
 
-        The pair of step s lies at s mod steps_per_call, where train/step.py takes it.
+        Those of step s lie at s mod steps_per_call, where train/update.py takes them.
 
         Raises:
           ConfigError: the cache is damaged.
@@ -153,7 +163,10 @@ class Reader:
         turns = (step + (turn - step) % steps for turn in range(steps))
         indices = np.array(
             [
-                [order(self._seed, len(self._cache), s, update, batch) for update in range(updates)]
+                [
+                    order(self._seed, len(self._cache), s * updates + update, batch)
+                    for update in range(updates)
+                ]
                 for s in turns
             ]
         )

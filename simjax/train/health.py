@@ -63,7 +63,7 @@ def generator(
 
 def summarize(metrics: dict[str, Array]) -> dict[str, float]:
     """Scalars of a log window from its mean metrics: sums over counts, ranges of sigma by name."""
-    scalars = {k: float(v) for k, v in metrics.items() if not k.startswith("bins/")}
+    scalars = _of_updates_made({k: float(v) for k, v in metrics.items() if "bins/" not in k})
     if "bins/count" in metrics:
         sums = [metrics[f"bins/{name}"] for name in ("count", "distance", "gap_squared")]
         for name, count, distance, gap_squared in zip(SIGMA_BINS, *sums, strict=True):
@@ -71,3 +71,20 @@ def summarize(metrics: dict[str, Array]) -> dict[str, float]:
                 scalars[f"distance/{name}"] = float(distance / count)
                 scalars[f"gap/{name}"] = float((gap_squared / count) ** 0.5)
     return scalars
+
+
+def _of_updates_made(scalars: dict[str, float]) -> dict[str, float]:
+    """Means over the updates that were made, where a network is not updated at every step.
+
+    ROLE/updates is the share of them; an update that is left out counts as zeros.
+    """
+    shares = {k.removesuffix("/updates"): v for k, v in scalars.items() if k.endswith("/updates")}
+    made = {}
+    for name, value in scalars.items():
+        role = name.partition("/")[0]
+        share = shares.get("generator" if role == "samples" else role, 1.0)
+        if name.endswith("/updates"):
+            made[name] = value
+        elif share:
+            made[name] = value / share
+    return made

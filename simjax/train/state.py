@@ -1,5 +1,6 @@
 """What training carries from step to step."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,15 +12,45 @@ from simjax.typing import Params, Step
 
 
 @struct.dataclass
+class Role:
+    """A network that is trained, and its optimizer's state."""
+
+    params: Params
+    opt: Any
+
+
+@struct.dataclass
 class TrainState:
-    """Distillation: three parameter trees that start as the teacher, two optimizer states."""
+    """Distillation: the trained networks by name, and the EMA of the generator."""
 
     step: Step
-    fake_score: Params
-    generator: Params
-    generator_ema: Params
-    fake_score_opt: Any
-    generator_opt: Any
+    roles: dict[str, Role]
+    ema: Params
+
+    @property
+    def generator(self) -> Params:
+        """Parameters of G."""
+        return self.roles["generator"].params
+
+    @property
+    def fake_score(self) -> Params:
+        """Parameters of the denoiser of G's samples."""
+        return self.roles["fake_score"].params
+
+    def with_role(self, name: str, **fields: Any) -> "TrainState":
+        """The state with other params or opt of a role."""
+        return self.replace(roles=self.roles | {name: self.roles[name].replace(**fields)})
+
+    def trees(self) -> dict[str, Any]:
+        """What a checkpoint holds, by name, beside the step."""
+        params = {name: role.params for name, role in self.roles.items()}
+        opts = {f"{name}_opt": role.opt for name, role in self.roles.items()}
+        return params | {"generator_ema": self.ema} | opts
+
+    def of_trees(self, step: Step, trees: Mapping[str, Any]) -> "TrainState":
+        """The inverse of `trees`."""
+        roles = {name: Role(trees[name], trees[f"{name}_opt"]) for name in self.roles}
+        return TrainState(step, roles, trees["generator_ema"])
 
 
 @struct.dataclass
@@ -30,6 +61,14 @@ class TeacherState:
     params: Params
     ema: Params
     opt: Any
+
+    def trees(self) -> dict[str, Any]:
+        """What a checkpoint holds, by name, beside the step."""
+        return {"params": self.params, "ema": self.ema, "opt": self.opt}
+
+    def of_trees(self, step: Step, trees: Mapping[str, Any]) -> "TeacherState":
+        """The inverse of `trees`."""
+        return TeacherState(step, **trees)
 
 
 def init_distillation(
@@ -42,11 +81,11 @@ def init_distillation(
     """The fake score as a copy of the teacher; so is the generator, or it goes on from its own."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        fake_score=_copy(teacher),
-        generator=_copy(generator),
-        generator_ema=_copy(generator),
-        fake_score_opt=fake_score_tx.init(teacher),
-        generator_opt=generator_tx.init(generator),
+        roles={
+            "fake_score": Role(_copy(teacher), fake_score_tx.init(teacher)),
+            "generator": Role(_copy(generator), generator_tx.init(generator)),
+        },
+        ema=_copy(generator),
     )
 
 

@@ -134,7 +134,7 @@ def noise(count, shape):
 
 def live(model, params):
     """What simjax sample draws with."""
-    sample = samplers.one_step_sampler(model.denoise, model.config, model.mesh)
+    sample = samplers.generator_sampler(model.denoise, model.config, model.mesh)
     return lambda z, cond: sample(params, z, cond, None)
 
 

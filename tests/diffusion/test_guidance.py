@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from simjax.diffusion import guidance
+from simjax.networks.conditions import Captions
 from simjax.typing import Caption
 
 XT = jnp.arange(24.0).reshape(3, 2, 2, 2)
@@ -21,13 +22,20 @@ def denoise(params, xt, sigma, cond):
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 4.5])
 def test_a_guided_mean_is_the_scale_times_the_conditional_one(scale):
     labels = jnp.eye(3)
-    found = guidance.guided(denoise, scale)(2.0, XT, SIGMA, labels)
+    found = guidance.guided(denoise, scale, jnp.zeros_like)(2.0, XT, SIGMA, labels)
     expected = denoise(2.0 * scale, XT, SIGMA, labels)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_guidance_of_some_channels_leaves_the_others_conditional():
+    labels = jnp.eye(3)
+    found = guidance.guided(denoise, 4.5, jnp.zeros_like, channels=1)(2.0, XT, SIGMA, labels)
+    np.testing.assert_allclose(found[..., :1], denoise(9.0, XT, SIGMA, labels)[..., :1], rtol=1e-6)
+    np.testing.assert_array_equal(found[..., 1:], denoise(2.0, XT, SIGMA, labels)[..., 1:])
+
+
 def test_scale_1_costs_nothing():
-    assert guidance.guided(denoise, 1.0) is denoise
+    assert guidance.guided(denoise, 1.0, jnp.zeros_like) is denoise
 
 
 def test_without_classes_both_halves_are_the_same():
@@ -35,7 +43,8 @@ def test_without_classes_both_halves_are_the_same():
         assert cond.shape == (6, 0)
         return xt / (1 + sigma[:, None, None, None] ** 2)
 
-    found = guidance.guided(unconditional, 4.5)(None, XT, SIGMA, jnp.zeros((3, 0)))
+    guided = guidance.guided(unconditional, 4.5, jnp.zeros_like)
+    found = guided(None, XT, SIGMA, jnp.zeros((3, 0)))
     np.testing.assert_allclose(found, unconditional(None, XT, SIGMA, jnp.zeros((6, 0))), rtol=1e-5)
 
 
@@ -49,7 +58,8 @@ def test_captions_are_dropped_and_keep_their_mask():
         seen.append(cond)
         return xt
 
-    guidance.guided(record, 2.0)(None, XT[:2], SIGMA[:2], caption)
+    null = Captions(channels=4, limit=3).null
+    guidance.guided(record, 2.0, null)(None, XT[:2], SIGMA[:2], caption)
     np.testing.assert_array_equal(seen[0].dropped, [False, True, False, True])
     np.testing.assert_array_equal(seen[0].mask[0], seen[0].mask[1])
     np.testing.assert_array_equal(seen[0].mask[2:].sum(1), [1, 1])

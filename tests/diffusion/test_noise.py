@@ -14,6 +14,7 @@ CLOSED_FORMS = {
     "uniform": lambda sigma: np.ones_like(sigma),
     "edm": lambda sigma: 1 / 0.5**2 + 1 / sigma**2,
     "score": lambda sigma: sigma**-2.0,
+    "flow": lambda sigma: (1 + 1 / sigma) ** 2,
 }
 CASES = [pytest.param(noise.WEIGHTS[name], CLOSED_FORMS[name], id=name) for name in noise.WEIGHTS]
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from simjax.diffusion import precondition
+from simjax.diffusion.families import FAMILIES
 
 SIGMA = np.array([0.02, 0.3, 1.0, 2.5, 40.0])
 
@@ -27,7 +28,7 @@ def flow(x0, eps, sigma):
 
 
 # What the network sees, and what it is trained to predict, as functions of (x0, eps, sigma). An
-# entry of PRECONDITIONS without a line here fails the collection of this file.
+# entry of FAMILIES without a line here fails the collection of this file.
 NETWORK_SIDES = {
     "edm": edm,
     "vp": noise_prediction,
@@ -37,8 +38,8 @@ NETWORK_SIDES = {
     "flow": flow,
 }
 CASES = [
-    pytest.param(coefficients, NETWORK_SIDES[name], id=name)
-    for name, coefficients in precondition.PRECONDITIONS.items()
+    pytest.param(family.coefficients, NETWORK_SIDES[name], id=name)
+    for name, family in FAMILIES.items()
 ]
 every_family = pytest.mark.parametrize(("family", "network_side"), CASES)
 
@@ -115,7 +116,7 @@ def test_iddpm_levels_are_those_of_the_cosine_schedule():
 def test_time_step_of_a_table_family_is_that_of_the_nearest_level(name):
     levels = getattr(precondition, f"{name}_levels")()
     assert np.all(np.diff(levels) < 0)
-    family = precondition.PRECONDITIONS[name]
+    family = FAMILIES[name].coefficients
     j = np.array([1, 7, 500, 998, 999])
     nearer = 0.6 * levels[j] + 0.4 * levels[j - 1]  # between two levels, nearer to level j
     for sigma in (levels[j], nearer):

@@ -29,6 +29,11 @@ def karras_time(sigma, sigma_min=0.002, sigma_max=80.0, rho=7.0):
     return (sigma ** (1 / rho) - bottom) / (top - bottom)
 
 
+def of_table(sigma, levels):
+    """The CDF of a uniform choice among descending levels, half a step smoothed."""
+    return np.interp(sigma, levels[::-1], (np.arange(len(levels)) + 0.5) / len(levels))
+
+
 # Options and the CDF of each law. An entry of SIGMA_LAWS without a line here fails the collection.
 CDFS = {
     "lognormal": [
@@ -47,6 +52,8 @@ CDFS = {
         ({}, lambda sigma: np.log(sigma / 0.02) / np.log(5000)),
         ({"sigma_min": 1, "sigma_max": 10}, lambda sigma: np.log10(sigma)),
     ],
+    "iddpm": [({}, lambda sigma: of_table(sigma, precondition.iddpm_levels()[8:-1]))],
+    "ddpm_linear": [({}, lambda sigma: of_table(sigma, precondition.ddpm_linear_levels()[:-1]))],
 }
 CASES = [
     pytest.param(law, options, cdf, id=f"{name}-{options}")

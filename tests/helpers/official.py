@@ -14,9 +14,11 @@ import numpy as np
 from flax import nnx
 
 from simjax.diffusion import noise, schedule
-from simjax.diffusion.precondition import PRECONDITIONS, Precondition
+from simjax.diffusion.families import FAMILIES
+from simjax.diffusion.precondition import Precondition
 from simjax.losses import distances
 from simjax.models import build
+from simjax.models.generator import OneStep
 from simjax.networks.denoiser import Denoiser, as_denoise
 from simjax.porting.maps import edm, rules
 from simjax.train import step
@@ -90,7 +92,7 @@ _DENOISERS: dict[Any, Denoise] = {}  # equal networks share one compiled functio
 def network(config: Mapping[str, Any], tensors: Tensors) -> Network:
     """Builds the network that the constructor arguments describe, and ports its tensors."""
     wrapper = edm.WRAPPERS[config["precond"]]
-    family = PRECONDITIONS[wrapper.precondition]
+    family = FAMILIES[wrapper.precondition].coefficients
     constants = {k: config[k] for k in inspect.signature(family).parameters if k in config}
     precondition = functools.partial(family, **constants)
     outside = {"precond", "model_type", "sigma_data", *constants, *wrapper.known, *edm.IGNORED}
@@ -126,18 +128,17 @@ def flat(tree: Params) -> dict[str, np.ndarray]:
     return {"/".join(str(k.key) for k in path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def step_fns(denoise: Denoise, **options: Any) -> step.StepFns:
-    """StepFns whose draws come from a file: what a recorded run does not use is None."""
-    unused = dict.fromkeys(
-        ("loss", "draw_fake_score", "draw_generator", "fake_score_tx", "generator_tx", "ema_decay")
-    )
+def step_fns(denoise: Denoise, sigma_init: float, **options: Any) -> step.StepFns:
+    """StepFns of one denoiser for all roles."""
     shared = {
+        "loss": None,
+        "generate": functools.partial(OneStep(sigma_init).train_sample, denoise),
         "denoise_teacher": denoise,
         "denoise_fake": denoise,
         "distance": distances.l2_squared,
         "fake_score_weight": noise.edm_weight,
     }
-    return step.StepFns(**unused | shared | {"denoise": denoise} | options)
+    return step.StepFns(**shared | {"denoise": denoise} | options)
 
 
 def lognormal(normal: np.ndarray, hyper: Mapping[str, Any]) -> np.ndarray:

@@ -14,7 +14,7 @@ from simjax.models import build, stored
 from simjax.models.model import Model
 from simjax.runtime import checkpoint, storage
 from simjax.text import captions
-from simjax.train.state import TrainState
+from simjax.train.state import Role, TrainState
 
 
 def random_weights(options: config.Config, seed: int) -> dict:
@@ -39,7 +39,8 @@ def make_run(folder: Path, options: config.Config, network: config.Network) -> t
     for step in (3, 7):
         generator = build.denoiser(options, random_weights(options, step))[1]
         other = {"kernel": jnp.zeros(1)}  # in place of what is not read
-        saving.save(TrainState(jnp.int32(step), other, other, generator, other, other))
+        roles = dict.fromkeys(("fake_score", "generator"), Role(other, other))
+        saving.save(TrainState(jnp.int32(step), roles, generator))
     saving.close()
     return model, generator
 

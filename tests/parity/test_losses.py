@@ -15,6 +15,7 @@ import numpy as np
 from simjax.diffusion import noise, schedule
 from simjax.losses import denoising, diff_instruct, sid
 from simjax.train import step
+from simjax.train.update import Draws
 from tests.helpers import official
 
 LOSS, SCALAR, SIGMA, MID, GRAD_IMAGES, GRAD = 3e-5, 1e-4, 1e-5, 1e-5, 5e-5, 1e-4
@@ -58,9 +59,7 @@ class Setting:
     def fns(self, **options):
         weight = functools.partial(noise.edm_weight, sigma_data=self.hyper["sigma_data"])
         sigma_init = self.hyper["init_sigma"]
-        return official.step_fns(
-            self.denoise, sigma_init=sigma_init, fake_score_weight=weight, **options
-        )
+        return official.step_fns(self.denoise, sigma_init, fake_score_weight=weight, **options)
 
     def draws(self, sigma, suffix=""):
         """Draws of the generator update, or with suffix "_fake" of the fake score's."""
@@ -68,7 +67,7 @@ class Setting:
         eps = self.recording.images(f"in/noise{suffix}")
         labels = self.recording.labels(f"in/labels{suffix}", len(z))
         keys = {"dropout_keys": None, "augment_keys": None}
-        return step.Draws(z=z, cond=labels, sigma=sigma, eps=eps, **keys)
+        return Draws(z=z, cond=labels, sigma=sigma, eps=eps, **keys)
 
     def fake_draws(self):
         return self.draws(
@@ -77,7 +76,7 @@ class Setting:
 
     def forward(self, draws):
         """Images, noisy images, teacher's and fake score's outputs."""
-        x0 = step.generate(self.tree("gen"), draws.z, draws.cond, fns=self.fns())
+        x0 = self.fns().generate(self.tree("gen"), draws.z, draws.cond)
         xt = noise.add_noise(x0, draws.sigma, draws.eps)
         args = (xt, draws.sigma, draws.cond)
         d_teacher, d_fake = (self.denoise(self.tree(role), *args) for role in ("true", "fake"))
@@ -126,7 +125,7 @@ def check_generator(s, draws, loss, name, scale, *, fake=None):
 def check_fake_score(s, scale):
     """The denoising loss on generated images, its scalar and gradients."""
     recording, draws = s.recording, s.fake_draws()
-    x0 = step.generate(s.tree("gen"), draws.z, draws.cond, fns=s.fns())
+    x0 = s.fns().generate(s.tree("gen"), draws.z, draws.cond)
     assert official.rel(x0, recording.images("fake/images")) <= MID
     xt = noise.add_noise(x0, draws.sigma, draws.eps)
     denoised = s.denoise(s.tree("fake"), xt, draws.sigma, draws.cond)

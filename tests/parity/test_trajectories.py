@@ -18,12 +18,14 @@ import pytest
 
 from simjax.losses import diff_instruct, sid
 from simjax.train import optim, state, step
+from simjax.train.accumulate import accumulated_grad
+from simjax.train.update import Constants, Draws, Update
 from tests.helpers import official
 
 SERIES, PARAM_L2, EMA_BETA = 1e-3, 1e-5, 1e-5  # relative, relative, absolute
 FINAL, FINAL_SHARE = 5e-5, 0.999  # absolute, for this share of the entries
 ACCUMULATION, ACCUMULATION_GRAD = 1e-5, 1e-4  # our choice: float32 sums in another order
-ROLES = {"fake": "fake_score", "gen": "generator", "ema": "generator_ema"}
+ROLES = {"fake": "fake_score", "gen": "generator", "ema": "ema"}
 
 
 class Run(NamedTuple):
@@ -31,8 +33,9 @@ class Run(NamedTuple):
 
     network: official.Network
     fns: step.StepFns
+    updates: list[Update]
     hyper: dict[str, Any]
-    draws: list[tuple[step.Draws, step.Draws]]  # fake score's and generator's, per iteration
+    draws: list[tuple[Draws, Draws]]  # fake score's and generator's, per iteration
 
 
 def sid_run(recording) -> Run:
@@ -73,7 +76,7 @@ def _run(recording, loss, fake_score_scale, generator_sigma) -> Run:
 
         key = f"in/{kind}_labels" if f"in/{kind}_labels" in recording else "in/labels"
         labels = recording[key][i] if key in recording else np.zeros((batch, 0), np.float32)
-        return step.Draws(
+        return Draws(
             z=images(f"in/{kind}_z_unit"),
             cond=labels.reshape(batch, config.get("label_dim", 0)),
             sigma=sigma,
@@ -86,20 +89,33 @@ def _run(recording, loss, fake_score_scale, generator_sigma) -> Run:
         return official.lognormal(recording["in/fake_rnd_normal"][i], hyper)
 
     fns = official.step_fns(
-        network.denoise,
-        loss=loss,
-        fake_score_tx=_adam(hyper["lr"], hyper["betas"], hyper),
-        generator_tx=_adam(hyper["glr"], hyper["g_betas"], hyper),
-        ema_decay=functools.partial(_ema_decay, hyper=hyper),
-        sigma_init=hyper["init_sigma"],
-        fake_score_scale=fake_score_scale,
-        accumulate=hyper.get("rounds", batch // hyper["batch_gpu"]),
+        network.denoise, hyper["init_sigma"], loss=loss, fake_score_scale=fake_score_scale
     )
+    accumulate = hyper.get("rounds", batch // hyper["batch_gpu"])
+    updates = [
+        Update(
+            "fake_score",
+            functools.partial(step.of_fake_score, fns=fns),
+            None,
+            _adam(hyper["lr"], hyper["betas"], hyper),
+            accumulate,
+        ),
+        Update(
+            "generator",
+            functools.partial(step.of_generator, fns=fns),
+            None,
+            _adam(hyper["glr"], hyper["g_betas"], hyper),
+            accumulate,
+            then=functools.partial(
+                step.follow, ema_decay=functools.partial(_ema_decay, hyper=hyper), pull=0.0
+            ),
+        ),
+    ]
     both = [
         (draws("fake", i, fake_sigma(i)), draws("gen", i, generator_sigma(i)))
         for i in range(iterations)
     ]
-    return Run(network, fns, hyper, both)
+    return Run(network, fns, updates, hyper, both)
 
 
 def _adam(lr, betas, hyper):
@@ -128,22 +144,20 @@ def iterate(run: Run):
     Not jitted as a whole: the denoiser and Adam are, and every file of equal shapes shares them.
     """
 
-    def one(carry, teacher, fake_draws, generator_draws):
-        fns = dataclasses.replace(
-            run.fns,
-            draw_fake_score=lambda key, captions: fake_draws,
-            draw_generator=lambda key, captions: generator_draws,
-        )
-        return step.distill_step(carry, step.Constants(teacher), jax.random.key(0), fns=fns)
+    def one(carry, teacher, draws):
+        updates = [
+            dataclasses.replace(update, draw=lambda key, captions, drawn=drawn: drawn)
+            for update, drawn in zip(run.updates, draws, strict=True)
+        ]
+        return step.distill_step(carry, Constants(teacher), jax.random.key(0), updates=updates)
 
-    fns, teacher = run.fns, run.network.params
-    carry = state.init_distillation(
-        teacher, teacher, fake_score_tx=fns.fake_score_tx, generator_tx=fns.generator_tx
-    )
+    teacher = run.network.params
+    txs = {f"{update.role}_tx": update.tx for update in run.updates}
+    carry = state.init_distillation(teacher, teacher, **txs)
     carry = carry.replace(step=jnp.asarray(_first_step(run.hyper)[0], jnp.int32))
     yield carry, {}
-    for fake_draws, generator_draws in run.draws:
-        carry, metrics = one(carry, teacher, fake_draws, generator_draws)
+    for draws in run.draws:
+        carry, metrics = one(carry, teacher, draws)
         yield carry, metrics
 
 
@@ -161,7 +175,7 @@ def last_round(run: Run, before, after, i):
 def check(run: Run, recording):
     states, metrics = zip(*iterate(run), strict=True)
     metrics = [jax.device_get(m) for m in metrics[1:]]
-    if run.fns.accumulate == 1:
+    if run.updates[0].accumulate == 1:
         losses = [[m["fake_score/loss"], m["generator/loss"]] for m in metrics]
     else:
         losses = [
@@ -221,7 +235,7 @@ def test_accumulation_over_slices_equals_the_whole_batch(sid_trajectory_case):
     def loss_fn(fake_score, draws):
         return step.fake_score_loss(fake_score, teacher, draws, fns=run.fns), {}
 
-    whole, _, grads = step.accumulated_grad(loss_fn, teacher, draws, 1)
-    sliced, _, sliced_grads = step.accumulated_grad(loss_fn, teacher, draws, slices)
+    whole, _, grads = accumulated_grad(loss_fn, teacher, draws, 1)
+    sliced, _, sliced_grads = accumulated_grad(loss_fn, teacher, draws, slices)
     np.testing.assert_allclose(sliced, whole, rtol=ACCUMULATION)
     assert official.worst_tensor(sliced_grads, grads)[0] <= ACCUMULATION_GRAD

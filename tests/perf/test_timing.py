@@ -96,10 +96,12 @@ def test_random_parameters_keep_the_size_of_activations():
     assert drawn["kernel"].dtype == np.float32
 
 
-LARGER = config.Config(
-    batch=8,
-    network=NETWORK,
-    evaluation=config.Evaluation(batch=8, teacher_steps=(3,)),
+LARGER = config.resolved(
+    config.Config(
+        batch=8,
+        network=NETWORK,
+        evaluation=config.Evaluation(batch=8, teacher_steps=(3,)),
+    )
 )
 
 

@@ -24,15 +24,16 @@ def losses_and_gradients(options, dtype):
     generator = jax.tree.map(np.flip, teacher)  # another network of the same law
     fake_score = jax.tree.map(lambda a, b: 0.8 * a + 0.6 * b, teacher, generator)
     fns = setup.step_fns(options, denoise, mesh)
+    of_fake_score, of_generator = setup.updates_of(options, fns, mesh)
 
     @jax.jit
     def both(generator, teacher, fake_score, key):
         fake_key, generator_key = jax.random.split(key)
         fake = jax.value_and_grad(step.fake_score_loss)(
-            fake_score, generator, fns.draw_fake_score(fake_key), fns=fns
+            fake_score, generator, of_fake_score.draw(fake_key, None), fns=fns
         )
         (loss, _), grads = jax.value_and_grad(step.generator_loss, has_aux=True)(
-            generator, teacher, fake_score, fns.draw_generator(generator_key), fns=fns
+            generator, teacher, fake_score, of_generator.draw(generator_key, None), fns=fns
         )
         return {"fake_score": fake, "generator": (loss, grads)}
 

@@ -1,4 +1,7 @@
-"""What one step costs: at most 1.05 times 11 forwards (two of G, 3 + 4 of the scores, 2 of G)."""
+"""What one step costs: at most 1.05 times 11 forwards (two of G, 3 + 4 of the scores, 2 of G).
+
+Every further update of the fake score costs four: one of G, three of the score.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +24,11 @@ def flops(function, *args) -> float:
 
 
 @pytest.mark.whole_runs
-@pytest.mark.parametrize("loss", ["sim", "sid"])
-def test_one_step_costs_eleven_forwards(loss):
+@pytest.mark.parametrize(("loss", "updates"), [("sim", 1), ("sid", 1), ("sim", 2)])
+def test_one_step_costs_eleven_forwards_and_four_a_further_fake_score_update(loss, updates):
     options = config.Config(
         batch=8,
+        fake_score_updates=updates,
         network=LARGER,
         loss=config.Loss(name=loss),
     )
@@ -34,4 +38,5 @@ def test_one_step_costs_eleven_forwards(loss):
     xt, sigma, labels = jnp.zeros((8, 8, 8, 1)), jnp.ones(8), jnp.zeros((8, 10))
     with for_cpus():
         forward = flops(denoise, params, xt, sigma, labels)
-    assert 10.5 * forward < step <= 1.05 * 11 * forward
+    forwards = 11 + 4 * (updates - 1)
+    assert (forwards - 0.5) * forward < step <= 1.05 * forwards * forward

@@ -22,6 +22,12 @@ class Count:
     step: jax.Array
     tree: dict[str, jax.Array]
 
+    def trees(self) -> dict[str, dict[str, jax.Array]]:
+        return {"tree": self.tree}
+
+    def of_trees(self, step, trees) -> "Count":
+        return Count(step, **trees)
+
 
 def count(state: Count, constants, key) -> tuple[Count, dict]:
     total = state.tree["total"] + constants

@@ -3,7 +3,7 @@
 And a step whose updates share their samples is the two updates on these samples.
 """
 
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from simjax.losses import distances, sim
-from simjax.train import step
+from simjax.models.generator import OneStep
+from simjax.train import step, update
+from simjax.train.accumulate import accumulated_grad
 from simjax.train.state import TrainState
+from simjax.train.update import Constants, Draws, Update
 from simjax.typing import Caption
 
 AUGMENT_LABELS = jnp.full((2, 9), 0.5)
@@ -30,9 +33,9 @@ class Recorder:
 
 
 def fns(denoise: Recorder) -> step.StepFns:
-    unused = dict.fromkeys(("draw_fake_score", "draw_generator", "fake_score_tx", "generator_tx"))
     return step.StepFns(
         denoise=denoise,
+        generate=functools.partial(OneStep(1.0).train_sample, denoise),
         denoise_teacher=denoise,
         denoise_fake=denoise,
         loss=lambda x0, d_teacher, d_fake, sigma: sim.generator_loss(
@@ -41,15 +44,12 @@ def fns(denoise: Recorder) -> step.StepFns:
         distance=distances.l2_squared,
         fake_score_weight=jnp.ones_like,
         augment=lambda images, keys: (images + keys[:, None, None, None], AUGMENT_LABELS),
-        ema_decay=None,
-        sigma_init=1.0,
-        **unused,
     )
 
 
-def draws() -> step.Draws:
+def draws() -> Draws:
     images = jnp.zeros((2, 4, 4, 1))
-    return step.Draws(
+    return Draws(
         z=images,
         cond=jnp.zeros((2, 0)),
         sigma=jnp.ones(2),
@@ -94,8 +94,8 @@ def test_slices_of_a_batch_have_the_mean_of_its_gradients(classes):
         value = params * draws.sigma + draws.cond.sum(1)
         return jnp.mean(value**2), {"rows": jnp.float32(len(value))}
 
-    whole = step.accumulated_grad(loss, jnp.float32(3), many, 1)
-    sliced = step.accumulated_grad(loss, jnp.float32(3), many, 2)
+    whole = accumulated_grad(loss, jnp.float32(3), many, 1)
+    sliced = accumulated_grad(loss, jnp.float32(3), many, 2)
     assert (whole[1]["rows"], sliced[1]["rows"]) == (4, 2)
     np.testing.assert_allclose(sliced[0], whole[0], rtol=1e-6)
     np.testing.assert_allclose(sliced[2], whole[2], rtol=1e-6)
@@ -104,13 +104,10 @@ def test_slices_of_a_batch_have_the_mean_of_its_gradients(classes):
 def test_each_update_of_a_step_takes_its_own_captions():
     numbers = jnp.arange(3 * 2 * 4.0).reshape(3, 2, 4, 1, 1)
     captions = Caption(numbers, numbers[..., 0] >= 0, numbers[..., 0, 0] < 0)
-    constants = step.Constants(None, captions)
-    taken = dataclasses.replace(
-        fns(Recorder()),
-        draw_fake_score=lambda key, found: found,
-        draw_generator=lambda key, found: found,
+    taken = [Update(role, None, lambda key, found: found, None) for role in ("fake", "generator")]
+    state = TrainState(jnp.int32(7), {}, None)  # the second of three pairs
+    fake_score, generator = update.draws(
+        state, Constants(None, captions), jax.random.key(0), updates=taken
     )
-    state = TrainState(jnp.int32(7), *[None] * 5)  # the second of three pairs
-    fake_score, generator = step.draw(state, constants, jax.random.key(0), fns=taken)
     np.testing.assert_array_equal(fake_score.embedding, numbers[1, 0])
     np.testing.assert_array_equal(generator.embedding, numbers[1, 1])

@@ -12,7 +12,7 @@ from simjax.models import build
 from simjax.perf import programs
 from simjax.runs import setup
 from simjax.runtime import sharding
-from simjax.train.step import Constants, draw
+from simjax.train.update import Constants, draws
 from simjax.typing import Caption
 
 COMMON = {"resolution": 8, "width": 48, "depth": 2, "heads": 3}
@@ -60,13 +60,14 @@ def step_of(options):
     training = setup.distillation(options, denoise, mesh)
     captions = build.any_captions(options, (1, 2, options.batch))
     constants = Constants(teacher, captions)
-    state = training.init(teacher, generator).replace(fake_score=fake_score)
+    state = training.init(teacher, generator).with_role("fake_score", params=fake_score)
     before = jax.tree.map(jnp.copy, state)
     key = jax.random.key(5)
     after, metrics = training.call(state, constants, key)
     fns = setup.step_fns(options, denoise, mesh)
-    draws = draw(before, constants, jax.random.fold_in(key, 0), fns=fns)
-    return before, after, metrics, draws, denoise, teacher
+    updates = setup.updates_of(options, fns, mesh)
+    drawn = draws(before, constants, jax.random.fold_in(key, 0), updates=updates)
+    return before, after, metrics, drawn, denoise, teacher
 
 
 def none_like(cond):

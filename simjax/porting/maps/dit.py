@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from simjax import config
 from simjax.errors import ConfigError
+from simjax.networks.dit import DiT
 from simjax.porting.maps.rules import Name, Rule
 from simjax.porting.maps.transformer import (
     Shapes,
@@ -68,7 +68,7 @@ def rules(names: Sequence[Name]) -> list[Rule]:
     return [Rule(r"pos_embed(\.pos_embed)?", None), *(name.rule() for name in names)]
 
 
-def describe(tensors: Mapping[str, np.ndarray]) -> config.DiT:
+def describe(tensors: Mapping[str, np.ndarray]) -> DiT:
     """The network of a state dictionary under the original names.
 
     Raises:
@@ -76,7 +76,7 @@ def describe(tensors: Mapping[str, np.ndarray]) -> config.DiT:
     """
     shapes = Shapes(tensors)
     width, channels, patch = (shapes.size("x_embedder.proj.weight", axis) for axis in range(3))
-    return config.DiT(
+    return DiT(
         resolution=patch * shapes.side("pos_embed"),
         image_channels=channels,
         label_dim=shapes.size("y_embedder.embedding_table.weight", 0) - 1,
@@ -87,7 +87,7 @@ def describe(tensors: Mapping[str, np.ndarray]) -> config.DiT:
     )
 
 
-def describe_folder(values: Mapping[str, Any]) -> config.DiT:
+def describe_folder(values: Mapping[str, Any]) -> DiT:
     """The network of diffusers' config.json.
 
     Raises:
@@ -95,7 +95,7 @@ def describe_folder(values: Mapping[str, Any]) -> config.DiT:
     """
     require(values, _KNOWN)
     count = setting(values, "num_attention_heads")
-    return config.DiT(
+    return DiT(
         resolution=setting(values, "sample_size"),
         image_channels=setting(values, "in_channels"),
         label_dim=setting(values, "num_embeds_ada_norm"),
@@ -107,7 +107,7 @@ def describe_folder(values: Mapping[str, Any]) -> config.DiT:
     )
 
 
-def folder_config(network: config.DiT) -> dict[str, Any]:
+def folder_config(network: DiT) -> dict[str, Any]:
     """The inverse of `describe_folder`.
 
     Raises:

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simjax import config
 from simjax.diffusion.precondition import iddpm_levels
 from simjax.errors import ConfigError
+from simjax.networks.adm_unet import AdmUNet
+from simjax.networks.network import Description, Network
+from simjax.networks.song_unet import SongUNet
 from simjax.porting.maps.rules import (
     AS_IT_IS,
     CONVOLUTION,
@@ -83,7 +85,7 @@ def _shared(head: int | None) -> list[Name]:
     ]
 
 
-def _song_unet(network: config.SongUNet) -> list[Name]:
+def _song_unet(network: SongUNet) -> list[Name]:
     last = f"dec.{network.resolution}x{network.resolution}_aux"
     return [
         Name("model.map_noise.freqs", "network/map_noise/frequencies"),
@@ -96,7 +98,7 @@ def _song_unet(network: config.SongUNet) -> list[Name]:
     ]
 
 
-def _adm_unet(network: config.AdmUNet) -> list[Name]:
+def _adm_unet(network: AdmUNet) -> list[Name]:
     return [
         *_layer("map_augment", "map_augment", TO_WAVES),
         *_layer("map_layer0", "map_layer0", FROM_WAVES),
@@ -126,7 +128,7 @@ _ARGUMENTS = {
 _KNOWN = {"channel_mult_emb": (4,), "label_dropout": (0,)}
 ARCHITECTURES = {
     "SongUNet": Architecture(
-        schema=config.SongUNet,
+        schema=SongUNet,
         names=_song_unet,
         arguments=_ARGUMENTS
         | {
@@ -147,7 +149,7 @@ ARCHITECTURES = {
         },
     ),
     "DhariwalUNet": Architecture(
-        schema=config.AdmUNet,
+        schema=AdmUNet,
         names=_adm_unet,
         arguments=_ARGUMENTS
         | {
@@ -184,7 +186,7 @@ WRAPPERS = {
 IGNORED = ("use_fp16", "sigma_min", "sigma_max")
 
 
-def describe(wrapper: str, arguments: Mapping[str, Any]) -> config.Description:
+def describe(wrapper: str, arguments: Mapping[str, Any]) -> Description:
     """The denoiser that a wrapper class and its constructor arguments make.
 
     Raises:
@@ -202,10 +204,10 @@ def describe(wrapper: str, arguments: Mapping[str, Any]) -> config.Description:
     model = rest.pop("model_type", family.model)
     _require_known(wrapper, rest, family.known)
     inner = {name: value for name, value in rest.items() if name not in {*IGNORED, *family.known}}
-    return config.Description(network(model, inner), family.precondition, sigma_data)
+    return Description(network(model, inner), family.precondition, sigma_data)
 
 
-def network(model: str, arguments: Mapping[str, Any]) -> config.Network:
+def network(model: str, arguments: Mapping[str, Any]) -> Network:
     """The network that a class and its constructor arguments describe.
 
     Raises:
@@ -230,12 +232,12 @@ def network(model: str, arguments: Mapping[str, Any]) -> config.Network:
     return schema(**values)
 
 
-def rules(network: config.Network) -> list[Rule]:
+def rules(network: Network) -> list[Rule]:
     """The way in; what the network's arguments or its wrapper set is computed here."""
     return [Rule(r".*\.resample_filter|u", None), *(name.rule() for name in _names(network))]
 
 
-def constructor(description: config.Description) -> tuple[str, dict[str, Any]]:
+def constructor(description: Description) -> tuple[str, dict[str, Any]]:
     """The inverse of `describe`: the wrapper class and its constructor arguments.
 
     Raises:
@@ -257,7 +259,7 @@ def constructor(description: config.Description) -> tuple[str, dict[str, Any]]:
     return wrappers[precondition], {"model_type": model, **own, **values}
 
 
-def state_dict(description: config.Description, weights: Any) -> dict[str, np.ndarray]:
+def state_dict(description: Description, weights: Any) -> dict[str, np.ndarray]:
     """The release's state dictionary: every name that its classes have, and no other."""
     network, precondition, _ = description
     tensors = export(_names(network), weights)
@@ -271,13 +273,13 @@ def state_dict(description: config.Description, weights: Any) -> dict[str, np.nd
     return tensors | levels
 
 
-def _model(network: config.Network) -> str | None:
+def _model(network: Network) -> str | None:
     """The class of the release that a network is of."""
     found = (name for name, a in ARCHITECTURES.items() if isinstance(network, a.schema))
     return next(found, None)
 
 
-def _names(network: config.Network) -> list[Name]:
+def _names(network: Network) -> list[Name]:
     return ARCHITECTURES[_model(network)].names(network)
 
 

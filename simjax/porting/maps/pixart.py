@@ -3,13 +3,14 @@
 SIM's released student has the former's, under "model.".
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from simjax import config
 from simjax.errors import ConfigError
+from simjax.networks.pixart import PixArt
 from simjax.networks.transformer import grid_embedding
 from simjax.porting.maps.rules import Name, Rule
 from simjax.porting.maps.transformer import (
@@ -97,7 +98,7 @@ def rules(names: Sequence[Name]) -> list[Rule]:
     return [Rule(r"pos_embed(\.pos_embed)?|u", None), *(name.rule() for name in names)]
 
 
-def describe(tensors: Mapping[str, np.ndarray]) -> config.PixArt:
+def describe(tensors: Mapping[str, np.ndarray]) -> PixArt:
     """The network of a state dictionary under the original names.
 
     Raises:
@@ -106,7 +107,7 @@ def describe(tensors: Mapping[str, np.ndarray]) -> config.PixArt:
     shapes = Shapes(tensors)
     width, channels, patch = (shapes.size("x_embedder.proj.weight", axis) for axis in range(3))
     side = shapes.side("pos_embed")
-    return config.PixArt(
+    return PixArt(
         resolution=patch * side,
         image_channels=channels,
         patch=patch,
@@ -120,7 +121,7 @@ def describe(tensors: Mapping[str, np.ndarray]) -> config.PixArt:
     )
 
 
-def describe_folder(values: Mapping[str, Any]) -> config.PixArt:
+def describe_folder(values: Mapping[str, Any]) -> PixArt:
     """The network of diffusers' config.json.
 
     Raises:
@@ -130,7 +131,7 @@ def describe_folder(values: Mapping[str, Any]) -> config.PixArt:
     count, resolution = setting(values, "num_attention_heads"), setting(values, "sample_size")
     is_large = resolution == 128  # what diffusers decides by, where its config does not say
     conditions = values.get("use_additional_conditions")
-    return config.PixArt(
+    return PixArt(
         resolution=resolution,
         image_channels=setting(values, "in_channels"),
         patch=setting(values, "patch_size"),
@@ -144,7 +145,12 @@ def describe_folder(values: Mapping[str, Any]) -> config.PixArt:
     )
 
 
-def folder_config(network: config.PixArt) -> dict[str, Any]:
+def without_no_caption(network: PixArt) -> PixArt:
+    """The network of a folder that lacks the learned embedding of no caption, as diffusers' do."""
+    return dataclasses.replace(network, caption_length=0)
+
+
+def folder_config(network: PixArt) -> dict[str, Any]:
     """The inverse of `describe_folder`, but for the embedding of no caption."""
     whole = float(network.interpolation).is_integer()
     return {

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from simjax import config
 from simjax.errors import ConfigError
+from simjax.networks.dit import DiT
+from simjax.networks.pixart import PixArt
 from simjax.porting.files.foreign_file import shown
 from simjax.porting.maps.rules import AS_IT_IS, CONVOLUTION, LINEAR, Layout, Name
 
@@ -113,7 +114,7 @@ def setting(values: Mapping[str, Any], name: str, default: Any = REQUIRED) -> in
     return value
 
 
-def shared_config(network: config.DiT | config.PixArt) -> dict[str, int]:
+def shared_config(network: DiT | PixArt) -> dict[str, int]:
     """What both kinds' config.json of diffusers say alike; variances are put out beside means."""
     return {
         "num_attention_heads": network.heads,

@@ -1,0 +1,73 @@
+"""Families of teachers: all that differs between an EDM network, a DDPM and a flow in sigma-space.
+
+A new one is its coefficients (diffusion/precondition.py has the known ones) and a line in FAMILIES.
+Nothing else compares the names of families, but for the tables of porting/.
+
+References: EDM, arXiv:2206.00364, table 1; DiT, arXiv:2212.09748; PixArt-alpha, arXiv:2310.00426;
+flow matching with logit-normal times: SD3, arXiv:2403.03206.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+
+from simjax.diffusion import precondition
+from simjax.diffusion.precondition import Coefficients, Precondition
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How networks of one kind become denoisers, and how they are sampled and trained.
+
+    Args:
+      coefficients: sigma (b,) -> Coefficients; it may take the option sigma_data.
+      ladder, solver: of its own sampler, in schedule.LADDERS and sampler.SOLVERS.
+      law, law_options: that its training draws sigma from, in schedule.SIGMA_LAWS.
+      weight: of its training, in noise.WEIGHTS.
+      learned_variance: the network puts out variances beside F, which D drops.
+      guided_channels: of a sample that guidance acts on, the first; None: all.
+    """
+
+    coefficients: Callable[..., Coefficients]
+    ladder: str = "karras"
+    solver: str = "heun"
+    law: str = "lognormal"
+    law_options: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    weight: str = "edm"
+    learned_variance: bool = False
+    guided_channels: int | None = None
+
+    @property
+    def reads_sigma_data(self) -> bool:
+        """Whether the coefficients depend on the data's standard deviation."""
+        return "sigma_data" in inspect.signature(self.coefficients).parameters
+
+    def precondition(self, sigma_data: float) -> Precondition:
+        """Its coefficients, of data with this standard deviation."""
+        if not self.reads_sigma_data:
+            return self.coefficients
+        return functools.partial(self.coefficients, sigma_data=sigma_data)
+
+
+FAMILIES: dict[str, Family] = {
+    "edm": Family(precondition.edm),
+    "vp": Family(precondition.vp, ladder="vp", law="vp", weight="score"),
+    "ve": Family(precondition.ve, ladder="ve", law="ve", weight="score"),
+    "iddpm": Family(
+        precondition.iddpm,
+        ladder="iddpm",
+        law="iddpm",
+        weight="score",
+        learned_variance=True,
+    ),
+    "ddpm_linear": Family(
+        precondition.ddpm_linear,
+        ladder="ddpm_linear",
+        solver="dpm_solver",
+        law="ddpm_linear",
+        weight="score",
+        learned_variance=True,
+    ),
+    "flow": Family(precondition.flow, law_options={"mean": 0.0, "std": 1.0}, weight="flow"),
+}

@@ -1,0 +1,41 @@
+"""Gradients of a large batch in parts, one after another."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from simjax.typing import Array, Metrics, Params, Scalar
+
+
+def accumulated_grad(
+    loss_fn: Callable[[Params, Any], tuple[Scalar, Metrics]],
+    params: Params,
+    draws: Any,
+    slices: int,
+) -> tuple[Scalar, Metrics, Params]:
+    """Loss, metrics and gradient, means over `slices` equal parts of the batch in turn.
+
+    Parts interleave (example i goes to part i mod slices), so that each device keeps its own rows.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def add_part(total, part):
+        (loss, metrics), grads = grad_fn(params, part)
+        return jax.tree.map(lambda a, b: a + b / slices, total, (loss, metrics, grads)), None
+
+    if slices == 1:
+        (loss, metrics), grads = grad_fn(params, draws)
+        return loss, metrics, grads
+    grad_fn = jax.jit(grad_fn)  # traced once, for its shapes and for the loop
+
+    def cut(a: Array) -> Array:  # labels of an unconditional network are (batch, 0)
+        return a.reshape(len(a) // slices, slices, *a.shape[1:]).swapaxes(0, 1)
+
+    parts = jax.tree.map(cut, draws)
+    first = jax.tree.map(lambda a: a[0], parts)
+    (loss, metrics), grads = jax.eval_shape(grad_fn, params, first)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (loss, metrics, grads))
+    total, _ = jax.lax.scan(add_part, zeros, parts)
+    return total

@@ -1,0 +1,88 @@
+"""Families: what a teacher of each is sampled and trained by, where its config leaves that open."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simjax import config
+from simjax.diffusion import noise, precondition, sampler, schedule
+from simjax.diffusion.families import FAMILIES, Family
+from simjax.models import port
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_names_what_there_is(name):
+    family = FAMILIES[name]
+    assert family.ladder in schedule.LADDERS
+    assert family.solver in sampler.SOLVERS
+    assert family.weight in noise.WEIGHTS
+    schedule.SIGMA_LAWS[family.law](jax.random.key(0), 2, **family.law_options)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_weight_of_a_family_weighs_errors_of_its_network_alike(name):
+    """lambda(sigma) c_out^2 = 1: the loss of D is the plain mean squared error of F."""
+    sigma = jnp.array([0.05, 0.5, 3.0])
+    coefficients = FAMILIES[name].precondition(0.5)(sigma)
+    weight = noise.WEIGHTS[FAMILIES[name].weight](sigma)
+    np.testing.assert_allclose(weight * coefficients.c_out**2, 1, rtol=1e-5)
+
+
+def test_only_edm_reads_the_datas_deviation():
+    assert [name for name, family in FAMILIES.items() if family.reads_sigma_data] == ["edm"]
+    wide = FAMILIES["edm"].precondition(1.3)(jnp.ones(1))
+    np.testing.assert_allclose(wide.c_skip, 1.3**2 / (1 + 1.3**2), rtol=1e-6)
+    assert FAMILIES["vp"].precondition(1.3) is precondition.vp
+
+
+def trained(precondition: str, **fields) -> config.Config:
+    teacher = config.Teacher(precondition=precondition, steps=10, **fields)
+    options = config.Config(network=config.SongUNet(), teacher=teacher)
+    return config.resolved(options)
+
+
+def test_a_teacher_is_trained_and_sampled_as_its_family_is():
+    found = trained("vp").teacher
+    assert (found.sigma.law, found.weight) == ("vp", "score")
+    assert (found.sampler.ladder, found.sampler.solver) == ("vp", "heun")
+    flow = trained("flow").teacher
+    assert (flow.sigma.law, flow.sigma.mean, flow.sigma.std) == ("lognormal", 0.0, 1.0)
+
+
+def test_what_a_config_says_stays():
+    options = {"sigma": config.Sigma(mean=2.0), "weight": "uniform"}
+    found = trained("vp", sampler=config.Sampler(ladder="karras"), **options).teacher
+    assert (found.sigma.law, found.sigma.mean) == ("lognormal", 2.0)
+    assert (found.weight, found.sampler.ladder) == ("uniform", "karras")
+    assert trained("flow", sigma=config.Sigma(law="", mean=2.0)).teacher.sigma.mean == 2.0
+
+
+def test_published_teachers_are_sampled_by_their_own():
+    for source, expected in {
+        "DiT-XL-2-256x256": ("ddpm_linear", "dpm_solver"),
+        "edm-cifar10-32x32-cond-vp": ("karras", "heun"),
+    }.items():
+        options = config.Config(teacher=config.Teacher(source=source))
+        found = port.plan(options).teacher.sampler
+        assert (found.ladder, found.solver) == expected
+        unknown = config.resolved(options).teacher.sampler  # until its file is read
+        assert (unknown.ladder, unknown.solver) == ("", "")
+
+
+def test_a_family_guides_the_channels_that_it_says(monkeypatch):
+    from simjax.models import build
+
+    few = dataclasses.replace(FAMILIES["edm"], guided_channels=1)
+    monkeypatch.setitem(FAMILIES, "edm", few)
+    options = config.Config(network=config.SongUNet(label_dim=2))
+
+    def denoise(params, xt, sigma, cond):
+        return xt + cond.sum(1)[:, None, None, None]
+
+    xt, cond = jnp.zeros((1, 2, 2, 3)), jnp.array([[1.0, 0.0]])
+    found = build.guided(options, denoise, 3.0)(None, xt, jnp.ones(1), cond)
+    np.testing.assert_array_equal(found[0, 0, 0], [3, 1, 1])
+    assert Family(precondition.edm).guided_channels is None
