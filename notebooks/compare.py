@@ -89,7 +89,7 @@ class Measure:
         self._evaluator = report.evaluator(model.config)
         self._classes = report.asked(model, self._evaluator, model.config.evaluation.samples)
         self._drawing = report.drawing(model, self._classes, 0)
-        (self._one_step,) = samplers.one_step(model, {"generator": model.params})
+        (self._one_step,) = samplers.generated(model, {"generator": model.params})
 
     def generator(self, params: Params) -> dict[str, float] | None:
         """Of one-step samples; None where they are not finite."""

@@ -23,7 +23,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from simjax import config as c
-from simjax.config import values
 from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.losses.distances import Distance
@@ -32,7 +31,7 @@ from simjax.models.generator import Generator
 from simjax.models.model import Model, require_fit
 from simjax.models.open import NETWORKS, Wanted, is_export, open_model
 from simjax.runs import check, distill, report, setup
-from simjax.runtime import processes, settings, sharding
+from simjax.runtime import processes, settings, sharding, values
 from simjax.runtime.monitor import grid, to_uint8
 from simjax.train import health, step, update
 from simjax.train.update import Update

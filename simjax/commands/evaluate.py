@@ -8,7 +8,7 @@ python -m simjax evaluate --source=idx:DIR --split=test --data=idx:DIR --feature
 python -m simjax evaluate --source=IMAGES --metrics=clip_score --prompts=prompts.txt --clip=FOLDER
 
 A run directory is measured as its own report was, unless flags say otherwise; a network by one call
-at --sigma_init, or by --steps of EDM's sampler. Of n prompts, image i belongs to number i mod n, as
+at --sigma_init, or by --steps of the teacher's own. Of n prompts, image i belongs to number i mod n, as
 simjax sample --prompts draws them. Prints the table and writes --out.
 """
 
@@ -21,7 +21,6 @@ from etils import epath
 from simjax import config as c
 from simjax import data
 from simjax.commands import flags as command_line
-from simjax.config import values
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.clip import scorer
@@ -33,7 +32,7 @@ from simjax.models.open import Wanted, open_model
 from simjax.models.samplers import Sampler
 from simjax.porting import zoo
 from simjax.runs import report
-from simjax.runtime import processes, storage
+from simjax.runtime import processes, storage, values
 from simjax.text import prompts as files_of_prompts
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, images.")
@@ -56,7 +55,7 @@ _SAMPLES = flags.DEFINE_integer("samples", None, "Images; a network's default is
 _BATCH = flags.DEFINE_integer("batch", None, "Images at a time.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, values.LARGEST_SEED)
 _REPEATS = flags.DEFINE_integer("repeats", 1, "Seeds to measure, from --seed on; EDM's are 3.", 1)
-_STEPS = flags.DEFINE_integer("steps", 0, "Of EDM's sampler; 0: one call at --sigma_init.", 0)
+_STEPS = flags.DEFINE_integer("steps", 0, "Of the teacher's sampler; 0: one call.", 0)
 _CHURN = flags.DEFINE_list("churn", None, "S_churn,S_min,S_max,S_noise; EDM: 40,0.05,50,1.003.")
 _SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of one call; default an export's, or 2.5.")
 _AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")

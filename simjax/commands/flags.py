@@ -4,18 +4,18 @@ Called from every command. Imports no JAX: flags are refused within a moment.
 """
 
 import difflib
+import itertools
 import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from simjax import config as c
-from simjax.config import values
 from simjax.errors import ConfigError
-from simjax.runtime import settings
+from simjax.runtime import settings, values
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -38,7 +38,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise ConfigError(f"--config: there is no file {file}.")
     try:
         rest = flags.FLAGS(argv)
-        if isinstance(CONFIG.value, c.Config) and not rest[1:]:
+        if CONFIG.value is not None and _is_config(CONFIG.value) and not rest[1:]:
             return rest
     except (
         flags.Error,
@@ -66,13 +66,22 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise ConfigError(f"--config: get_config() in {file} must return a simjax.config.Config.")
 
 
+def _is_config(value: Any) -> bool:
+    """Whether a config file has returned one; then JAX is imported already."""
+    from simjax.config import Config
+
+    return isinstance(value, Config)
+
+
 def _require_fields(given: Collection[str]) -> None:
     """Refuses fields that no config has; called once the file is loaded, which may register some.
 
     Raises:
       ConfigError: with those of nearly the same name.
     """
-    known = c.known_fields()
+    from simjax.config import known_fields  # imports JAX
+
+    known = known_fields()
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known
@@ -170,7 +179,7 @@ def config_name() -> str:
 
 def _given(argv: list[str], name: str) -> str | None:
     """The value of a flag, spelled --NAME=VALUE or --NAME VALUE."""
-    for argument, following in zip(argv[1:], [*argv[2:], None], strict=True):
+    for argument, following in itertools.zip_longest(argv[1:], argv[2:]):
         found = re.fullmatch(f"--?{name}(=(?P<value>.*))?", argument, re.DOTALL)
         if found:
             return following if found["value"] is None else found["value"]

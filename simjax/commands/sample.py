@@ -22,7 +22,6 @@ from etils import epath
 
 from simjax import config as c
 from simjax.commands import flags as command_line
-from simjax.config import values
 from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.evaluation import images
@@ -32,7 +31,7 @@ from simjax.models.generator import generator_of
 from simjax.models.model import Model
 from simjax.models.open import Opened, Wanted, open_model
 from simjax.runs import report
-from simjax.runtime import processes, storage
+from simjax.runtime import processes, storage, values
 from simjax.runtime.monitor import grid
 from simjax.text import prompts as files_of_prompts
 from simjax.typing import Int

@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable, Collection
 
 from simjax.config import schema, serial
-from simjax.config.values import require_known
 from simjax.diffusion.families import FAMILIES
 from simjax.errors import ConfigError
+from simjax.runtime.values import require_known
 
 # Fields that a teacher's family fills in where they are empty.
 OF_FAMILY = (

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from simjax import data
 from simjax.config import schema
 from simjax.config.options import extend, keywords
-from simjax.config.values import require_known
 from simjax.diffusion.families import FAMILIES
 from simjax.diffusion.noise import WEIGHTS
 from simjax.diffusion.schedule import SIGMA_LAWS
@@ -18,6 +17,7 @@ from simjax.errors import ConfigError
 from simjax.losses.distances import DISTANCES
 from simjax.losses.registry import LOSSES
 from simjax.networks.registry import NETWORKS
+from simjax.runtime.values import require_known
 
 
 class Registry(NamedTuple):

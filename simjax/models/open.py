@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from simjax import config as c
-from simjax.config import values
 from simjax.errors import ConfigError
 from simjax.models import exported, port, stored
 from simjax.models.model import Model, Read, model_of, require_fit
 from simjax.porting import zoo
 from simjax.porting.files import cache
-from simjax.runtime import checkpoint
+from simjax.runtime import checkpoint, values
 from simjax.text import captions, encoders
 from simjax.text.encoders import Reader
 from simjax.typing import Params

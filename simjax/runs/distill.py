@@ -16,7 +16,6 @@ from etils import epath
 from PIL import Image
 
 from simjax import config as c
-from simjax.config import values
 from simjax.errors import ConfigError
 from simjax.evaluation.evaluator import Evaluator
 from simjax.models import build, stored
@@ -25,7 +24,16 @@ from simjax.models.samplers import Sampler
 from simjax.runs import ahead, check, fields, report, resume, setup
 from simjax.runs.online import Online
 from simjax.runs.teacher import as_frozen, obtain, starting_generator
-from simjax.runtime import checkpoint, owner, processes, settings, sharding, storage, versions
+from simjax.runtime import (
+    checkpoint,
+    owner,
+    processes,
+    settings,
+    sharding,
+    storage,
+    values,
+    versions,
+)
 from simjax.runtime.monitor import Monitor
 from simjax.text import prompts
 from simjax.train import loop

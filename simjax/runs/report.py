@@ -14,7 +14,6 @@ from etils import epath
 
 from simjax import config as c
 from simjax import data
-from simjax.config import values
 from simjax.errors import ConfigError
 from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing
@@ -23,7 +22,7 @@ from simjax.models import build, samplers
 from simjax.models.model import Model
 from simjax.models.samplers import Sampler
 from simjax.runs import check, setup
-from simjax.runtime import processes, storage, versions
+from simjax.runtime import processes, storage, values, versions
 from simjax.typing import Condition, Params
 
 NOTHING_TO_COMPARE = "No evaluation.reference and no data.source: only the speed was measured."

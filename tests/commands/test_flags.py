@@ -51,6 +51,7 @@ def test_help_shows_config_and_is_no_failure():
         ("--config configs/none.py --config.batch=3", "--config: there is no file configs/none.py"),
         ("--config configs", "--config: there is no file configs."),
         ("--config configs/digits.py:sid", "configs/digits.py has no methods; leave out :sid"),
+        ("", "--config is missing, e.g. --config=configs/digits.py"),
         ("--config=", "--config is missing, e.g. --config=configs/digits.py"),
         ("--workdir=x", "--config is missing, e.g. --config=configs/digits.py"),
     ],
