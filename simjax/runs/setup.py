@@ -152,6 +152,7 @@ def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
 def updates_of(config: c.Config, fns: step.StepFns, mesh: Mesh) -> list[update.Update]:
     """A step of SIM and its kin: fake_score_updates of the fake score, then the generator's."""
     generator, fake_score = config.generator, config.fake_score
+    start = math.ceil(generator.start / config.batch)
     of_fake_score = update.Update(
         "fake_score",
         functools.partial(step.of_fake_score, fns=fns),
@@ -165,9 +166,9 @@ def updates_of(config: c.Config, fns: step.StepFns, mesh: Mesh) -> list[update.U
         "generator",
         functools.partial(step.of_generator, fns=fns),
         functools.partial(_draws, config=config, law=generator.sigma, mesh=mesh),
-        _adam(generator.optim, config.steps),
+        _adam(generator.optim, max(config.steps - start, 1)),
         accumulate=config.accumulate,
-        start=math.ceil(generator.start / config.batch),
+        start=start,
         then=functools.partial(
             step.follow, ema_decay=_ema_decay(generator.ema, config.batch), pull=fake_score.pull
         ),

@@ -24,6 +24,7 @@ from simjax.networks.denoiser import as_denoise
 from simjax.runs import check, distill, fields, setup
 from simjax.runtime import sharding
 from tests.helpers.configs import load, small
+from tests.helpers.fields import LEAVES, changed, is_refused
 
 # Read by every run, or refused elsewhere (its test): a new field of the schema is listed here, or
 # has its place in simjax/runs/fields.py.
@@ -47,25 +48,6 @@ READ_BY_EVERY_RUN = {
     *("grid", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"),
     "checkpoint_limit",  # of runs with several processes: the machines decide, not the config
 }
-
-
-def leaves(record, path: str = ""):
-    """Dotted names of all fields; a network is one."""
-    for field in dataclasses.fields(record):
-        value, dotted = getattr(record, field.name), f"{path}.{field.name}".lstrip(".")
-        yield from leaves(value, dotted) if dataclasses.is_dataclass(value) else [dotted]
-
-
-LEAVES = tuple(leaves(config.Config()))
-
-
-def changed(options: config.Config, **values) -> config.Config:
-    """A copy with values at dotted paths, whose dots are double underscores here."""
-    options = copy.deepcopy(options)
-    for path, value in values.items():
-        *parents, name = path.split("__")
-        setattr(config.get_field(options, ".".join(parents)) if parents else options, name, value)
-    return options
 
 
 def bases() -> dict[str, config.Config]:
@@ -106,29 +88,6 @@ def bases() -> dict[str, config.Config]:
 
 
 BASES = bases()
-
-
-def other(path: str, value):
-    """A value that a field may have instead."""
-    if path == "network":
-        return config.SongUNet()
-    known = build.NETWORK_CHOICES | check.CHOICES
-    if path in known:
-        plain = (value, "float32", "lognormal", "edm", "karras", "heun")  # what empty may stand for
-        return next(name for name in known[path] if name not in plain)
-    if isinstance(value, bool) or value is None:
-        return not value
-    if isinstance(value, tuple):
-        return (*value, 1) if path == "evaluation.teacher_steps" else (*value, "x")
-    if isinstance(value, str):
-        return value + "x"
-    return 3.0 if value == float("inf") else value + 1
-
-
-def is_refused(base: config.Config, path: str) -> bool:
-    """Whether another value of a field has no effect."""
-    value = other(path, config.get_field(base, path))
-    return path in fields.without_effect(changed(base, **{path.replace(".", "__"): value}))
 
 
 @pytest.mark.parametrize("path", LEAVES)

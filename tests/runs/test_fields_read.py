@@ -9,8 +9,8 @@ from simjax import config
 from simjax.runs import distill, fields
 from tests.helpers import checkpoints
 from tests.helpers.configs import TEACHER, load, shrunk, small
+from tests.helpers.fields import LEAVES, changed, is_refused
 from tests.helpers.recorded import recorded
-from tests.runs.test_fields import LEAVES, changed, is_refused
 
 # Read where no run of one process on one device comes, or by what only completes and resolves a
 # config (simjax/config/checks.py); beside each the test that it has an effect.
