@@ -8,8 +8,8 @@ python -m simjax evaluate --source=idx:DIR --split=test --data=idx:DIR --feature
 python -m simjax evaluate --source=IMAGES --metrics=clip_score --prompts=prompts.txt --clip=FOLDER
 
 A run directory is measured as its own report was, unless flags say otherwise; a network by one call
-at --sigma_init, or by --steps of the teacher's own. Of n prompts, image i belongs to number i mod n, as
-simjax sample --prompts draws them. Prints the table and writes --out.
+at --sigma_init, or by --steps of its own sampler. Of n prompts, image i belongs to number i mod n,
+as simjax sample --prompts draws them. Prints the table and writes --out.
 """
 
 import dataclasses

@@ -42,7 +42,9 @@ def validate(config: schema.Config, choices: dict[str, Collection[str]], devices
     ):
         _require_positive(config, path)
     if config.generator.start < 0:
-        raise ConfigError(f"generator.start = {config.generator.start} is a number of images.")
+        raise ConfigError(
+            f"generator.start = {config.generator.start}: expected images, 0 or more."
+        )
     if not 0 <= config.fake_score.pull <= 1:
         raise ConfigError(f"fake_score.pull = {config.fake_score.pull}: expected 0 to 1.")
     if config.batch % config.accumulate:

@@ -60,8 +60,8 @@ class Classes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Captions:
-    """What a text encoder makes of a prompt.
+class Prompts:
+    """Captions: what a text encoder makes of prompts.
 
     Args:
       channels: of the encoder.
@@ -124,4 +124,4 @@ class Captions:
         return Caption(drawn.embedding.astype(jnp.float32), mask, drawn.dropped)
 
 
-Condition = Classes | Captions
+Conditioning = Classes | Prompts

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from flax import nnx
 
-from simjax.networks.conditions import Classes, Condition
+from simjax.networks.conditions import Classes, Conditioning
 
 
 @dataclasses.dataclass
@@ -28,7 +28,7 @@ class Network:
     augment_dim = 0
 
     @property
-    def condition(self) -> Condition:
+    def condition(self) -> Conditioning:
         """What samples are conditioned on."""
         return Classes(self.label_dim)
 

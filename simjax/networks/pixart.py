@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from simjax.networks import layers
-from simjax.networks.conditions import Captions
+from simjax.networks.conditions import Prompts
 from simjax.networks.dit import MLP_RATIO
 from simjax.networks.network import Network
 from simjax.networks.transformer import (
@@ -176,6 +176,6 @@ class PixArt(Network):
     size_conditioning: bool = False  # True for images of 1024
 
     @property
-    def condition(self) -> Captions:
+    def condition(self) -> Prompts:
         """What a T5 encoder makes of a prompt."""
-        return Captions(self.caption_channels, self.caption_length)
+        return Prompts(self.caption_channels, self.caption_length)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from simjax.diffusion import guidance
-from simjax.networks.conditions import Captions
+from simjax.networks.conditions import Prompts
 from simjax.typing import Caption
 
 XT = jnp.arange(24.0).reshape(3, 2, 2, 2)
@@ -58,7 +58,7 @@ def test_captions_are_dropped_and_keep_their_mask():
         seen.append(cond)
         return xt
 
-    null = Captions(channels=4, limit=3).null
+    null = Prompts(channels=4, limit=3).null
     guidance.guided(record, 2.0, null)(None, XT[:2], SIGMA[:2], caption)
     np.testing.assert_array_equal(seen[0].dropped, [False, True, False, True])
     np.testing.assert_array_equal(seen[0].mask[0], seen[0].mask[1])

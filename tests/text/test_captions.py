@@ -12,7 +12,7 @@ from simjax.data import conditions
 from simjax.diffusion import guidance
 from simjax.errors import ConfigError
 from simjax.models.model import require_fit
-from simjax.networks.conditions import Captions, Classes
+from simjax.networks.conditions import Classes, Prompts
 from simjax.text import captions
 from simjax.typing import Caption
 from tests.helpers.configs import load
@@ -127,7 +127,7 @@ def test_a_draw_takes_each_class_s_own_captions(made):
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_conditions_are_dropped_as_often_as_asked(probability):
     caption = Caption(np.ones((4000, 1, 1)), np.ones((4000, 1), bool), np.zeros(4000, bool))
-    dropped = guidance.dropped(jax.random.key(0), caption, Captions(1, 1).null, probability)
+    dropped = guidance.dropped(jax.random.key(0), caption, Prompts(1, 1).null, probability)
     assert abs(dropped.dropped.mean() - probability) < 0.03
     classes = np.eye(5, dtype=np.float32)[np.arange(4000) % 5]
     labels = guidance.dropped(jax.random.key(0), classes, Classes(5).null, probability)

@@ -96,7 +96,7 @@ def reference() -> dict[str, np.ndarray]:
 @pytest.mark.whole_runs
 def test_the_steps_move_the_parameters(reference):
     _, params = as_denoise(build.module(options()))
-    paths = [path for path in reference if path.startswith("[0].generator[")]
+    paths = [path for path in reference if path.startswith("[0].roles['generator'].params[")]
     moved = [
         np.abs(reference[path] - start).max() / np.abs(reference[path]).max()
         for path, start in zip(paths, jax.tree.leaves(params), strict=True)
