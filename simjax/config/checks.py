@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from simjax.config import schema, serial
 from simjax.diffusion.families import FAMILIES
@@ -132,26 +133,27 @@ def resolved(config: schema.Config) -> schema.Config:
     teacher, known = config.teacher, FAMILIES.get(config.teacher.precondition)
     if known is None:
         return config  # its name is refused elsewhere
-    sampled = schema.Sampler() if teacher.source and config.network is None else known
-    sampler = dataclasses.replace(
-        teacher.sampler,
-        ladder=teacher.sampler.ladder or sampled.ladder,
-        solver=teacher.sampler.solver or sampled.solver,
-    )
-    trained = (
-        FAMILIES[schema.Teacher.precondition] if teacher.source or not teacher.steps else known
-    )
-    sigma = teacher.sigma
+    sampler, sigma = teacher.sampler, teacher.sigma
+    if not (teacher.source and config.network is None):
+        own = {} if sampler.ladder else _unset(sampler, known.ladder_options)
+        own |= {"ladder": sampler.ladder or known.ladder, "solver": sampler.solver or known.solver}
+        sampler = dataclasses.replace(sampler, **own)
+    trained = known
+    if teacher.source or not teacher.steps:
+        trained = FAMILIES[schema.Teacher.precondition]
     if not sigma.law:
-        plain = schema.Sigma()
-        own = {
-            k: v for k, v in trained.law_options.items() if getattr(sigma, k) == getattr(plain, k)
-        }
+        own = _unset(sigma, trained.law_options)
         sigma = dataclasses.replace(sigma, law=trained.law, **own)
     teacher = dataclasses.replace(
         teacher, sampler=sampler, sigma=sigma, weight=teacher.weight or trained.weight
     )
     return dataclasses.replace(config, teacher=teacher)
+
+
+def _unset(record: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that the record leaves at its defaults."""
+    plain = type(record)()
+    return {name: v for name, v in options.items() if getattr(record, name) == getattr(plain, name)}
 
 
 def require_null_condition(config: schema.Config, network: schema.Network) -> None:

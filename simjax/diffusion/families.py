@@ -23,6 +23,7 @@ class Family:
     Args:
       coefficients: sigma (b,) -> Coefficients; it may take the option sigma_data.
       ladder, solver: of its own sampler, in schedule.LADDERS and sampler.SOLVERS.
+      ladder_options: fields of config.Sampler.
       law, law_options: that its training draws sigma from, in schedule.SIGMA_LAWS.
       weight: of its training, in noise.WEIGHTS.
       learned_variance: the network puts out variances beside F, which D drops.
@@ -32,6 +33,7 @@ class Family:
     coefficients: Callable[..., Coefficients]
     ladder: str = "karras"
     solver: str = "heun"
+    ladder_options: Mapping[str, float] = dataclasses.field(default_factory=dict)
     law: str = "lognormal"
     law_options: Mapping[str, float] = dataclasses.field(default_factory=dict)
     weight: str = "edm"
@@ -53,7 +55,13 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "edm": Family(precondition.edm),
     "vp": Family(precondition.vp, ladder="vp", law="vp", weight="score"),
-    "ve": Family(precondition.ve, ladder="ve", law="ve", weight="score"),
+    "ve": Family(
+        precondition.ve,
+        ladder="ve",
+        ladder_options={"sigma_min": 0.02, "sigma_max": 100.0},  # EDM table 1
+        law="ve",
+        weight="score",
+    ),
     "iddpm": Family(
         precondition.iddpm,
         ladder="iddpm",

@@ -48,6 +48,12 @@ def test_a_teacher_is_trained_and_sampled_as_its_family_is():
     found = trained("vp").teacher
     assert (found.sigma.law, found.weight) == ("vp", "score")
     assert (found.sampler.ladder, found.sampler.solver) == ("vp", "heun")
+    ve = trained("ve").teacher.sampler  # EDM table 1: not the range of its own networks
+    assert (ve.ladder, ve.sigma_min, ve.sigma_max) == ("ve", 0.02, 100.0)
+    few = trained("ve", sampler=config.Sampler(sigma_max=50.0)).teacher.sampler
+    assert (few.sigma_min, few.sigma_max) == (0.02, 50.0)
+    given = trained("ve", sampler=config.Sampler(ladder="ve")).teacher.sampler
+    assert (given.sigma_min, given.sigma_max) == (0.002, 80.0)
     flow = trained("flow").teacher
     assert (flow.sigma.law, flow.sigma.mean, flow.sigma.std) == ("lognormal", 0.0, 1.0)
 
