@@ -8,9 +8,9 @@ from typing import Any
 
 from simjax import config
 
-# Who only compares, refuses or writes down fields does not read them.
-BOOKKEEPING = ("simjax.config.checks", "simjax.config.serial", "simjax.runs.fields")
-BOOKKEEPING += ("simjax.runs.check", "simjax.runs.resume")
+# Who only compares (as == does), refuses or writes down fields does not read them.
+BOOKKEEPING = ("simjax.config.checks", "simjax.config.schema", "simjax.config.serial")
+BOOKKEEPING += ("simjax.runs.fields", "simjax.runs.check", "simjax.runs.resume")
 
 
 def recorded(options: config.Config) -> tuple[config.Config, set[str]]:
