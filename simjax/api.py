@@ -269,6 +269,12 @@ class Distillation:
         self._updates = setup.updates_of(self._model.config, fns, teacher.mesh)
         if updates is not None:
             self._updates = updates(self._updates)
+            roles = sorted({each.role for each in self._updates})
+            if roles != ["fake_score", "generator"]:
+                raise ConfigError(
+                    f"updates are of {', '.join(roles) or 'nothing'}: expected some of fake_score "
+                    "and of generator, as lambda found: [found[0], *found]."
+                )
         arguments = (self._model.config, teacher.denoise, teacher.mesh, self._updates)
         training = setup.distillation(*arguments)
         self._call = training.call

@@ -239,6 +239,10 @@ def own(**changes):
         (lambda t: simjax.Distillation(t, t), "config is a Model, expected a Config"),
         (lambda t: simjax.Distillation(t, distance=3), "distance = 3: expected a function"),
         (lambda t: simjax.Distillation(t, distance="hubert"), "loss.distance = 'hubert' is not"),
+        (
+            lambda t: simjax.Distillation(t, updates=lambda u: u[:1]),
+            "updates are of fake_score",
+        ),
         (lambda t: simjax.Distillation(t, generator="one"), "generator is 'one', expected a OneSt"),
         (lambda t: simjax.Distillation(t, loss="sids"), "loss.name = 'sids' is not known"),
         (lambda t: simjax.Distillation(t).train(-1), "steps = -1"),

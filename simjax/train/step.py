@@ -5,6 +5,7 @@
     generator:   min E L(x0, D_teacher(xt), D_fake(xt)),   xt = x0 + sigma eps
     EMA of the generator
 
+The list of these updates, with n of the fake score, is made by runs/setup.py (`updates_of`).
 Everything is a pure function of (state, draws); the caller compiles and shards it. Who trains with
 dropout follows the official SiD loop: only the network being updated.
 

@@ -14,6 +14,8 @@ import pytest
 
 import simjax
 from simjax import config
+from simjax.runs import setup
+from simjax.runtime import sharding
 from simjax.train import update
 
 S2, TEACHER, RATE, BATCH = 0.64, 0.4, 0.05, 4
@@ -206,3 +208,15 @@ def test_an_own_rule_trains_the_fake_score_twice():
     same = made(fake_score_updates=2)
     same.train(3)
     np.testing.assert_array_equal(means(twice.state), means(same.state))
+
+
+def test_a_late_generator_decays_its_rate_over_the_steps_that_are_left():
+    options = config.Config(batch=BATCH, steps=10, network=config.SongUNet())
+    options.generator.start = 4 * BATCH
+    options.generator.optim = config.Optim(lr=1.0, final_lr=0.1)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    *_, generator = setup.updates_of(options, setup.step_fns(options, denoise, mesh), mesh)
+    state = generator.tx.init(jnp.ones(1))
+    for _ in range(7):  # the seventh is at the end of six steps
+        move, state = generator.tx.update(jnp.ones(1), state, jnp.ones(1))
+    np.testing.assert_allclose(move, [-0.1], rtol=1e-5)
