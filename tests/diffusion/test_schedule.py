@@ -69,6 +69,18 @@ def test_draws_follow_the_law(law, options, cdf):
     assert stats.kstest(sigma, cdf).pvalue > 0.01  # the key is fixed
 
 
+@pytest.mark.parametrize(
+    ("law", "levels"),
+    [
+        (schedule.sample_iddpm, precondition.iddpm_levels()[8:-1]),  # j0 of EDM table 1
+        (schedule.sample_ddpm_linear, precondition.ddpm_linear_levels()[:-1]),
+    ],
+)
+def test_a_law_of_a_table_draws_its_levels_and_no_others(law, levels):
+    drawn = np.unique(law(jax.random.key(0), 20_000))
+    np.testing.assert_array_equal(drawn, np.sort(levels))
+
+
 def test_lognormal_is_the_exponential_of_a_scaled_normal():
     normal = jnp.array([-2.0, 0.0, 1.0])
     expected = np.exp([-3.6, -1.2, 0.0])
