@@ -1,6 +1,7 @@
 """SIM, ImageNet 256, DiT-XL/2 as the teacher, in the latents of Stable Diffusion's autoencoder.
 
 python -m simjax.main --config=configs/imagenet256_dit.py
+python -m simjax.main --config=configs/imagenet256_dit.py:lsg  # the fake score guided too
 
 Nobody has published this run: SIM's settings for its other transformer, PixArt-alpha. Published
 FID-50k: teacher 2.27 with guidance 1.5 and 250 evaluations (DiT, table 4). Ours: not measured yet.
@@ -11,7 +12,18 @@ import functools
 from simjax import config as c
 
 
-def get_config() -> c.Config:
+def get_config(method: str = "sim") -> c.Config:
+    return c.pick(method, sim=_sim, lsg=_lsg)
+
+
+def _lsg() -> c.Config:
+    """SiD-LSG's guidance, arXiv:2406.01561: all scales are the teacher's."""
+    config = _sim()
+    config.guidance = "lsg"
+    return config
+
+
+def _sim() -> c.Config:
     # SIM app. B.3, PixArt-alpha; eps: SiD's with half precision
     adam = functools.partial(c.Optim, lr=5e-6, beta1=0.0, beta2=0.999, eps=1e-6)
     sigma = functools.partial(c.Sigma, mean=-2.0, std=2.0, low=0.01, high=156.6155)  # SIM app. B.3

@@ -57,7 +57,7 @@ def load(
       source: as --source of simjax sample.
       network: of a run directory, "generator" (the newest, its EMA; the default), "best" (the one
         that evaluation.best has kept) or "teacher".
-      family: "dit", for a .pt file that may be DiT's or SiT's and does not tell which.
+      family: "dit" or "sit", for a .pt file of either, which does not tell which.
       config: of published weights, the settings that they are distilled and sampled with; a run
         and an export have their own.
       encoder: folder of the T5 encoder that reads prompts, with its tokenizer; a run that wrote

@@ -20,7 +20,8 @@ from simjax.train.step import Constants
 from tests.helpers.configs import DIRECTORY, PARAMETERS, load, shrunk, small
 
 WITH_SID = ("cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")
-EXPERIMENTS = ("digits", "captioned_digits", *WITH_SID, "imagenet256_dit", "pixart512")
+LATENTS = ("imagenet256_dit", "imagenet256_sit", "pixart512")
+EXPERIMENTS = ("digits", "captioned_digits", "digits_flow", *WITH_SID, *LATENTS)
 OTHER_TEACHERS = {
     "edm-cifar10-32x32-uncond-ve": 56_397_827,
     "edm-cifar10-32x32-cond-ve": 56_400_643,
@@ -216,7 +217,11 @@ def test_augmentation_builds_by_override_alone():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("loss.name", "simm", "loss.name = 'simm' is not known; known: diff_instruct, sid, sim."),
+        (
+            "loss.name",
+            "simm",
+            "loss.name = 'simm' is not known; known: diff_instruct, fgm, sid, sim.",
+        ),
         ("loss.distance", "l3", "loss.distance = 'l3' is not known; known: exponential, huber"),
         ("batch", 0, "batch = 0 must be positive"),
         ("evaluation.features", ("clip",), "evaluation.features = 'clip' is not known; known: cl"),

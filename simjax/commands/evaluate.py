@@ -36,7 +36,7 @@ from simjax.runtime import processes, storage, values
 from simjax.text import prompts as files_of_prompts
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, images.")
-_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
+_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit, sit.")
 _NETWORK = flags.DEFINE_enum(
     "network", "generator", ["generator", "best"], "Which generator of a run: newest, or best."
 )

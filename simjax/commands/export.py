@@ -30,7 +30,7 @@ from simjax.runtime import processes, storage
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the files.")
 _FORMAT = flags.DEFINE_list("format", ["safetensors"], f"Of {', '.join(formats.FORMATS)}.")
-_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
+_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit, sit.")
 _NETWORK = flags.DEFINE_enum(
     "network",
     "generator",

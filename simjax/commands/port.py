@@ -12,7 +12,7 @@ from absl import flags, logging
 from simjax.commands import flags as command_line
 from simjax.errors import ConfigError
 
-_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
+_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit, sit.")
 _SHA256 = flags.DEFINE_string("sha256", "", "What the file must have; by default it is told.")
 
 

@@ -37,7 +37,7 @@ from simjax.text import prompts as files_of_prompts
 from simjax.typing import Int
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
-_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit.")
+_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit, sit.")
 _NETWORK = flags.DEFINE_enum(
     "network",
     "generator",

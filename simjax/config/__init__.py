@@ -12,6 +12,7 @@ from simjax.config.checks import (
     validate,
 )
 from simjax.config.registries import register
+from simjax.config.scales import fake_score_scales
 from simjax.config.schema import (
     AUGMENT_DIM,
     Config,
@@ -70,6 +71,7 @@ __all__ = [
     "complete",
     "describe",
     "differences",
+    "fake_score_scales",
     "from_dict",
     "get_field",
     "known_fields",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from simjax.config import schema, serial
+from simjax.config.scales import GUIDANCE, fake_score_scales
 from simjax.diffusion.families import FAMILIES
 from simjax.errors import ConfigError
 from simjax.runtime.values import require_known
@@ -124,6 +125,18 @@ def complete(
     return resolved(dataclasses.replace(config, network=network, teacher=teacher))
 
 
+DROPPED = 0.1  # SiD-LSG, and the probability of DiT's and PixArt-alpha's own training
+
+
+def _with_dropping(config: schema.Config) -> schema.Config:
+    """The config with the probability that its guidance asks for, where it names none."""
+    if config.fake_score.drop_condition is not None or config.guidance not in ("", *GUIDANCE):
+        return config
+    dropped = 0.0 if fake_score_scales(config) == (1, 1) else DROPPED
+    fake_score = dataclasses.replace(config.fake_score, drop_condition=dropped)
+    return dataclasses.replace(config, fake_score=fake_score)
+
+
 def resolved(config: schema.Config) -> schema.Config:
     """The config with its family's own sampler, and training law and weight, where it names none.
 
@@ -147,7 +160,7 @@ def resolved(config: schema.Config) -> schema.Config:
     teacher = dataclasses.replace(
         teacher, sampler=sampler, sigma=sigma, weight=teacher.weight or trained.weight
     )
-    return dataclasses.replace(config, teacher=teacher)
+    return _with_dropping(dataclasses.replace(config, teacher=teacher))
 
 
 def _unset(record: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +176,12 @@ def require_null_condition(config: schema.Config, network: schema.Network) -> No
       ConfigError: with what would do.
     """
     lacks = not network.condition.has_null
-    for path in ("teacher.guidance", "fake_score.guidance"):
+    if lacks and config.guidance:
+        raise ConfigError(
+            f"guidance = {config.guidance!r}, but diffusers' folder of PixArt lacks the learned "
+            "embedding of no caption; use the original .pth, or leave guidance out."
+        )
+    for path in ("teacher.guidance", "fake_score.guidance", "fake_score.learnt_guidance"):
         if lacks and serial.get_field(config, path) != 1:
             raise ConfigError(
                 f"{path} = {serial.get_field(config, path)}, but diffusers' folder of PixArt lacks "

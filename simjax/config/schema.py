@@ -77,6 +77,8 @@ class Sampler:
     sigma_min: float = 0.002  # EDM table 1
     sigma_max: float = 80.0
     rho: float = 7.0
+    shift: float = 1.0  # of time, on the ladder "flow"; SD3, SANA: 3
+    u_max: float = 0.999  # of a flow's time, where that ladder begins
     churn: float = 0.0
     churn_low: float = 0.0  # range of sigma in which churn acts
     churn_high: float = float("inf")
@@ -95,6 +97,7 @@ class Teacher:
     sampler: Sampler = field(default_factory=Sampler)
     dtype: str = "float32"  # of its parameters while it is distilled; or "bfloat16"
     guidance: float = 1.0  # classifier-free scale w, when it is distilled and sampled; 1: none
+    guided_channels: int | None = None  # the first of a sample; 0: all; None: 3 of DiT's, else all
     # The rest is for training one here.
     precondition: str = "edm"  # diffusion.families.FAMILIES
     sigma_data: float = 0.5  # EDM table 1
@@ -133,8 +136,11 @@ class FakeScore:
     scale: float = 1.0  # of the loss
     pull: float = 0.0  # towards the generator, after each of its updates; SenseFlow: 0.03
     augment: float = 0.0  # probability of each of EDM's augmentations; SiD on CIFAR-10: 0.12
-    guidance: float = 1.0  # scale in the generator's update; 1: none, as SIM. Others: 2406.01561
-    drop_condition: float = 0.0  # probability while it learns; what its guidance needs
+    # Scales of LSG (arXiv:2406.01561): kappa 2, in the generator's update, and kappa 1, while it
+    # learns; 1: none, as SIM, 0: without condition. The teacher's, kappa 4, is teacher.guidance.
+    guidance: float = 1.0
+    learnt_guidance: float = 1.0
+    drop_condition: float | None = None  # probability while it learns; None: 0.1 if guided, else 0
     optim: Optim = field(default_factory=Optim)
 
 
@@ -174,6 +180,7 @@ class Config:
     seed: int = 0
     steps: int = 1000
     batch: int = 256
+    guidance: str = ""  # the fake score's scales by name, of config.scales.GUIDANCE; or its fields
     fake_score_updates: int = 1  # before each of the generator's; DMD2: 5
     accumulate: int = 1  # slices of a batch whose gradients are summed one after another
     steps_per_call: int = 1  # whole steps scanned inside one compiled call

@@ -4,13 +4,14 @@ A new one is its coefficients (diffusion/precondition.py has the known ones) and
 Nothing else compares the names of families, but for the tables of porting/.
 
 References: EDM, arXiv:2206.00364, table 1; DiT, arXiv:2212.09748; PixArt-alpha, arXiv:2310.00426;
-flow matching with logit-normal times: SD3, arXiv:2403.03206.
+flow matching with logit-normal times: SD3, arXiv:2403.03206; SiT, arXiv:2401.08740.
 """
 
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from simjax.diffusion import precondition
 from simjax.diffusion.precondition import Coefficients, Precondition
@@ -26,8 +27,7 @@ class Family:
       ladder_options: fields of config.Sampler.
       law, law_options: that its training draws sigma from, in schedule.SIGMA_LAWS.
       weight: of its training, in noise.WEIGHTS.
-      learned_variance: the network puts out variances beside F, which D drops.
-      guided_channels: of a sample that guidance acts on, the first; None: all.
+      learned_variance: the network puts out variances beside F, which D drops, if it does not say.
     """
 
     coefficients: Callable[..., Coefficients]
@@ -38,7 +38,6 @@ class Family:
     law_options: Mapping[str, float] = dataclasses.field(default_factory=dict)
     weight: str = "edm"
     learned_variance: bool = False
-    guided_channels: int | None = None
 
     @property
     def reads_sigma_data(self) -> bool:
@@ -50,6 +49,12 @@ class Family:
         if not self.reads_sigma_data:
             return self.coefficients
         return functools.partial(self.coefficients, sigma_data=sigma_data)
+
+
+def _flow(coefficients: Callable[..., Coefficients], **others: Any) -> Family:
+    """A flow, which Euler's steps of equal time sample; times of its training are logit-normal."""
+    plain = {"ladder": "flow", "solver": "euler", "weight": "flow"}
+    return Family(coefficients, **plain | {"law_options": {"mean": 0.0, "std": 1.0}} | others)
 
 
 FAMILIES: dict[str, Family] = {
@@ -77,5 +82,19 @@ FAMILIES: dict[str, Family] = {
         weight="score",
         learned_variance=True,
     ),
-    "flow": Family(precondition.flow, law_options={"mean": 0.0, "std": 1.0}, weight="flow"),
+    "flow": _flow(precondition.flow),
+    "flow1000": _flow(functools.partial(precondition.flow, time_scale=1000.0)),  # SANA, SD3
+    "sit": _flow(
+        precondition.sit,
+        law="uniform_time",
+        law_options={},
+        learned_variance=True,
+    ),
+    "sit_gvp": _flow(
+        precondition.sit_gvp,
+        law="uniform_time",
+        law_options={},
+        weight="gvp",
+        learned_variance=True,
+    ),
 }

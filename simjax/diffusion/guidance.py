@@ -4,6 +4,7 @@ Reference: arXiv:2207.12598, in the form that DiT and PixArt-alpha use.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +18,34 @@ def guided(denoise: Denoise, scale: float, null: Null, channels: int | None = No
     """D_w = D(none) + w (D(cond) - D(none)): one evaluation of twice as many examples.
 
     Args:
-      scale: w, dimensionless; 1 is `denoise` itself, at its cost.
+      scale: w, dimensionless; may be negative. 1 is `denoise` itself and 0 D(none), at its cost.
       null: a condition to none (networks/conditions.py).
       channels: that it acts on, the first; the others stay D(cond)'s. None: all.
     """
     if scale == 1:
         return denoise
 
-    def denoise_guided(params: Params, xt: Images, sigma: PerExample, cond: Condition) -> Images:
+    def unconditional(params, xt, sigma, cond, **options):
+        return denoise(params, xt, sigma, null(cond), **options)
+
+    def denoise_guided(
+        params: Params, xt: Images, sigma: PerExample, cond: Condition, **options: Any
+    ) -> Images:
+        """Options of the denoiser are an example's each: both of a pair have them."""
         pairs = jax.tree.map(_paired, (xt, sigma, cond), (xt, sigma, null(cond)))
-        both = denoise(params, *pairs).reshape(len(xt), 2, *xt.shape[1:])
+        options = jax.tree.map(lambda leaf: _paired(leaf, leaf), options)
+        both = denoise(params, *pairs, **options).reshape(len(xt), 2, *xt.shape[1:])
         images = both[:, 1] + scale * (both[:, 0] - both[:, 1])
         if channels is None:
             return images
         return jnp.concatenate([images[..., :channels], both[:, 0, ..., channels:]], axis=-1)
 
-    return denoise_guided
+    return unconditional if scale == 0 and channels is None else denoise_guided
+
+
+def evaluations(scale: float, channels: int | None = None) -> int:
+    """Of the network, that one of `guided` costs."""
+    return 1 if scale == 1 or (scale == 0 and channels is None) else 2
 
 
 def dropped(key: Key, cond: Condition, null: Null, probability: float) -> Condition:

@@ -32,6 +32,36 @@ def score_weight(sigma: PerExample) -> PerExample:
 
 
 @typed
+def one_minus_u_weight(sigma: PerExample) -> PerExample:
+    """1 / (1 + sigma) = 1 - u, u the time of a flow: SiD-DiT's default (arXiv:2509.25127)."""
+    return 1 / (1 + sigma)
+
+
+@typed
+def one_minus_u_squared_weight(sigma: PerExample) -> PerExample:
+    """(1 - u)^2, SiD-DiT's other."""
+    return 1 / (1 + sigma) ** 2
+
+
+@typed
+def inverse_u_weight(sigma: PerExample) -> PerExample:
+    """(1 + sigma) / sigma = 1 / u (SiD-DiT)."""
+    return (1 + sigma) / sigma
+
+
+@typed
+def snr_root_weight(sigma: PerExample) -> PerExample:
+    """1 / sigma (SiD-DiT); its square is `score_weight`."""
+    return 1 / sigma
+
+
+@typed
+def gvp_weight(sigma: PerExample) -> PerExample:
+    """(pi / 2)^2 (1 + sigma^2) / sigma^2: errors of SiT's GVP velocity count alike."""
+    return (jnp.pi / 2) ** 2 * (1 + 1 / sigma**2)
+
+
+@typed
 def flow_weight(sigma: PerExample) -> PerExample:
     """((1 + sigma) / sigma)^2: errors of a flow's velocity eps - x0 count alike."""
     return ((1 + sigma) / sigma) ** 2
@@ -43,4 +73,9 @@ WEIGHTS: dict[str, Weight] = {
     "edm": edm_weight,
     "score": score_weight,
     "flow": flow_weight,
+    "gvp": gvp_weight,
+    "one_minus_u": one_minus_u_weight,
+    "one_minus_u_squared": one_minus_u_squared_weight,
+    "inverse_u": inverse_u_weight,
+    "snr_root": snr_root_weight,
 }

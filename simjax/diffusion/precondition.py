@@ -75,10 +75,33 @@ def ddpm_linear(sigma: PerExample) -> Coefficients:
 
 
 @typed
-def flow(sigma: PerExample) -> Coefficients:
-    """Flow matching: F predicts eps - x0 at (1 - t) x0 + t eps, with t = sigma / (1 + sigma)."""
+def flow(sigma: PerExample, *, time_scale: float = 1.0) -> Coefficients:
+    """Flow matching: F predicts eps - x0 at (1 - u) x0 + u eps, with u = sigma / (1 + sigma).
+
+    c_noise = time_scale u. D is a sum of xt and F, never a difference of large numbers.
+    """
     keep = 1 / (1 + sigma)
-    return Coefficients(c_skip=keep, c_out=-sigma * keep, c_in=keep, c_noise=sigma * keep)
+    u = sigma * keep
+    return Coefficients(c_skip=keep, c_out=-u, c_in=keep, c_noise=time_scale * u)
+
+
+@typed
+def sit(sigma: PerExample) -> Coefficients:
+    """SiT: F predicts x0 - eps at t x0 + (1 - t) eps, and c_noise = t: 0 is noise, 1 is data."""
+    t = 1 / (1 + sigma)
+    return Coefficients(c_skip=t, c_out=sigma * t, c_in=t, c_noise=t)
+
+
+@typed
+def sit_gvp(sigma: PerExample) -> Coefficients:
+    """SiT on sin(pi t / 2) x0 + cos(pi t / 2) eps, of which F predicts the derivative in t."""
+    sine = 1 / jnp.sqrt(1 + sigma**2)  # sigma = cot(pi t / 2)
+    return Coefficients(
+        c_skip=sine**2,
+        c_out=2 / np.pi * sigma * sine,
+        c_in=sine,
+        c_noise=2 / np.pi * jnp.arctan2(jnp.ones_like(sigma), sigma),
+    )
 
 
 @functools.cache

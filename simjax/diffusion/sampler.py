@@ -146,8 +146,20 @@ def dpm_solver(denoise: Callable[..., Images], z: Images, sigmas: Float[Array, "
 
 @typed
 def euler(denoise: Callable[..., Images], z: Images, sigmas: Float[Array, "steps"]) -> Images:
-    """`integrate` by Euler's method, one evaluation a step: DDIM, written in sigma-space."""
-    return integrate(denoise, z, sigmas, stages=EULER)
+    """`integrate` by Euler's method, one evaluation a step: DDIM, written in sigma-space.
+
+    For a flow it is Euler's method in time (FlowMatchEuler). The step is written as a mean,
+    xt_next = s xt + (1 - s) D with s = sigma_next / sigma, which loses no digits at sigma = 999.
+    """
+    shrink = jnp.append(sigmas[1:], 0) / sigmas
+
+    def evaluate(xt: Images, row: tuple[Array, Array]) -> tuple[Images, None]:
+        sigma, shrink = row
+        denoised = denoise(xt, jnp.full(xt.shape[0], sigma, xt.dtype))
+        return shrink * xt + (1 - shrink) * denoised, None
+
+    xt, _ = jax.lax.scan(evaluate, sigmas[0] * z, (sigmas, shrink))
+    return xt
 
 
 class Solver(NamedTuple):

@@ -4,6 +4,7 @@ References: EDM, arXiv:2206.00364, eq. 5 and table 1; SiD, arXiv:2404.04057, app
 arXiv:2410.16794, appendix B. Called from runs/setup.py, which binds a law to its options.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from simjax.diffusion import precondition
+from simjax.errors import ConfigError
 from simjax.typing import Array, Float, Key, PerExample, typed
 
 FIRST = 8  # j0 of EDM table 1: iDDPM's noisiest level in use
@@ -93,6 +95,28 @@ def iddpm_ladder(steps: int, *, first: int = FIRST) -> Float[Array, "steps"]:
 
 
 @typed
+def flow_ladder(steps: int, *, shift: float = 1.0, u_max: float = 0.999) -> Float[Array, "steps"]:
+    """sigma = shift u / (1 - u) at times u of a flow in equal steps from u_max to 0, not at 0.
+
+    Args:
+      shift: of time: u' = shift u / (1 + (shift - 1) u) (SD3, SANA: 3).
+      u_max: below 1, where sigma is infinite; 1 - 1e-6 stands for SiT's start at 1.
+
+    Raises:
+      ConfigError: levels that float32 does not hold, or not apart.
+    """
+    u = u_max * (1 - np.arange(steps) / steps)
+    with np.errstate(divide="ignore", over="ignore"):
+        levels = (shift * u / (1 - u)).astype(np.float32)
+    if not (shift > 0 and np.isfinite(levels).all() and (np.diff(levels, append=0) < 0).all()):
+        raise ConfigError(
+            f"teacher.sampler: {steps} steps with shift = {shift}, u_max = {u_max} are no "
+            "descending noise levels; expected shift above 0, and u_max above 0 and below 1."
+        )
+    return jnp.asarray(levels, jnp.result_type(float))
+
+
+@typed
 def ddpm_linear_ladder(steps: int) -> Float[Array, "steps"]:
     """u at `steps` of steps + 1 equally spaced time steps from M - 1 to 0, rounded; not at 0.
 
@@ -110,6 +134,7 @@ LADDERS: dict[str, Ladder] = {
     "ve": ve_ladder,
     "iddpm": iddpm_ladder,
     "ddpm_linear": ddpm_linear_ladder,
+    "flow": flow_ladder,
 }
 
 
@@ -125,10 +150,29 @@ def sample_lognormal(
     std: float = 1.2,
     low: float = 0.0,
     high: float = float("inf"),
+    shift: float = 1.0,
 ) -> PerExample:
-    """Draws sigma, shape (batch,); options are those of `lognormal`."""
+    """Draws sigma, shape (batch,); options are those of `lognormal`.
+
+    So times u = sigma / (1 + sigma) of a flow are logit-normal with the same mean and std.
+
+    Args:
+      shift: of a flow's time, as `flow_ladder`'s: it adds ln(shift) to the mean.
+    """
     normal = jax.random.normal(key, (batch,))
+    mean = mean if shift == 1 else mean + math.log(shift)
     return lognormal(normal, mean=mean, std=std, low=low, high=high)
+
+
+def sample_uniform_time(
+    key: Key, batch: int, *, u_min: float = 1e-3, u_max: float = 0.999, shift: float = 1.0
+) -> PerExample:
+    """Draws sigma = shift u / (1 - u), u ~ U(u_min, u_max): SiT's training law, at its ends cut.
+
+    The ends are our choice: sigma is 0 and infinite at 0 and 1.
+    """
+    u = jax.random.uniform(key, (batch,), minval=u_min, maxval=u_max)
+    return shift * u / (1 - u)
 
 
 def sample_karras(
@@ -179,4 +223,5 @@ SIGMA_LAWS: dict[str, SigmaLaw] = {
     "ve": sample_ve,
     "iddpm": sample_iddpm,
     "ddpm_linear": sample_ddpm_linear,
+    "uniform_time": sample_uniform_time,
 }

@@ -6,11 +6,12 @@ with their defaults: they become fields of config.Loss (config/options.py).
 
 from collections.abc import Callable
 
-from simjax.losses import diff_instruct, sid, sim
+from simjax.losses import diff_instruct, fgm, sid, sim
 from simjax.typing import PerExample
 
 LOSSES: dict[str, Callable[..., PerExample]] = {
     "sim": sim.generator_loss,
     "sid": sid.generator_loss,
     "diff_instruct": diff_instruct.generator_loss,
+    "fgm": fgm.generator_loss,
 }

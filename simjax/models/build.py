@@ -42,7 +42,9 @@ def network(
     unroll: bool = False,
 ) -> nnx.Module:
     """F of a preconditioning family, freshly initialised; `unroll` is for stacks of blocks."""
-    outputs = options.image_channels * (2 if FAMILIES[precondition].learned_variance else 1)
+    of_family = FAMILIES[precondition].learned_variance
+    twice = of_family if options.learn_sigma is None else options.learn_sigma
+    outputs = options.image_channels * (2 if twice else 1)
     return options.build(out_channels=outputs, unroll=unroll, remat=remat, dtype=dtype, rngs=rngs)
 
 
@@ -158,9 +160,16 @@ def on_devices(denoise: Denoise, mesh: Mesh, config: c.Config) -> Denoise:
 
 
 def guided(config: c.Config, denoise: Denoise, scale: float) -> Denoise:
-    """The denoiser with classifier-free guidance of this scale, as its family is guided."""
-    channels = FAMILIES[config.teacher.precondition].guided_channels
-    return guidance.guided(denoise, scale, config.network.condition.null, channels)
+    """The denoiser with classifier-free guidance of this scale, as its network is guided."""
+    return guidance.guided(denoise, scale, config.network.condition.null, guided_channels(config))
+
+
+def guided_channels(config: c.Config) -> int | None:
+    """Of a sample that guidance acts on, the first; None: all."""
+    channels = config.teacher.guided_channels
+    if channels is None:
+        channels = config.network.guided_channels
+    return channels if channels and channels < config.network.image_channels else None
 
 
 def any_captions(config: c.Config, shape: tuple[int, ...]) -> Caption | None:

@@ -76,7 +76,7 @@ def port(
     else:
         found = _read_unet(file)
     description, mapping, tensors, digest, note = found
-    if family and not isinstance(description.network, identify.FAMILIES[family]):
+    if family and not isinstance(description.network, identify.FAMILIES[family][0]):
         raise ConfigError(
             f"{source}: family = {family!r}, but the file itself says that it is "
             f"{type(description.network).__name__}; leave family out."
@@ -112,8 +112,9 @@ class Read(NamedTuple):
 def _published_family(source: str) -> str:
     """The family of a known name, or of the URL that it stands for."""
     entries = (entry for name, entry in zoo.ZOO.items() if source in (name, entry.url))
+    entry = next(entries, None)
     kinds = {kind: family for family, kind in identify.FAMILIES.items()}
-    return kinds.get(type(getattr(next(entries, None), "network", None)), "")
+    return "" if entry is None else kinds.get((type(entry.network), entry.precondition), "")
 
 
 def _read_unet(file: LocalFile) -> Read:
@@ -135,7 +136,8 @@ def _read_transformer(file: LocalFile, family: str) -> Read:
         network, mapping, tensors, assumed, precondition = identify.identify(weights, family)
     except ConfigError as error:
         raise ConfigError(f"{file.path}: {error}") from error
-    if not (file.path.is_dir() and identify.require_schedule(Path(file.path))):
+    is_noise = precondition == identify.DDPM
+    if is_noise and not (file.path.is_dir() and identify.require_schedule(Path(file.path))):
         assumed = (*assumed, f"it predicts the noise of {type(network).__name__}'s schedule")
     names = [path.name for path in weights.files]
     note = {"files": ", ".join(names[:MOST_NAMED]) + ", ..." * (len(names) > MOST_NAMED)}

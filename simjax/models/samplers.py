@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from simjax import config as c
 from simjax.config.options import options_of
-from simjax.diffusion import sampler, schedule
+from simjax.diffusion import guidance, sampler, schedule
 from simjax.models import build
 from simjax.models.generator import generator_of
 from simjax.models.model import Model
@@ -40,7 +40,7 @@ def many_steps(teacher: Model, steps: int) -> Sampler:
     options = teacher.config.teacher
     function = teacher_sampler(teacher.denoise, teacher.config, steps, teacher.mesh)
     name = f"teacher, {NAMES[options.sampler.solver]}"
-    return Sampler(name, evaluations(options, steps), function, teacher.params)
+    return Sampler(name, evaluations(teacher.config, steps), function, teacher.params)
 
 
 def teacher_sampler(denoise: Denoise, config: c.Config, steps: int, mesh: Mesh) -> Sample:
@@ -67,14 +67,14 @@ def teacher_sampler(denoise: Denoise, config: c.Config, steps: int, mesh: Mesh) 
     return jax.jit(sample)
 
 
-def evaluations(teacher: c.Teacher, steps: int) -> int:
+def evaluations(config: c.Config, steps: int) -> int:
     """Of the network for each sample, in so many steps."""
-    return calls(teacher) * sampler.SOLVERS[teacher.sampler.solver].evaluations(steps)
+    return calls(config) * sampler.SOLVERS[config.teacher.sampler.solver].evaluations(steps)
 
 
-def calls(teacher: c.Teacher) -> int:
+def calls(config: c.Config) -> int:
     """Of the network that one evaluation of the teacher costs: two with guidance."""
-    return 1 if teacher.guidance == 1 else 2
+    return guidance.evaluations(config.teacher.guidance, build.guided_channels(config))
 
 
 def _ladder(options: c.Sampler, steps: int) -> Array:

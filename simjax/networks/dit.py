@@ -129,6 +129,7 @@ class DiT(Network):
     module: ClassVar = DiTModule
     is_stack: ClassVar = True
     of_latents: ClassVar = True
+    guided_channels: ClassVar = 3  # of 4: so the official code of DiT and SiT samples
     resolution: int = 32  # of latents: 1/8 of the images'
     image_channels: int = 4
     label_dim: int = 1000
@@ -137,3 +138,4 @@ class DiT(Network):
     depth: int = 28
     heads: int = 16
     time_steps: int = 128  # of the embedding's frequencies; 127 where weights came from diffusers
+    learn_sigma: bool | None = None  # variances are put out too, which D drops; None: its family

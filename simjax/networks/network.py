@@ -18,12 +18,15 @@ class Network:
       is_stack: it is a stack of equal blocks, which one block's program runs (layers.scan_stack).
       of_latents: samples are an autoencoder's latents, not pixels.
       choices: names that a field may hold.
+      guided_channels: of a sample that guidance acts on, the first; None: all.
     """
 
     module: ClassVar[type[nnx.Module]]
     is_stack: ClassVar[bool] = False
     of_latents: ClassVar[bool] = False
+    guided_channels: ClassVar[int | None] = None
     choices: ClassVar[Mapping[str, Collection[str]]] = {}
+    learn_sigma = None  # whether variances are put out beside F; None: as its family does
     label_dim = 0  # of networks that have no such field; without annotations: no fields here
     augment_dim = 0
 
@@ -47,6 +50,7 @@ class Network:
         """
         of_stack = {"unroll": unroll} if self.is_stack else {}
         values = dataclasses.asdict(self) | of_stack | options
+        values.pop("learn_sigma", None)  # which out_channels are of
         return self.module(**values, out_channels=out_channels)
 
 

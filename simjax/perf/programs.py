@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from simjax import config as c
+from simjax.diffusion import guidance
 from simjax.models import build, samplers
 from simjax.models.generator import generator_of
 from simjax.runs import setup
@@ -117,7 +118,8 @@ def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) 
 
 def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The fake score's update alone: G, and three forwards of the score."""
-    made = _alone(config, denoise, params, mesh, "fake_score", generator_of(config).evaluations + 3)
+    forwards = generator_of(config).evaluations + 3 * _learning(config)
+    made = _alone(config, denoise, params, mesh, "fake_score", forwards)
     read = {name: tree for name, tree in made.trees.items() if name != "teacher"}
     return dataclasses.replace(made, trees=read)
 
@@ -131,7 +133,7 @@ def generator(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) ->
 def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The distillation call, as a run makes it."""
     made, calls = setup.distillation(config, denoise, mesh), generator_of(config).evaluations
-    of_fake_score = config.fake_score_updates * (calls + 3)
+    of_fake_score = config.fake_score_updates * (calls + 3 * _learning(config))
     forwards = of_fake_score + calls + 6 + _guidance(config)  # tests/train/test_cost.py
     return _training(config, made, denoise, params, forwards)
 
@@ -149,8 +151,8 @@ def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mes
     """The teacher's samples, in the first of evaluation.teacher_steps."""
     steps = config.evaluation.teacher_steps[0]
     sampler = samplers.teacher_sampler(denoise, config, steps, mesh)
-    evaluations = samplers.evaluations(config.teacher, steps)
-    turns = evaluations // samplers.calls(config.teacher)
+    evaluations = samplers.evaluations(config, steps)
+    turns = evaluations // samplers.calls(config)
     return _sampling(config, sampler, denoise, params, mesh, turns, evaluations)
 
 
@@ -165,9 +167,16 @@ PROGRAMS = {
 
 
 def _guidance(config: c.Config) -> int:
-    """Forwards that each guided network adds: one, and its backward pass to the images."""
-    guided = (part.guidance != 1 for part in (config.teacher, config.fake_score))
-    return 2 * sum(guided)
+    """Forwards that guidance adds to the generator's update: of each network one, and backwards."""
+    channels = build.guided_channels(config)
+    scales = (config.teacher.guidance, c.fake_score_scales(config)[1])
+    return 2 * sum(guidance.evaluations(scale, channels) - 1 for scale in scales)
+
+
+def _learning(config: c.Config) -> int:
+    """Evaluations of the fake score, there and back, while it learns."""
+    learnt, _ = c.fake_score_scales(config)
+    return guidance.evaluations(learnt, build.guided_channels(config))
 
 
 def _alone(

@@ -18,14 +18,16 @@ from simjax.porting.files.read_weights import Weights, read_json
 from simjax.porting.maps import dit, pixart
 from simjax.porting.maps.rules import Rule
 
-FAMILIES = {"dit": DiT}  # that a file may not tell by itself
+SIT = "sit"
+DDPM = "ddpm_linear"  # the family of DiT and PixArt-alpha
+# That a file may not tell by itself: its network, and what that is in diffusion/families.py.
+FAMILIES = {"dit": (DiT, DDPM), "sit": (DiT, SIT), "sit_gvp": (DiT, "sit_gvp")}
 PIPELINE = "model_index.json"  # of a diffusers pipeline; its transformer has a folder inside
 SCHEDULER = "scheduler/scheduler_config.json"  # of such a pipeline
 CLASSES = {  # of diffusers, by the norm_type of their config.json; the first was once for both
     "ada_norm_zero": ("Transformer2DModel", "DiTTransformer2DModel"),
     "ada_norm_single": ("Transformer2DModel", "PixArtTransformer2DModel"),
 }
-DDPM = "ddpm_linear"  # the family of DiT and PixArt-alpha
 SCHEDULE = {  # what that is (DiT, PixArt-alpha), in diffusers' words
     "prediction_type": "epsilon",
     "beta_schedule": "linear",
@@ -61,17 +63,18 @@ def identify(weights: Weights, family: str = "") -> Identified:
         return _folder(weights)
     tensors = _without_student(weights.tensors)
     if "y_embedder.embedding_table.weight" in tensors:
-        if family != "dit":
+        if family not in FAMILIES:
             raise ConfigError(
                 "a checkpoint of DiT or of SiT: both have these tensors, and the file does not "
-                "tell which it is. If it is DiT's: --family=dit, in a run --config.teacher.family="
-                'dit (or generator.family), in Python simjax.load(..., family="dit"). SiT is not '
-                "supported yet."
+                "tell which it is. Say it: --family=dit or --family=sit (sit_gvp where SiT was "
+                "trained on --path-type GVP), in a run --config.teacher.family=... (or "
+                'generator.family), in Python simjax.load(..., family="sit").'
             )
-        network = dit.describe(tensors)
+        network, (_, precondition) = dit.describe(tensors), FAMILIES[family]
         null = f"class {network.label_dim} is no class: it is trained for guidance"
-        assumed = ("DiT, not SiT", _heads(network), null)
-        return Identified(network, dit.rules(dit.ORIGINAL), tensors, assumed)
+        which = "DiT, not SiT" if precondition == DDPM else "SiT, not DiT"
+        assumed = (which, _heads(network), null)
+        return Identified(network, dit.rules(dit.ORIGINAL), tensors, assumed, precondition)
     if "y_embedder.y_embedding" in tensors:
         network = pixart.describe(tensors)
         return Identified(network, pixart.rules(pixart.ORIGINAL), tensors, (_heads(network),))

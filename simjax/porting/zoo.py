@@ -1,6 +1,6 @@
 """Published teachers by name, and `fetch`, which turns a name, URL or path into a checked file.
 
-Names and addresses: the EDM release (arXiv:2206.00364; networks: its table 7), DiT, PixArt-alpha.
+Names and addresses: the EDM release (arXiv:2206.00364; networks: its table 7), DiT, SiT, PixArt-α.
 They print no checksums, so none are pinned: a file's sha256 is recorded at its first use.
 """
 
@@ -23,6 +23,10 @@ from simjax.porting.files.cache import LocalFile
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 DIT = "https://dl.fbaipublicfiles.com/DiT/models/"  # facebookresearch/DiT, download.py
+SIT = (  # willisma/SiT, README; the host wants the key
+    "https://www.dl.dropboxusercontent.com/scl/fi/as9oeomcbub47de5g4be0/SiT-XL-2-256.pt"
+    "?rlkey=uxzxmpicu46coq3msb17b9ofa&dl=1"
+)
 PIXART = "https://huggingface.co/PixArt-alpha/PixArt-alpha/resolve/main/"  # its README
 HUB = re.compile(r"(?:https?://huggingface\.co/)?(\w[\w.-]*/\w[\w.-]*)/?")  # a repository
 FILES = (".pkl", ".npz", ".zip", ".pt", ".pth", ".bin", ".ckpt", ".json", ".safetensors")
@@ -67,7 +71,7 @@ def _release() -> dict[str, Entry]:
 
 
 def _transformers() -> dict[str, Entry]:
-    """DiT-XL/2 and PixArt-alpha; sizes are those of latents, 1/8 of the images'."""
+    """DiT-XL/2, SiT-XL/2 and PixArt-alpha; sizes are those of latents, 1/8 of the images'."""
     latent = {"precondition": "ddpm_linear", "sigma_data": 1.0}
     networks = {
         f"{DIT}DiT-XL-2-256x256.pt": DiT(resolution=32),
@@ -78,10 +82,12 @@ def _transformers() -> dict[str, Entry]:
             resolution=128, interpolation=2.0, size_conditioning=True
         ),
     }
-    return {
+    entries = {
         url.rpartition("/")[2].rpartition(".")[0]: Entry(url, network, **latent)
         for url, network in networks.items()
     }
+    sit = Entry(SIT, DiT(resolution=32), precondition="sit", sigma_data=1.0)
+    return entries | {"SiT-XL-2-256x256": sit}
 
 
 ZOO = _release() | _transformers()

@@ -1,6 +1,7 @@
 """What is refused of the config of a run: names that nothing has, fields without effect."""
 
 from simjax import config as c
+from simjax.config import scales
 from simjax.diffusion import noise, sampler, schedule
 from simjax.evaluation import evaluator, features
 from simjax.losses import distances, registry
@@ -17,6 +18,7 @@ CHOICES = {
     "generator.sigma.law": schedule.SIGMA_LAWS,
     "fake_score.weight": noise.WEIGHTS,
     "fake_score.sigma.law": schedule.SIGMA_LAWS,
+    "guidance": ("", *scales.GUIDANCE),
     "loss.name": registry.LOSSES,
     "loss.distance": distances.DISTANCES,
     "loss.units": ("denoiser", "score"),

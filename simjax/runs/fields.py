@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from simjax import config as c
 from simjax import data
 from simjax.config.options import keywords
+from simjax.config.scales import GUIDANCE
 from simjax.diffusion import noise, sampler, schedule
 from simjax.diffusion.families import FAMILIES
 from simjax.errors import ConfigError
@@ -90,6 +91,12 @@ def choices(config: c.Config) -> Iterator[Choice]:
         yield _of(config, "teacher.sampler.ladder", schedule.LADDERS)
     yield from _churn(config.teacher.sampler)
     yield from _teacher(config)
+    if config.guidance:
+        scales = ["fake_score.guidance", "fake_score.learnt_guidance"]
+        of_teacher = ["teacher.guidance"]  # of presets that are for one without guidance
+        follows = 2.0 in GUIDANCE[config.guidance](2.0)
+        unread, read = (scales, of_teacher) if follows else (scales + of_teacher, ())
+        yield Choice(f"guidance = {config.guidance!r}", unread, read)
     yield from _text(config)
     yield from _evaluation(config)
     yield from _network(config)
@@ -206,6 +213,7 @@ def _network(config: c.Config) -> Iterator[Choice]:
     if not network.label_dim and not reads_prompts:
         both = ("teacher", "fake_score")
         unread = [f"{of}.{field}" for of in both for field in ("guidance", "drop_condition")]
+        unread += ["fake_score.learnt_guidance", "guidance", "teacher.guided_channels"]
         yield Choice(f"{name} without classes", unread)
 
 

@@ -57,6 +57,7 @@ FIXED = (
     *("seed", "batch", "fake_score_updates", "compute_dtype", "network", "dropout"),
     *("text.t5", "text.length", "text.cache", "text.words", "text.templates", "text.held_out"),
     *("teacher.source", "teacher.family", "teacher.sha256", "teacher.dtype", "teacher.guidance"),
+    "teacher.guided_channels",
     *("teacher.precondition", "teacher.sigma_data", "teacher.steps", "teacher.batch"),
     *("teacher.sigma", "teacher.weight", "teacher.augment", "teacher.drop_condition"),
     *("teacher.optim", "teacher.ema"),
@@ -65,6 +66,7 @@ FIXED = (
     *("generator.weight", "generator.optim", "generator.ema"),
     *("fake_score.sigma", "fake_score.weight", "fake_score.scale", "fake_score.augment"),
     *("fake_score.guidance", "fake_score.drop_condition", "fake_score.optim"),
+    *("fake_score.learnt_guidance", "guidance"),
     "loss",
 )
 STEPS = "steps"

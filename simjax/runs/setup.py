@@ -134,13 +134,13 @@ def any_captions(config: c.Config) -> Caption | None:
 
 def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
     """What the losses of a distillation step call."""
-    fake_score = config.fake_score
+    fake_score, (learnt, used) = config.fake_score, c.fake_score_scales(config)
     denoise = build.on_devices(denoise, mesh, config)
     return step.StepFns(
-        denoise=denoise,
+        denoise=build.guided(config, denoise, learnt),
         generate=functools.partial(generator_of(config).train_sample, denoise),
         denoise_teacher=build.guided(config, denoise, config.teacher.guidance),
-        denoise_fake=build.guided(config, denoise, fake_score.guidance),
+        denoise_fake=build.guided(config, denoise, used),
         loss=generator_loss(config, distance(config.loss)),
         distance=distance(config.loss),
         fake_score_weight=_weight(fake_score.weight, config),

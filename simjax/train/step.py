@@ -42,7 +42,7 @@ def as_they_are(images: Images, keys: Array) -> tuple[Images, None]:
 class StepFns:
     """The functions that both losses call, chosen by runs/setup.py; constant while training."""
 
-    denoise: Denoise
+    denoise: Denoise  # the fake score while it learns; guided, or as it is
     generate: Callable[..., Images]  # (params, z, cond, *, dropout_keys) -> x0
     loss: GeneratorLoss
     distance: Distance  # d of SIM; of the health metrics for every method

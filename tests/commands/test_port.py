@@ -33,7 +33,7 @@ def test_porting_prints_what_a_file_is_and_leaves_nothing(tmp_path):
         (["one.pkl", "two.pkl"], "expected one source"),
         (["edm-cifar10"], "did you mean edm-cifar10-32x32-"),
         (["/none/net.pkl"], "/none/net.pkl does not exist"),
-        (["net.pkl", "--family=unet"], "family = 'unet' is not known; known: dit."),
+        (["net.pkl", "--family=unet"], "family = 'unet' is not known; known: dit, sit, sit_gvp."),
         (["net.pkl", "--no=1"], "Unknown command line flag 'no'"),
     ],
 )

@@ -1,7 +1,5 @@
 """Families: what a teacher of each is sampled and trained by, where its config leaves that open."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +7,8 @@ import pytest
 
 from simjax import config
 from simjax.diffusion import noise, precondition, sampler, schedule
-from simjax.diffusion.families import FAMILIES, Family
-from simjax.models import port
+from simjax.diffusion.families import FAMILIES
+from simjax.models import build, port
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -78,17 +76,18 @@ def test_published_teachers_are_sampled_by_their_own():
         assert (unknown.ladder, unknown.solver) == ("", "")
 
 
-def test_a_family_guides_the_channels_that_it_says(monkeypatch):
-    from simjax.models import build
-
-    few = dataclasses.replace(FAMILIES["edm"], guided_channels=1)
-    monkeypatch.setitem(FAMILIES, "edm", few)
-    options = config.Config(network=config.SongUNet(label_dim=2))
-
+def test_guidance_acts_on_the_channels_that_the_network_or_the_config_says():
     def denoise(params, xt, sigma, cond):
         return xt + cond.sum(1)[:, None, None, None]
 
-    xt, cond = jnp.zeros((1, 2, 2, 3)), jnp.array([[1.0, 0.0]])
-    found = build.guided(options, denoise, 3.0)(None, xt, jnp.ones(1), cond)
-    np.testing.assert_array_equal(found[0, 0, 0], [3, 1, 1])
-    assert Family(precondition.edm).guided_channels is None
+    def found(network, channels):
+        options = config.Config(network=network)
+        options.teacher.guided_channels = channels
+        xt, cond = jnp.zeros((1, 2, 2, network.image_channels)), jnp.array([[1.0, 0.0]])
+        return build.guided(options, denoise, 3.0)(None, xt, jnp.ones(1), cond)[0, 0, 0].tolist()
+
+    dit, unet = config.DiT(label_dim=2), config.SongUNet(label_dim=2)
+    assert found(dit, None) == [3, 3, 3, 1]  # as the official code of DiT and SiT
+    assert found(dit, 0) == [3, 3, 3, 3]
+    assert found(unet, None) == [3, 3, 3]
+    assert found(unet, 1) == [3, 1, 1]

@@ -15,6 +15,11 @@ CLOSED_FORMS = {
     "edm": lambda sigma: 1 / 0.5**2 + 1 / sigma**2,
     "score": lambda sigma: sigma**-2.0,
     "flow": lambda sigma: (1 + 1 / sigma) ** 2,
+    "gvp": lambda sigma: np.pi**2 / 4 * (1 + sigma**2) / sigma**2,
+    "one_minus_u": lambda sigma: 1 - sigma / (1 + sigma),
+    "one_minus_u_squared": lambda sigma: (1 - sigma / (1 + sigma)) ** 2,
+    "inverse_u": lambda sigma: 1 + 1 / sigma,
+    "snr_root": lambda sigma: 1 / sigma,
 }
 CASES = [pytest.param(noise.WEIGHTS[name], CLOSED_FORMS[name], id=name) for name in noise.WEIGHTS]
 

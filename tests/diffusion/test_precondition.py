@@ -27,6 +27,12 @@ def flow(x0, eps, sigma):
     return (1 - t) * x0 + t * eps, eps - x0
 
 
+def gvp(x0, eps, sigma):
+    """Of t = (2 / pi) acot(sigma)."""
+    total = np.sqrt(1 + sigma**2)
+    return (x0 + sigma * eps) / total, np.pi / 2 * (sigma * x0 - eps) / total
+
+
 # What the network sees, and what it is trained to predict, as functions of (x0, eps, sigma). An
 # entry of FAMILIES without a line here fails the collection of this file.
 NETWORK_SIDES = {
@@ -36,6 +42,9 @@ NETWORK_SIDES = {
     "iddpm": noise_prediction,
     "ddpm_linear": noise_prediction,
     "flow": flow,
+    "flow1000": flow,
+    "sit": lambda x0, eps, sigma: (flow(x0, eps, sigma)[0], x0 - eps),
+    "sit_gvp": gvp,
 }
 CASES = [
     pytest.param(family.coefficients, NETWORK_SIDES[name], id=name)

@@ -17,6 +17,7 @@ LADDER_ENDS = {  # EDM table 1; for VP, beta_d = 19.9, beta_min = 0.1 at t = 1 a
     "ve": (100, 0.02),
     "iddpm": (80.2037, 0.0064),
     "ddpm_linear": (156.6155, 0.1759),  # at time steps 999 and, of 20 steps, 50
+    "flow": (999.0, 0.04995 / 0.95005),  # u = 0.999 and, of 20 steps, 0.999 / 20
 }
 ENDS = [
     pytest.param(ladder, LADDER_ENDS[name], id=name) for name, ladder in schedule.LADDERS.items()
@@ -38,6 +39,7 @@ def of_table(sigma, levels):
 CDFS = {
     "lognormal": [
         ({}, lambda sigma: stats.norm.cdf((np.log(sigma) + 1.2) / 1.2)),
+        ({"shift": 3.0}, lambda sigma: stats.norm.cdf((np.log(sigma / 3) + 1.2) / 1.2)),
         ({"mean": -3.5, "std": 2.5}, lambda sigma: stats.norm.cdf((np.log(sigma) + 3.5) / 2.5)),
     ],
     "karras": [
@@ -51,6 +53,13 @@ CDFS = {
     "ve": [
         ({}, lambda sigma: np.log(sigma / 0.02) / np.log(5000)),
         ({"sigma_min": 1, "sigma_max": 10}, lambda sigma: np.log10(sigma)),
+    ],
+    "uniform_time": [
+        ({}, lambda sigma: (sigma / (1 + sigma) - 1e-3) / 0.998),
+        (
+            {"shift": 3.0, "u_min": 0.0, "u_max": 0.5},
+            lambda sigma: 2 * (sigma / 3) / (1 + sigma / 3),
+        ),
     ],
     "iddpm": [({}, lambda sigma: of_table(sigma, precondition.iddpm_levels()[8:-1]))],
     "ddpm_linear": [({}, lambda sigma: of_table(sigma, precondition.ddpm_linear_levels()[:-1]))],

@@ -15,7 +15,7 @@ import numpy as np
 # What is ported so far. A recorded case of anything else is deselected and named in the header.
 SUPPORTED_NETWORKS = ("SongUNet", "DhariwalUNet")
 SUPPORTED_WRAPPERS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
-SUPPORTED_TRANSFORMERS = {"mlp_ratio": 4.0, "learn_sigma": True, "pred_sigma": True}
+SUPPORTED_TRANSFORMERS = {"mlp_ratio": 4.0, "pred_sigma": True}
 # The reference's names of a sampler's parts, and simjax's.
 SUPPORTED_LADDERS = {"edm": "karras", "vp": "vp", "ve": "ve", "iddpm": "iddpm"}  # discretization
 SUPPORTED_PATHS = {("linear", "none"): "edm", ("vp", "vp"): "vp", ("ve", "none"): "ve"}
@@ -156,6 +156,7 @@ FIXTURES = {
     "metrics_case": Fixture("metrics*.npz", _features),
     "inception_case": Fixture("inception*.npz", _features),
     "dit_case": Fixture("dit*.npz", _transformer),
+    "sit_case": Fixture("sit*.npz", _transformer),
     "pixart_case": Fixture("pixart*.npz", _transformer),
     "sim_one_step_case": Fixture("sim_one_step*.npz", _transformer),
 }

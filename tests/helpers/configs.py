@@ -27,6 +27,7 @@ PARAMETERS = {  # of the official networks, fixed constants not counted
     "afhqv2_64": 61_805_571,
     "imagenet64": 295_899_267,
     "imagenet256_dit": 674_834_720,
+    "imagenet256_sit": 674_834_720,
     "pixart512": 610_856_096,
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from simjax import config
-from simjax.diffusion import guidance, precondition
+from simjax.diffusion import guidance, precondition, sampler, schedule
 from simjax.diffusion.precondition import Coefficients
 from simjax.models import build
 from simjax.networks.denoiser import Denoiser, as_denoise
@@ -17,7 +17,7 @@ from simjax.typing import Caption
 from tests.helpers import official
 
 # The table in tests/golden/README.md.
-DIT_TOLERANCE, PIXART_TOLERANCE = 5e-5, 2e-5
+DIT_TOLERANCE, PIXART_TOLERANCE, SIT_TOLERANCE, PATH_TOLERANCE = 5e-5, 2e-5, 1e-5, 5e-5
 
 
 def as_it_is(sigma):
@@ -37,7 +37,8 @@ def described(values):
         "heads": values["num_heads"],
     }
     if "num_classes" in values:
-        return config.DiT(**common, label_dim=values["num_classes"])
+        learn_sigma = None if values.get("learn_sigma", True) else False
+        return config.DiT(**common, label_dim=values["num_classes"], learn_sigma=learn_sigma)
     return config.PixArt(
         **common,
         caption_channels=values["caption_channels"],
@@ -101,12 +102,83 @@ def test_guided_dit(dit_case):
     half = len(found["in/x"]) // 2
     labels = labels_of(found["in/cfg_y"][:half], net.network.label_dim)
     time = jnp.asarray(found["in/cfg_t"][:half], jnp.float32)
-    guided = guidance.guided(net.denoise, 4.0, jnp.zeros_like)(
+    guided = guidance.guided(net.denoise, 4.0, jnp.zeros_like, net.network.guided_channels)(
         net.params, jnp.asarray(found.images("in/x")[:half]), time, labels
     )
-    expected = found.images("out/cfg4")[..., :3]
-    assert official.rel(guided[..., :3], expected[:half]) <= DIT_TOLERANCE
-    assert official.rel(guided[..., :3], expected[half:]) <= DIT_TOLERANCE
+    expected = found.images("out/cfg4")[..., : guided.shape[-1]]  # the others are variances
+    assert official.rel(guided, expected[:half]) <= DIT_TOLERANCE
+    assert official.rel(guided[..., :3], expected[half:, ..., :3]) <= DIT_TOLERANCE
+
+
+def sit_of(case):
+    """The recorded SiT as the denoiser that simjax makes of it, and its recording."""
+    net = Ported(case, dit.rules(dit.ORIGINAL), family=precondition.sit)
+    return net, net.recording
+
+
+def at_time(z, t):
+    """xt and sigma of z = t x0 + (1 - t) eps."""
+    t = np.asarray(t, np.float32)
+    return jnp.asarray(z) / t[:, None, None, None], jnp.asarray((1 - t) / t)
+
+
+def test_sit(sit_case):
+    net, found = sit_of(sit_case)
+    labels, time = labels_of(found["in/y"], net.network.label_dim), found["in/t"]
+    x = jnp.asarray(found.images("in/x"))
+    channels = x.shape[-1]
+    out, vjp = jax.vjp(lambda x: net.whole(x, time, labels)[..., :channels], x)
+    assert official.rel(out, found.images("out/velocity")) <= SIT_TOLERANCE
+    (grad,) = vjp(jnp.asarray(found.images("in/v")))
+    assert official.rel(grad, found.images("out/vjp_x")) <= SIT_TOLERANCE
+
+
+def test_the_denoiser_of_sit_has_its_score(sit_case):
+    net, found = sit_of(sit_case)
+    labels, z = labels_of(found["in/y"], net.network.label_dim), found.images("in/x")
+    xt, sigma = at_time(z, found["in/t"])
+    t = found["in/t"][:, None, None, None]
+    denoised = net.denoise(net.params, xt, sigma, labels)
+    of_score = (z + (1 - t) ** 2 * found.images("out/score")) / t  # Tweedie
+    assert official.rel(denoised, of_score) <= SIT_TOLERANCE
+    of_velocity = z + (1 - t) * found.images("out/velocity")
+    assert official.rel(denoised, of_velocity) <= SIT_TOLERANCE
+
+
+def test_guided_sit(sit_case):
+    """Both halves are run on the first half of x; the first channels alone are guided."""
+    net, found = sit_of(sit_case)
+    hyper, half = found.json("hyper"), len(found["in/x"]) // 2
+    assert hyper["cfg_channels"] == net.network.guided_channels
+    labels = labels_of(found["in/cfg_y"][:half], net.network.label_dim)
+    z, t = found.images("in/x")[:half], found["in/cfg_t"][:half]
+    guided = guidance.guided(
+        net.denoise, hyper["cfg_scale"], jnp.zeros_like, net.network.guided_channels
+    )
+    denoised = guided(net.params, *at_time(z, t), labels)
+    velocity = (np.asarray(denoised) - z) / (1 - t[:, None, None, None])
+    assert official.rel(velocity, found.images("out/cfg1.5")[:half]) <= SIT_TOLERANCE
+
+
+def test_eulers_path_of_sit(sit_case):
+    net, found = sit_of(sit_case)
+    steps, path = found.json("hyper")["ode_points"] - 1, found["out/euler_path"]
+    labels = labels_of(found["in/y"], net.network.label_dim)
+    sigmas = schedule.flow_ladder(steps, u_max=1 - 1e-6)
+    states = []
+
+    def denoise(xt, sigma):
+        jax.debug.callback(lambda z: states.append(z), xt / (1 + sigma[:, None, None, None]))
+        return net.denoise(net.params, xt, sigma, labels)
+
+    last = sampler.euler(denoise, jnp.asarray(found.images("in/z")), sigmas)
+    jax.effects_barrier()
+    for state, expected in zip([*states, last], np.moveaxis(path, 2, -1), strict=True):
+        assert official.rel(state, expected) <= PATH_TOLERANCE
+
+
+def test_a_file_of_sit_tells_its_network(sit_case, monkeypatch):
+    assert_told(official.read(sit_case.path), dit.describe, monkeypatch)
 
 
 def test_pixart(pixart_case):

@@ -1,5 +1,6 @@
 """DiT and PixArt-alpha in the files that people have, and files that are something else."""
 
+import dataclasses
 import json
 
 import jax
@@ -50,8 +51,8 @@ def original(network, weights):
     return tensors | {"pos_embed": table[None]}
 
 
-def assert_same(ported, network, weights):
-    assert ported.description == (network, "ddpm_linear", 1.0)
+def assert_same(ported, network, weights, precondition="ddpm_linear"):
+    assert ported.description == (network, precondition, 1.0)
     ours, expected = official.flat(ported.weights), official.flat(weights)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():
@@ -74,20 +75,42 @@ def test_what_may_be_dit_or_sit_is_refused_unless_told(tmp_path):
     message = refused(tmp_path / "dit.pt")
     for part in (
         "of DiT or of SiT",
-        "--family=dit",
+        "--family=dit or --family=sit",
         "teacher.family",
         "simjax.load(",
-        "SiT is not",
     ):
         assert part in message
-    with pytest.raises(ConfigError, match="family = 'sit' is not known; known: dit"):
-        port.port(str(tmp_path / "dit.pt"), family="sit", say=quiet)
+    with pytest.raises(ConfigError, match="family = 'unet' is not known; known: dit, sit"):
+        port.port(str(tmp_path / "dit.pt"), family="unet", say=quiet)
+
+
+@pytest.mark.parametrize("family", ["sit", "sit_gvp"])
+def test_a_file_of_sit_is_told_by_its_family(tmp_path, family):
+    weights = weights_of(DIT)
+    files.write_torch_zip(tmp_path / "sit.pt", {"ema": original(DIT, weights), "model": {}})
+    ported = port.port(str(tmp_path / "sit.pt"), family=family, say=quiet)
+    assert_same(ported, DIT, weights, precondition=family)
+    assert "SiT, not DiT" in ported.provenance["assumed"]
+    assert "noise" not in ported.provenance["assumed"]
+
+
+def test_output_channels_are_read_off_the_file(tmp_path):
+    half = dataclasses.replace(DIT, learn_sigma=False)
+    weights = weights_of(half)
+    assert weights["network"]["out"]["kernel"].shape[1] == 4 * half.patch**2
+    files.write_torch_zip(tmp_path / "sit.pt", original(half, weights))
+    assert_same(port.port(str(tmp_path / "sit.pt"), family="sit", say=quiet), half, weights, "sit")
+    tensors = original(half, weights)
+    tensors["final_layer.linear.weight"] = np.zeros((12, 48), np.float32)
+    files.write_torch_zip(tmp_path / "odd.pt", tensors)
+    with pytest.raises(ConfigError, match="puts out 3 channels; expected 4, or 8 with learned"):
+        port.port(str(tmp_path / "odd.pt"), family="sit", say=quiet)
 
 
 def test_a_known_name_or_its_url_tells_the_family():
     url = port.zoo.ZOO["DiT-XL-2-256x256"].url
-    families = map(port._published_family, ("DiT-XL-2-256x256", url, "PixArt-XL-2-512x512", "x.pt"))
-    assert list(families) == ["dit", "dit", "", ""]
+    names = ("DiT-XL-2-256x256", url, "SiT-XL-2-256x256", "PixArt-XL-2-512x512", "x.pt")
+    assert list(map(port._published_family, names)) == ["dit", "dit", "sit", "", ""]
 
 
 def test_a_family_that_a_file_contradicts_is_refused(tmp_path):

@@ -74,6 +74,11 @@ def bases() -> dict[str, config.Config]:
         "vp family": changed(
             trained, teacher__precondition="vp", teacher__weight="score", fake_score__weight="score"
         ),
+        "flow": changed(
+            published, teacher__sampler__ladder="flow", teacher__sampler__solver="euler"
+        ),
+        "lsg": changed(published, guidance="lsg", teacher__guidance=1.5),
+        "zero_cfg": changed(published, guidance="zero_cfg"),
         "ddpm": changed(published, teacher__sampler__ladder="ddpm_linear"),
         "dpm": changed(published, teacher__sampler__solver="dpm_solver"),
         "churn": changed(published, teacher__sampler__churn=40.0),
@@ -154,18 +159,19 @@ def test_a_loss_and_a_distance_read_what_is_declared(name):
     assert watched.seen == declared(BASES[name], "loss")
 
 
-@pytest.mark.parametrize("name", ["published", "ddpm", "dpm", "churn"])
+@pytest.mark.parametrize("name", ["published", "ddpm", "dpm", "churn", "flow"])
 def test_a_sampler_reads_what_is_declared(name):
     options = copy.deepcopy(BASES[name])
     options.network = load("digits").network
     options = config.resolved(options)
+    expected = declared(options, "teacher.sampler")
     options.teacher.sampler = watched = Watched(options.teacher.sampler)
     draw = samplers.teacher_sampler(
         lambda params, xt, *_, **__: xt, options, 3, sharding.make_mesh()
     )
     keys = jax.random.split(jax.random.key(0), 1)
     jax.eval_shape(draw, {}, jnp.ones((1, 8, 8, 1)), jnp.ones((1, 10)), keys)
-    assert watched.seen == declared(BASES[name], "teacher.sampler")
+    assert watched.seen == expected
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,12 @@ def describe(tensors: Mapping[str, np.ndarray]) -> DiT:
     """
     shapes = Shapes(tensors)
     width, channels, patch = (shapes.size("x_embedder.proj.weight", axis) for axis in range(3))
+    outputs = shapes.size("final_layer.linear.weight", 0) / patch**2
+    if outputs not in (channels, 2 * channels):
+        raise ConfigError(
+            f"final_layer.linear.weight puts out {outputs:g} channels; expected {channels}, or "
+            f"{2 * channels} with learned variances."
+        )
     return DiT(
         resolution=patch * shapes.side("pos_embed"),
         image_channels=channels,
@@ -84,6 +90,7 @@ def describe(tensors: Mapping[str, np.ndarray]) -> DiT:
         width=width,
         depth=shapes.depth("blocks.{}.attn.qkv.weight"),
         heads=heads(width),
+        learn_sigma=None if outputs == 2 * channels else False,
     )
 
 
@@ -119,6 +126,8 @@ def folder_config(network: DiT) -> dict[str, Any]:
             f"network, from the original repository, with {network.time_steps}: its outputs there "
             "would be others. Start from a folder of diffusers', or leave this format out."
         )
+    if network.learn_sigma is False:
+        raise ConfigError("diffusers' DiT puts out variances, which this network does not have.")
     return {
         **{name: options[0] for name, options in _KNOWN.items()},
         "norm_eps": 1e-6,  # networks/transformer.py
