@@ -58,7 +58,7 @@ def compile_for(config: c.Config, topology: str, program: str, *, effort: float)
     print(f"compiling {program} for {topology}; this takes minutes", flush=True)
     binary, memory, seconds = _compile_to_fit(made, what, config, chip, effort)
     forward_seconds = 0.0
-    if config.scan_blocks and build.is_stack(config.network):
+    if config.scan_blocks and config.network.is_stack:
         found = _costs_of_stack(config, program, made, chip, what)
     else:
         forward, forward_seconds = _forward(made, devices[0], made.rows, effort)
