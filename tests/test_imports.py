@@ -101,9 +101,9 @@ def read_off_modules(tree: ast.AST):
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     others |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id in bound and node.value.id not in others:
-                yield bound[node.value.id], node.attr
+        owner = node.value if isinstance(node, ast.Attribute) else None
+        if isinstance(owner, ast.Name) and owner.id in bound and owner.id not in others:
+            yield bound[owner.id], node.attr
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -2,6 +2,7 @@
 
 python -m simjax evaluate --source=runs/digits
 python -m simjax evaluate --source=edm-cifar10-32x32-cond-vp --steps=18 --reference=tfds:cifar10
+python -m simjax evaluate --source=SiT-XL-2-256x256 --steps=250 --solver=flow_sde --guidance=1.5 ...
 python -m simjax evaluate --source=sid.pkl --reference=https://.../fid-refs/cifar10-32x32.npz
 python -m simjax evaluate --source=FOLDER_NPZ_OR_ZIP_OF_IMAGES --reference=FOLDER_OF_IMAGES
 python -m simjax evaluate --source=idx:DIR --split=test --data=idx:DIR --features=pixels,classifier
@@ -21,6 +22,7 @@ from etils import epath
 from simjax import config as c
 from simjax import data
 from simjax.commands import flags as command_line
+from simjax.diffusion import sampler
 from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.clip import scorer
@@ -56,6 +58,8 @@ _BATCH = flags.DEFINE_integer("batch", None, "Images at a time.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, values.LARGEST_SEED)
 _REPEATS = flags.DEFINE_integer("repeats", 1, "Seeds to measure, from --seed on; EDM's are 3.", 1)
 _STEPS = flags.DEFINE_integer("steps", 0, "Of the teacher's sampler; 0: one call.", 0)
+_GUIDANCE = flags.DEFINE_float("guidance", None, "Of the teacher's sampler; default 1: none.")
+_SOLVER = flags.DEFINE_enum("solver", None, list(sampler.SOLVERS), "Default the family's own.")
 _CHURN = flags.DEFINE_list("churn", None, "S_churn,S_min,S_max,S_noise; EDM: 40,0.05,50,1.003.")
 _SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of one call; default an export's, or 2.5.")
 _AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")
@@ -85,6 +89,8 @@ USES = {
     "seed": EVERY,
     "repeats": (RUN, *NETWORKS),
     "steps": NETWORKS,
+    "guidance": (SAMPLED,),
+    "solver": (SAMPLED,),
     "churn": (SAMPLED,),
     "sigma_init": (ONE_CALL,),
     "autoencoder": NETWORKS,
@@ -197,6 +203,10 @@ def _of_network_flags(config: c.Config) -> c.Config:
         config.generator.sigma_init = _SIGMA_INIT.value
     if _CHURN.value:
         config.teacher.sampler = _churning(_CHURN.value)
+    if _SOLVER.value:
+        config.teacher.sampler.solver = _SOLVER.value
+    if _GUIDANCE.value is not None:
+        config.teacher.guidance = _GUIDANCE.value
     config.autoencoder = _AUTOENCODER.value or ""
     return config
 

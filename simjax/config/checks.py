@@ -8,6 +8,7 @@ from typing import Any
 from simjax.config import schema, serial
 from simjax.config.scales import GUIDANCE, fake_score_scales
 from simjax.diffusion.families import FAMILIES
+from simjax.diffusion.sampler import SOLVERS
 from simjax.errors import ConfigError
 from simjax.runtime.values import require_known
 
@@ -149,7 +150,9 @@ def resolved(config: schema.Config) -> schema.Config:
     sampler, sigma = teacher.sampler, teacher.sigma
     if not (teacher.source and config.network is None):
         own = {} if sampler.ladder else _unset(sampler, known.ladder_options)
-        own |= {"ladder": sampler.ladder or known.ladder, "solver": sampler.solver or known.solver}
+        solver = sampler.solver or known.solver
+        needed = SOLVERS[solver].ladder if solver in SOLVERS else ""
+        own |= {"ladder": sampler.ladder or needed or known.ladder, "solver": solver}
         sampler = dataclasses.replace(sampler, **own)
     trained = known
     if teacher.source or not teacher.steps:

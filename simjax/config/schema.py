@@ -77,8 +77,9 @@ class Sampler:
     sigma_min: float = 0.002  # EDM table 1
     sigma_max: float = 80.0
     rho: float = 7.0
-    shift: float = 1.0  # of time, on the ladder "flow"; SD3, SANA: 3
-    u_max: float = 0.999  # of a flow's time, where that ladder begins
+    shift: float = 1.0  # of time, on the ladders of flows; SD3, SANA: 3
+    u_max: float = 0.999  # of a flow's time, where its ladders begin
+    u_last: float = 0.04  # of a flow's time, before the last step of "flow_sde"; SiT's
     churn: float = 0.0
     churn_low: float = 0.0  # range of sigma in which churn acts
     churn_high: float = float("inf")

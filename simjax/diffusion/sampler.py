@@ -1,8 +1,8 @@
-"""Integrates the probability-flow ODE from noise to data, for any denoiser.
+"""Integrates the probability-flow ODE, or SiT's SDE, from noise to data, for any denoiser.
 
 References: EDM, arXiv:2206.00364: eq. 4, table 1, algorithms 1 and 2; DPM-Solver++,
-arXiv:2211.01095. The program contains the denoiser once, whatever the solver: one scan over the
-evaluations. Called from models/samplers.py.
+arXiv:2211.01095; SiT, arXiv:2401.08740. The program contains the denoiser once, whatever the
+solver: one scan over the evaluations. Called from models/samplers.py.
 """
 
 import math
@@ -162,18 +162,53 @@ def euler(denoise: Callable[..., Images], z: Images, sigmas: Float[Array, "steps
     return xt
 
 
+@typed
+def flow_sde(
+    denoise: Callable[..., Images],
+    z: Images,
+    sigmas: Float[Array, "steps"],
+    *,
+    draw_noise: DrawNoise,
+) -> Images:
+    """Samples from sigmas[0] to 0 by Euler-Maruyama on the SDE of SiT, one evaluation a step.
+
+    The state is t xt = t x0 + (1 - t) eps at t = 1 / (1 + sigma). Its velocity v = D - eps and its
+    score s = -eps / (1 - t) give, with the diffusion w = 1 - t of arXiv:2401.08740,
+
+        drift v + w s = D - 2 eps,    noise sqrt(2 w dt),    eps = (xt - D) / sigma
+
+    The last step, to sigma = 0, adds no noise. Other arguments are `integrate`'s.
+    """
+    t = 1 / (1 + sigmas)
+    width = jnp.append(t[1:], 1) - t
+    noise = jnp.sqrt(2 * (1 - t) * width).at[-1].set(0)
+
+    def evaluate(state: Images, row: tuple[Array, ...]) -> tuple[Images, None]:
+        step, sigma, t, width, noise = row
+        xt = state / t
+        denoised = denoise(xt, jnp.full(xt.shape[0], sigma, xt.dtype))
+        drift = denoised - 2 * (xt - denoised) / sigma
+        return state + width * drift + noise * draw_noise(step), None
+
+    rows = (jnp.arange(len(sigmas)), sigmas, t, width, noise)
+    state, _ = jax.lax.scan(evaluate, sigmas[0] * t[0] * z, rows)
+    return state
+
+
 class Solver(NamedTuple):
-    """How a teacher is sampled: `integrate`'s arguments but stages; evaluations from steps."""
+    """How a teacher is sampled: (denoise, z, sigmas, **options), and its evaluations of steps."""
 
     sample: Callable[..., Images]
     evaluations: Callable[[int], int]
-    churns: bool = False  # whether it takes churn and draw_noise
+    options: tuple[str, ...] = ()  # that it takes: churn, draw_noise
+    ladder: str = ""  # of schedule.LADDERS, made for it; empty: the family's
 
 
 SOLVERS = {
-    "heun": Solver(heun, lambda steps: 2 * steps - 1, churns=True),
+    "heun": Solver(heun, lambda steps: 2 * steps - 1, ("churn", "draw_noise")),
     "euler": Solver(euler, lambda steps: steps),
     "dpm_solver": Solver(dpm_solver, lambda steps: steps),
+    "flow_sde": Solver(flow_sde, lambda steps: steps, ("draw_noise",), ladder="flow_sde"),
 }
 
 

@@ -105,13 +105,32 @@ def flow_ladder(steps: int, *, shift: float = 1.0, u_max: float = 0.999) -> Floa
     Raises:
       ConfigError: levels that float32 does not hold, or not apart.
     """
-    u = u_max * (1 - np.arange(steps) / steps)
+    return _at_times(u_max * (1 - np.arange(steps) / steps), shift)
+
+
+@typed
+def flow_sde_ladder(
+    steps: int, *, shift: float = 1.0, u_max: float = 0.999, u_last: float = 0.04
+) -> Float[Array, "steps"]:
+    """`flow_ladder` whose times end at u_last, from which one step leads to 0.
+
+    u_last: 0.04 is the last step of SiT's SDE (arXiv:2401.08740, official sampler).
+
+    Raises:
+      ConfigError: as `flow_ladder`.
+    """
+    return _at_times(np.linspace(u_max, u_last, steps), shift)
+
+
+def _at_times(u: np.ndarray, shift: float) -> Float[Array, "steps"]:
+    """sigma = shift u / (1 - u), if these are descending noise levels."""
     with np.errstate(divide="ignore", over="ignore"):
         levels = (shift * u / (1 - u)).astype(np.float32)
     if not (shift > 0 and np.isfinite(levels).all() and (np.diff(levels, append=0) < 0).all()):
         raise ConfigError(
-            f"teacher.sampler: {steps} steps with shift = {shift}, u_max = {u_max} are no "
-            "descending noise levels; expected shift above 0, and u_max above 0 and below 1."
+            f"teacher.sampler: {len(u)} steps with shift = {shift} from u_max = {u[0]} to "
+            f"{u[-1]:.3g} are no descending noise levels; expected shift above 0, and u_max above "
+            "0 and below 1."
         )
     return jnp.asarray(levels, jnp.result_type(float))
 
@@ -135,6 +154,7 @@ LADDERS: dict[str, Ladder] = {
     "iddpm": iddpm_ladder,
     "ddpm_linear": ddpm_linear_ladder,
     "flow": flow_ladder,
+    "flow_sde": flow_sde_ladder,
 }
 
 

@@ -14,7 +14,8 @@ from simjax.models.generator import generator_of
 from simjax.models.model import Model
 from simjax.typing import Array, Condition, Denoise, Images, Params
 
-NAMES = {"heun": "Heun", "euler": "Euler", "dpm_solver": "DPM-Solver++"}  # for a person
+# For a person.
+NAMES = {"heun": "Heun", "euler": "Euler", "dpm_solver": "DPM-Solver++", "flow_sde": "SDE"}
 Sample = Callable[[Params, Images, Condition, Array], Images]  # params, z, cond, keys
 
 
@@ -46,13 +47,13 @@ def many_steps(teacher: Model, steps: int) -> Sampler:
 def teacher_sampler(denoise: Denoise, config: c.Config, steps: int, mesh: Mesh) -> Sample:
     """(params, z, cond, keys) -> samples by teacher.sampler, guided by teacher.guidance.
 
-    One key an example draws the churn's noise.
+    One key an example draws the noise of its steps.
     """
     denoise = build.on_devices(denoise, mesh, config)
     denoise = build.guided(config, denoise, config.teacher.guidance)
     options = config.teacher.sampler
     solver = sampler.SOLVERS[options.solver]
-    churn = _churn(options) if solver.churns else None
+    churn = _churn(options) if "churn" in solver.options else {}
 
     def sample(params, z, cond, keys):
         def conditioned(xt, sigma):
@@ -61,8 +62,8 @@ def teacher_sampler(denoise: Denoise, config: c.Config, steps: int, mesh: Mesh) 
         def draw_noise(index):
             return _normal(jax.vmap(jax.random.fold_in, (0, None))(keys, index), z.shape[1:])
 
-        extra = {"churn": churn, "draw_noise": draw_noise} if churn else {}
-        return solver.sample(conditioned, z, _ladder(options, steps), **extra)
+        noise = {"draw_noise": draw_noise} if "draw_noise" in solver.options else {}
+        return solver.sample(conditioned, z, _ladder(options, steps), **noise, **churn)
 
     return jax.jit(sample)
 
@@ -82,12 +83,12 @@ def _ladder(options: c.Sampler, steps: int) -> Array:
     return ladder(steps, **options_of(ladder, options))
 
 
-def _churn(options: c.Sampler) -> sampler.Churn | None:
-    """None for none, whose range and inflation have no effect."""
+def _churn(options: c.Sampler) -> dict[str, sampler.Churn]:
+    """Empty for none, whose range and inflation have no effect."""
     if not options.churn:
-        return None
+        return {}
     names = ("churn", "churn_low", "churn_high", "churn_inflation")
-    return sampler.Churn(*(getattr(options, name) for name in names))
+    return {"churn": sampler.Churn(*(getattr(options, name) for name in names))}
 
 
 def generator_sampler(denoise: Denoise, config: c.Config, mesh: Mesh) -> Sample:

@@ -130,7 +130,7 @@ def _of(
 
 def _churn(options: c.Sampler) -> Iterator[Choice]:
     churn = [f"teacher.sampler.{name}" for name in CHURN]
-    if options.solver and not sampler.SOLVERS[options.solver].churns:
+    if options.solver and "churn" not in sampler.SOLVERS[options.solver].options:
         yield Choice(f"teacher.sampler.solver = {options.solver!r}", churn)
     elif not options.churn:
         yield Choice("teacher.sampler.churn = 0", churn[1:], churn[:1])

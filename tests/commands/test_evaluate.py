@@ -27,6 +27,8 @@ FOLDERS = f"{PIXELS},,--source=real,,--reference"
 LINES = {
     "net": f"--source=net.pkl,,--data=digits,,{PIXELS},,--samples=40,,--batch=20,,--repeats=2,,"
     "--seed=3,,--save=samples.npz",
+    "sde": f"--source=net.pkl,,--data=digits,,{PIXELS},,--samples=40,,--steps=3,,--guidance=2,,"
+    "--solver=flow_sde,,--out=sde.json",
     "again": f"--source=samples.npz,,--data=digits,,{PIXELS},,--out=again.json",
     "real": "--source=real,,--reference=digits,,--features=pixels,,--out=~/real.json",
     "folder": f"{FOLDERS}=other,,--out=new/folder/m.json",
@@ -74,6 +76,9 @@ MISTAKES = {
     "--source=digits,,--data=digits,,--steps=3": "the source is a data set: --steps is for",
     f"{NET}--network=best": "--network is for a run",
     f"{NET}--churn=40,0.05,50,1": "--churn is for a network with --steps",
+    f"{NET}--guidance=2": "--guidance is for a network with --steps",
+    f"{NET}--solver=euler": "--solver is for a network with --steps",
+    f"{NET}--steps=3,,--solver=rk4": "rk4",
     f"{NET}--steps=3,,--sigma_init=2": "--sigma_init is for a network called once",
     "--source=net.pkl,,--samples=9": "--samples: without effect, nothing is compared: add --ref",
     "--source=net.pkl,,--limit=9,,--features=pixels": "--limit, --features: without effect",
@@ -188,6 +193,11 @@ def test_a_network_is_measured_with_several_seeds_and_its_images_are_kept(made):
     # The images that were kept give the first seed's number.
     assert made.result("again", "again.json")["rows"][0]["samples"] == 40
     assert made.distance("again", "again.json") == pytest.approx(spread["all"][0], rel=1e-5)
+
+
+def test_a_teacher_is_measured_with_guidance_and_the_solver_of_flags(made):
+    rows = {row["name"]: row for row in made.result("sde", "sde.json")["rows"]}
+    assert rows["teacher, SDE"]["evaluations"] == 2 * 3
 
 
 def test_real_images_against_themselves(made):

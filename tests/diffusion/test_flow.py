@@ -1,5 +1,6 @@
 """Flow teachers in sigma-space: spot values of a Gaussian, mutants, the ladder, float32 at 999."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -109,6 +110,39 @@ def test_euler_on_the_ladder_is_eulers_method_in_time():
     np.testing.assert_allclose(found, z, rtol=1e-5)  # levels are of float32
 
 
+def test_the_sde_is_euler_maruyama_in_time():
+    """With the score written as that of z's own Gaussian; the last step is its mean."""
+    steps = 6
+    sigmas = schedule.flow_sde_ladder(steps, u_max=0.99)
+    start = np.array([-1.0, 0.3, 2.0]).reshape(3, 1, 1, 1)
+    normal = np.random.default_rng(0).normal(size=(steps, *start.shape))
+    found = sampler.flow_sde(
+        lambda xt, sigma: exact(xt, sigma[:, None, None, None]),
+        start,
+        sigmas,
+        draw_noise=lambda step: jnp.asarray(normal)[step],
+    )
+    u = np.append(np.linspace(0.99, 0.04, steps), 0)
+    z = start * u[0]
+    for k, (now, width) in enumerate(zip(u, u[:-1] - u[1:], strict=False)):
+        score = -(z - (1 - now) * MEAN) / ((1 - now) ** 2 * VARIANCE + now**2)
+        noise = np.sqrt(2 * now * width) * normal[k] if k < steps - 1 else 0
+        z = z + width * (-velocity(z, now) + now * score) + noise
+    np.testing.assert_allclose(found, z, rtol=2e-5)
+
+
+def test_the_sde_keeps_the_law_of_the_data():
+    keys = jax.random.split(jax.random.key(0), 2)
+    found = sampler.flow_sde(
+        lambda xt, sigma: exact(xt, sigma[:, None, None, None]),
+        jax.random.normal(keys[0], (20_000, 1, 1, 1)),
+        schedule.flow_sde_ladder(250),
+        draw_noise=lambda k: jax.random.normal(jax.random.fold_in(keys[1], k), (20_000, 1, 1, 1)),
+    )
+    assert float(found.mean()) == pytest.approx(MEAN, abs=0.02)
+    assert float(found.std()) == pytest.approx(0.8, abs=0.02)
+
+
 def test_the_shift_of_time_is_a_factor_of_sigma():
     plain, shifted = schedule.flow_ladder(5), schedule.flow_ladder(5, shift=3.0)
     np.testing.assert_allclose(shifted, 3 * plain, rtol=1e-6)
@@ -124,9 +158,15 @@ def test_the_shift_of_time_is_a_factor_of_sigma():
         {"shift": 1e38, "u_max": 0.9999},
     ],
 )
-def test_a_ladder_that_does_not_descend_or_is_not_finite_is_refused(options):
+@pytest.mark.parametrize("ladder", [schedule.flow_ladder, schedule.flow_sde_ladder])
+def test_a_ladder_that_does_not_descend_or_is_not_finite_is_refused(ladder, options):
     with pytest.raises(ConfigError, match="no descending noise levels"):
-        schedule.flow_ladder(4, **options)
+        ladder(4, **options)
+
+
+def test_a_ladder_below_its_last_time_is_refused():
+    with pytest.raises(ConfigError, match="no descending noise levels"):
+        schedule.flow_sde_ladder(4, u_max=0.03)
 
 
 # Guidance on Gaussians: D(cond) of N(1, 0.5^2), D(none) of N(0, 1.2^2).

@@ -260,6 +260,8 @@ def test_a_solver_costs_what_it_says(name):
         jax.debug.callback(lambda: calls.append(1))
         return denoise(xt, sigma)
 
-    jax.block_until_ready(solver.sample(counted, jnp.ones((1, 1, 1, 1)), jnp.geomspace(9, 0.1, 5)))
+    z = jnp.ones((1, 1, 1, 1))
+    noise = {"draw_noise": lambda step: z} if "draw_noise" in solver.options else {}
+    jax.block_until_ready(solver.sample(counted, z, jnp.geomspace(9, 0.1, 5), **noise))
     jax.effects_barrier()
     assert len(calls) == solver.evaluations(5)

@@ -18,6 +18,7 @@ LADDER_ENDS = {  # EDM table 1; for VP, beta_d = 19.9, beta_min = 0.1 at t = 1 a
     "iddpm": (80.2037, 0.0064),
     "ddpm_linear": (156.6155, 0.1759),  # at time steps 999 and, of 20 steps, 50
     "flow": (999.0, 0.04995 / 0.95005),  # u = 0.999 and, of 20 steps, 0.999 / 20
+    "flow_sde": (999.0, 0.04 / 0.96),
 }
 ENDS = [
     pytest.param(ladder, LADDER_ENDS[name], id=name) for name, ladder in schedule.LADDERS.items()

@@ -77,6 +77,7 @@ def bases() -> dict[str, config.Config]:
         "flow": changed(
             published, teacher__sampler__ladder="flow", teacher__sampler__solver="euler"
         ),
+        "sde": changed(published, teacher__sampler__solver="flow_sde"),
         "lsg": changed(published, guidance="lsg", teacher__guidance=1.5),
         "zero_cfg": changed(published, guidance="zero_cfg"),
         "ddpm": changed(published, teacher__sampler__ladder="ddpm_linear"),
@@ -159,7 +160,7 @@ def test_a_loss_and_a_distance_read_what_is_declared(name):
     assert watched.seen == declared(BASES[name], "loss")
 
 
-@pytest.mark.parametrize("name", ["published", "ddpm", "dpm", "churn", "flow"])
+@pytest.mark.parametrize("name", ["published", "ddpm", "dpm", "churn", "flow", "sde"])
 def test_a_sampler_reads_what_is_declared(name):
     options = copy.deepcopy(BASES[name])
     options.network = load("digits").network
