@@ -62,4 +62,7 @@ def _guided() -> c.Config:
     config = _plain()
     config.teacher.guidance, config.guidance = 1.5, "lsg"
     config.teacher.drop_condition = 0.1  # DiT, SiT
+    # A guided teacher is of no law: the higher the levels at which a generator matches it, the
+    # less its samples vary. At 0.5 they are 1.07 to 1.32 times as far as the teacher's own.
+    config.generator.sigma.t_max = 0.4
     return config
