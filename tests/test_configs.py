@@ -21,7 +21,12 @@ from tests.helpers.configs import DIRECTORY, PARAMETERS, load, shrunk, small
 
 WITH_SID = ("cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")
 LATENTS = ("imagenet256_dit", "imagenet256_sit", "pixart512")
-EXPERIMENTS = ("digits", "captioned_digits", "digits_flow", *WITH_SID, *LATENTS)
+EXPERIMENTS = ("digits", "captioned_digits", *WITH_SID, *LATENTS)
+VARIANTS = (
+    *((name, "sid") for name in (*WITH_SID, "imagenet256_sit")),
+    *((name, "lsg") for name in ("imagenet256_dit", "imagenet256_sit")),
+    *(("digits", method) for method in ("flow", "flow_guided")),
+)
 OTHER_TEACHERS = {
     "edm-cifar10-32x32-uncond-ve": 56_397_827,
     "edm-cifar10-32x32-cond-ve": 56_400_643,
@@ -73,8 +78,8 @@ def stand_in(options: config.Config):
 @pytest.mark.parametrize(
     ("name", "method", "network"),
     [(name, None, build.blank) for name in EXPERIMENTS]
-    # It differs in loss and noise levels alone, see below: no network is traced again.
-    + [(name, "sid", stand_in) for name in WITH_SID],
+    # They differ in loss, guidance and noise levels alone: no network is traced again.
+    + [(name, method, stand_in) for name, method in VARIANTS],
 )
 def test_accumulates_in_calls_of_two_steps_on_two_devices(name, method, network, two_devices):
     options = load(name, method)
@@ -242,6 +247,27 @@ def test_wrong_values_are_refused_with_what_was_expected(field, value, message):
     with pytest.raises(ConfigError) as error:
         check.check(options, devices=1)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "message"),
+    [
+        ("flow", {"shift": 0.0}, "32 steps with shift = 0.0"),
+        ("flow", {"u_max": 1.0}, "u_max = 1.0"),
+        ("flow", {"solver": "flow_sde", "u_last": 1.5}, "1.5"),
+        ("sim", {"sigma_min": 90.0}, r"18 steps .* 'karras' .* \(80 to 90\)"),
+        ("sim", {"ladder": "iddpm", "solver": "euler", "steps": 2000}, "2000 steps .* 'iddpm'"),
+    ],
+)
+def test_noise_levels_that_do_not_descend_are_refused_before_a_teacher_is_trained(
+    method, fields, message
+):
+    options = load("digits", method)
+    options.evaluation.teacher_steps = (fields.pop("steps", options.evaluation.teacher_steps[0]),)
+    for name, value in fields.items():
+        setattr(options.teacher.sampler, name, value)
+    with pytest.raises(ConfigError, match=f"teacher.sampler: .*{message}"):
+        check.check(options, devices=1)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused_with_one_that_they_can():

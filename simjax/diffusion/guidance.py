@@ -18,7 +18,8 @@ def guided(denoise: Denoise, scale: float, null: Null, channels: int | None = No
     """D_w = D(none) + w (D(cond) - D(none)): one evaluation of twice as many examples.
 
     Args:
-      scale: w, dimensionless; may be negative. 1 is `denoise` itself and 0 D(none), at its cost.
+      scale: w, dimensionless; may be negative. 1 is `denoise` itself and 0 D(none), all of its
+        channels, at the cost of one.
       null: a condition to none (networks/conditions.py).
       channels: that it acts on, the first; the others stay D(cond)'s. None: all.
     """
@@ -40,12 +41,12 @@ def guided(denoise: Denoise, scale: float, null: Null, channels: int | None = No
             return images
         return jnp.concatenate([images[..., :channels], both[:, 0, ..., channels:]], axis=-1)
 
-    return unconditional if scale == 0 and channels is None else denoise_guided
+    return denoise_guided if scale else unconditional
 
 
-def evaluations(scale: float, channels: int | None = None) -> int:
+def evaluations(scale: float) -> int:
     """Of the network, that one of `guided` costs."""
-    return 1 if scale == 1 or (scale == 0 and channels is None) else 2
+    return 1 if scale in (0, 1) else 2
 
 
 def dropped(key: Key, cond: Condition, null: Null, probability: float) -> Condition:

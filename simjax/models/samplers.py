@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from simjax import config as c
 from simjax.config.options import options_of
 from simjax.diffusion import guidance, sampler, schedule
+from simjax.errors import ConfigError
 from simjax.models import build
 from simjax.models.generator import generator_of
 from simjax.models.model import Model
@@ -41,7 +43,7 @@ def many_steps(teacher: Model, steps: int) -> Sampler:
     options = teacher.config.teacher
     function = teacher_sampler(teacher.denoise, teacher.config, steps, teacher.mesh)
     name = f"teacher, {NAMES[options.sampler.solver]}"
-    return Sampler(name, evaluations(teacher.config, steps), function, teacher.params)
+    return Sampler(name, evaluations(options, steps), function, teacher.params)
 
 
 def teacher_sampler(denoise: Denoise, config: c.Config, steps: int, mesh: Mesh) -> Sample:
@@ -68,14 +70,31 @@ def teacher_sampler(denoise: Denoise, config: c.Config, steps: int, mesh: Mesh) 
     return jax.jit(sample)
 
 
-def evaluations(config: c.Config, steps: int) -> int:
+def evaluations(teacher: c.Teacher, steps: int) -> int:
     """Of the network for each sample, in so many steps."""
-    return calls(config) * sampler.SOLVERS[config.teacher.sampler.solver].evaluations(steps)
+    return calls(teacher) * sampler.SOLVERS[teacher.sampler.solver].evaluations(steps)
 
 
-def calls(config: c.Config) -> int:
+def calls(teacher: c.Teacher) -> int:
     """Of the network that one evaluation of the teacher costs: two with guidance."""
-    return guidance.evaluations(config.teacher.guidance, build.guided_channels(config))
+    return guidance.evaluations(teacher.guidance)
+
+
+def require_ladder(config: c.Config) -> None:
+    """Refuses noise levels of the report's teacher rows that float32 does not hold apart.
+
+    Raises:
+      ConfigError: with them; nothing is raised while only the teacher's file tells its ladder.
+    """
+    options = c.resolved(config).teacher.sampler
+    for steps in config.evaluation.teacher_steps if options.ladder else ():
+        levels = np.asarray(_ladder(options, steps))
+        if not (np.isfinite(levels).all() and (np.diff(levels, append=0) < 0).all()):
+            raise ConfigError(
+                f"teacher.sampler: {steps} steps of the ladder {options.ladder!r} are no "
+                f"descending noise levels ({levels[0]:.4g} to {levels[-1]:.4g}); see "
+                "evaluation.teacher_steps and the fields of teacher.sampler."
+            )
 
 
 def _ladder(options: c.Sampler, steps: int) -> Array:

@@ -151,8 +151,8 @@ def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mes
     """The teacher's samples, in the first of evaluation.teacher_steps."""
     steps = config.evaluation.teacher_steps[0]
     sampler = samplers.teacher_sampler(denoise, config, steps, mesh)
-    evaluations = samplers.evaluations(config, steps)
-    turns = evaluations // samplers.calls(config)
+    evaluations = samplers.evaluations(config.teacher, steps)
+    turns = evaluations // samplers.calls(config.teacher)
     return _sampling(config, sampler, denoise, params, mesh, turns, evaluations)
 
 
@@ -168,15 +168,14 @@ PROGRAMS = {
 
 def _guidance(config: c.Config) -> int:
     """Forwards that guidance adds to the generator's update: of each network one, and backwards."""
-    channels = build.guided_channels(config)
     scales = (config.teacher.guidance, c.fake_score_scales(config)[1])
-    return 2 * sum(guidance.evaluations(scale, channels) - 1 for scale in scales)
+    return 2 * sum(guidance.evaluations(scale) - 1 for scale in scales)
 
 
 def _learning(config: c.Config) -> int:
     """Evaluations of the fake score, there and back, while it learns."""
     learnt, _ = c.fake_score_scales(config)
-    return guidance.evaluations(learnt, build.guided_channels(config))
+    return guidance.evaluations(learnt)
 
 
 def _alone(

@@ -5,7 +5,7 @@ from simjax.config import scales
 from simjax.diffusion import noise, sampler, schedule
 from simjax.evaluation import evaluator, features
 from simjax.losses import distances, registry
-from simjax.models import build
+from simjax.models import build, samplers
 from simjax.runs import fields
 
 CHOICES = {
@@ -46,6 +46,7 @@ def check_values(config: c.Config, devices: int) -> None:
     """
     check_evaluation(config.evaluation)
     c.validate(config, build.network_choices(config) | CHOICES, devices)
+    samplers.require_ladder(config)
 
 
 def check_evaluation(options: c.Evaluation) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from simjax import config as c
 from simjax.errors import ConfigError
 from simjax.evaluation.evaluator import Evaluator
-from simjax.models import build, stored
+from simjax.models import build, samplers, stored
 from simjax.models.model import Model
 from simjax.models.samplers import Sampler
 from simjax.runs import ahead, check, fields, report, resume, setup
@@ -73,6 +73,7 @@ def _distill(config: c.Config, directory: epath.Path, monitor: Monitor) -> None:
     with ahead.distillation(config) as distillation_of:
         teacher = obtain(config, directory, monitor)
     fields.require_read(teacher.config, _begun(directory))  # its file may have told its network
+    samplers.require_ladder(teacher.config)
     evaluator = report.evaluator(
         teacher.config, monitor.say
     )  # missing data show here, not at the end

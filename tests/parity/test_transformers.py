@@ -95,6 +95,12 @@ def test_dit(dit_case):
     assert official.rel(fractional, found.images("out/fractional")) <= DIT_TOLERANCE
 
 
+def recorded_guidance(recording):
+    """The name of the guided outputs, and the scale that it ends with."""
+    (key,) = (name for name in recording.arrays if name.startswith("out/cfg"))
+    return key, float(key.removeprefix("out/cfg"))
+
+
 def test_guided_dit(dit_case):
     # The reference guides the first half of x, and three of the four channels.
     net = Ported(dit_case, dit.rules(dit.ORIGINAL))
@@ -102,10 +108,11 @@ def test_guided_dit(dit_case):
     half = len(found["in/x"]) // 2
     labels = labels_of(found["in/cfg_y"][:half], net.network.label_dim)
     time = jnp.asarray(found["in/cfg_t"][:half], jnp.float32)
-    guided = guidance.guided(net.denoise, 4.0, jnp.zeros_like, net.network.guided_channels)(
+    key, scale = recorded_guidance(found)
+    guided = guidance.guided(net.denoise, scale, jnp.zeros_like, net.network.guided_channels)(
         net.params, jnp.asarray(found.images("in/x")[:half]), time, labels
     )
-    expected = found.images("out/cfg4")[..., : guided.shape[-1]]  # the others are variances
+    expected = found.images(key)[..., : guided.shape[-1]]  # the others are variances
     assert official.rel(guided, expected[:half]) <= DIT_TOLERANCE
     assert official.rel(guided[..., :3], expected[half:, ..., :3]) <= DIT_TOLERANCE
 
@@ -152,12 +159,12 @@ def test_guided_sit(sit_case):
     assert hyper["cfg_channels"] == net.network.guided_channels
     labels = labels_of(found["in/cfg_y"][:half], net.network.label_dim)
     z, t = found.images("in/x")[:half], found["in/cfg_t"][:half]
-    guided = guidance.guided(
-        net.denoise, hyper["cfg_scale"], jnp.zeros_like, net.network.guided_channels
-    )
+    key, scale = recorded_guidance(found)
+    assert scale == hyper["cfg_scale"]
+    guided = guidance.guided(net.denoise, scale, jnp.zeros_like, net.network.guided_channels)
     denoised = guided(net.params, *at_time(z, t), labels)
     velocity = (np.asarray(denoised) - z) / (1 - t[:, None, None, None])
-    assert official.rel(velocity, found.images("out/cfg1.5")[:half]) <= SIT_TOLERANCE
+    assert official.rel(velocity, found.images(key)[:half]) <= SIT_TOLERANCE
 
 
 def test_eulers_path_of_sit(sit_case):
