@@ -50,7 +50,10 @@ def test_help_shows_config_and_is_no_failure():
         ("--config configs/none.py", "--config: there is no file configs/none.py."),
         ("--config configs/none.py --config.batch=3", "--config: there is no file configs/none.py"),
         ("--config configs", "--config: there is no file configs."),
-        ("--config configs/digits.py:sid", "configs/digits.py has no methods; leave out :sid"),
+        (
+            "--config configs/digits.py:sid",
+            "(after the colon of --config) = 'sid' is not known; known:",
+        ),
         ("", "--config is missing, e.g. --config=configs/digits.py"),
         ("--config=", "--config is missing, e.g. --config=configs/digits.py"),
         ("--workdir=x", "--config is missing, e.g. --config=configs/digits.py"),
@@ -61,6 +64,16 @@ def test_a_config_is_given_with_a_space_or_an_equals_sign(flags, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_method_of_a_config_without_methods_is_refused(tmp_path):
+    file = tmp_path / "plain.py"
+    file.write_text(
+        "from simjax import config\n\n\ndef get_config():\n    return config.Config()\n"
+    )
+    done = main(f"--config={file}:sid")
+    assert done.returncode == 1
+    assert done.stderr == f"simjax: --config: {file} has no methods; leave out :sid.\n"
 
 
 def test_the_field_that_help_sets_exists():

@@ -1,7 +1,6 @@
 """EDM's data set zips: read as they were written, and refused when they are not what they say."""
 
 import json
-import tracemalloc
 import zipfile
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from simjax import data
 from simjax.errors import ConfigError
+from tests.helpers import memory
 from tests.helpers.image_files import bomb_png, png
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 4, 3), np.uint8)
@@ -105,10 +105,7 @@ def test_other_contents_are_refused(path, files, message):
 
 def test_a_promise_of_many_pixels_takes_no_memory(path):
     source = write(path, {"a.png": bomb_png(9000, 9000)})
-    tracemalloc.start()
-    refused(source, "expected at most 4096 x 4096 pixels")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    _, peak = memory.peak(refused, source, "expected at most 4096 x 4096 pixels")
     assert peak < 10 << 20
 
 

@@ -2,13 +2,13 @@
 
 import gzip
 import struct
-import tracemalloc
 
 import numpy as np
 import pytest
 
 from simjax import data
 from simjax.errors import ConfigError
+from tests.helpers import memory
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
 LABELS = np.array([3, 0, 1, 3, 2, 0], np.uint8)
@@ -118,8 +118,5 @@ def test_damaged_gzip_files_are_refused(folder, damage):
 def test_memory_is_taken_for_what_is_there_and_promised(folder, shape, zeros):
     with gzip.open(folder / "train-images-idx3-ubyte.gz", "wb", 1) as file:
         file.write(b"\0\0\x08\3" + struct.pack(">3I", *shape) + bytes(zeros))
-    tracemalloc.start()
-    refused(folder, "bytes, but holds", "train")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    _, peak = memory.peak(refused, folder, "bytes, but holds", "train")
     assert peak < 10 << 20

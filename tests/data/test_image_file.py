@@ -2,7 +2,6 @@
 
 import io
 import random
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from PIL import Image
 
 from simjax.data import image_file
 from simjax.errors import ConfigError
+from tests.helpers import memory
 from tests.helpers.image_files import bomb_png, bomb_webp, png
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
@@ -99,8 +99,6 @@ def test_a_flipped_byte_is_decoded_or_refused(kind):
 def test_a_jpeg_of_many_pixels_takes_no_memory():
     content = png(np.zeros((8, 8, 3), np.uint8), kind="jpeg")
     content = content.replace(b"\x08\x00\x08\x00\x08\x03", b"\x08\xea\x60\xea\x60\x03")
-    tracemalloc.start()
-    refused("a.jpg", content, "is 60000 x 60000, expected at most 4096|exceeds limit")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    message = "is 60000 x 60000, expected at most 4096|exceeds limit"
+    _, peak = memory.peak(refused, "a.jpg", content, message)
     assert peak < 1 << 20

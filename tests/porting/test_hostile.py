@@ -2,14 +2,13 @@
 
 import os
 import random
-import tracemalloc
 
 import numpy as np
 import pytest
 
 from simjax.errors import ConfigError
 from simjax.porting.files import foreign_file, read_pickle, read_safetensors, read_torch
-from tests.helpers import files
+from tests.helpers import files, memory
 from tests.helpers.hostile import READERS, cases
 from tests.helpers.hostile_pickles import CODE, COMMAND, ONE
 
@@ -21,18 +20,18 @@ def test_it_is_refused_at_little_cost(tmp_path, monkeypatch, case):
     data = case.data() if callable(case.data) else case.data
     path = tmp_path / "weights.bin"
     path.write_bytes(data)
-    tracemalloc.start()
-    try:
+
+    def refusal() -> ConfigError:
         with pytest.raises(ConfigError) as error:
             case.read(path)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert type(error.value) is ConfigError
-    assert str(error.value).startswith(f"{path}: ")
-    assert case.message in str(error.value)
-    assert len(str(error.value)) < 1000
-    assert str(error.value).isprintable()
+        return error.value
+
+    error, peak = memory.peak(refusal)
+    assert type(error) is ConfigError
+    assert str(error).startswith(f"{path}: ")
+    assert case.message in str(error)
+    assert len(str(error)) < 1000
+    assert str(error).isprintable()
     assert peak < 2 * len(data) + foreign_file.SMALL_FILE_BYTES
     assert os.listdir(tmp_path) == ["weights.bin"]
 

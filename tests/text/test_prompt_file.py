@@ -3,12 +3,12 @@
 import codecs
 import hashlib
 import json
-import tracemalloc
 
 import pytest
 
 from simjax.errors import ConfigError
 from simjax.text import prompt_file, prompts
+from tests.helpers import memory
 
 TWO = ["a cat", "a dog"]
 LONG = prompt_file.LONGEST
@@ -134,8 +134,6 @@ def test_long_files_take_little_memory(tmp_path, monkeypatch, name):
     entries = [json.dumps(f"prompt {number}") for number in range(20_000)]
     texts = {"p.json": f"[{', '.join(entries)}]", "p.csv": "\n".join(["caption", *entries])}
     path = write(tmp_path, name, texts.get(name, "\n".join(entries)))
-    tracemalloc.start()
-    assert sum(1 for _ in prompts.read_prompts(path)) == 20_000
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    count, peak = memory.peak(lambda: sum(1 for _ in prompts.read_prompts(path)))
+    assert count == 20_000
     assert peak < 2**20

@@ -4,7 +4,6 @@ import hashlib
 import json
 import threading
 import time
-import tracemalloc
 
 import jax
 import ml_dtypes
@@ -16,7 +15,7 @@ from simjax.errors import ConfigError
 from simjax.runtime import sharding
 from simjax.text import caption_cache, prompt_file, prompts
 from simjax.text.caption_cache import Cache, Embedded
-from tests.helpers import subprocesses
+from tests.helpers import memory, subprocesses
 
 LENGTH, CHANNELS, SHARD = 5, 3, 4
 
@@ -305,13 +304,11 @@ def test_reading_takes_the_memory_of_what_is_asked_for(tmp_path):
     folder = write(tmp_path / "cache", texts, shard=4096)
     count = len(texts)
     del texts
-    prompts.survey(path)  # what is imported and kept at the first call is not what reading takes
-    tracemalloc.start()
-    try:
-        assert prompts.survey(path).count == count
-        assert sum(1 for _ in prompts.read_prompts(path)) == count
-        streaming = tracemalloc.get_traced_memory()[1]
-        tracemalloc.reset_peak()
+
+    def stream() -> tuple[int, int]:
+        return prompts.survey(path).count, sum(1 for _ in prompts.read_prompts(path))
+
+    def read() -> np.ndarray:
         cache = Cache.open(folder)
         seen = np.zeros(count, int)
         for update in range(100):
@@ -319,10 +316,11 @@ def test_reading_takes_the_memory_of_what_is_asked_for(tmp_path):
             seen[indices] += 1
             if update % 50 < 2:
                 assert (cache.read(indices).mask.sum(1) == 1 + 6 % LENGTH).all()
-        reading = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert (seen == 1).all()
+        return seen
+
+    counts, streaming = memory.peak(stream)
+    seen, reading = memory.peak(read)
+    assert counts == (count, count) and (seen == 1).all()
     assert streaming < 8 * 2**20 and reading < 8 * 2**20, (streaming, reading)
 
 

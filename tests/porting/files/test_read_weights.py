@@ -4,7 +4,6 @@ import collections
 import json
 import os
 import sys
-import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +13,7 @@ from safetensors import numpy as library
 from simjax.errors import ConfigError
 from simjax.porting.files import foreign_file, read_weights
 from simjax.porting.files.read_weights import read, unwrapped
-from tests.helpers import files, subprocesses
+from tests.helpers import files, memory, subprocesses
 
 A = {"a.w": np.arange(6, dtype=np.float32).reshape(2, 3), "a.b": np.ones(3, np.float16)}
 B = {"b.w": np.array([1.5, -2], ml_dtypes.bfloat16), "b.n": np.array(7, np.int64)}
@@ -324,12 +323,7 @@ def test_hostile_json_is_refused_at_little_cost(tmp_path, name, content, message
     if name == "config.json":
         write_safetensors(tmp_path / "model.safetensors", A)
     (tmp_path / name).write_bytes(content)
-    tracemalloc.start()
-    try:
-        found = refused(tmp_path)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    found, peak = memory.peak(refused, tmp_path)
     assert found.startswith(f"{tmp_path / name}: ")
     assert message in found
     assert found.isprintable()
