@@ -1,6 +1,7 @@
 """SIM, text to image: a small PixArt-alpha reads "a handwritten seven" and draws one, in one step.
 
 python -m simjax.main --config=configs/captioned_digits.py
+python -m simjax.main --config=configs/captioned_digits.py:four_steps
 
 The path of configs/pixart512.py on two CPU cores: captions of the digits, a cache of their
 embeddings, a teacher with classifier-free guidance, its one-step generator; measured for captions
@@ -14,7 +15,17 @@ from simjax import config as c
 WORDS = ("zero|0", "one|1", "two|2", "three|3", "four|4", "five|5", "six|6", "seven|7", "eight|8")
 
 
-def get_config() -> c.Config:
+def get_config(generator: str = "one_step") -> c.Config:
+    return c.pick(generator, one_step=_one_step, four_steps=_four_steps)
+
+
+def _four_steps() -> c.Config:
+    config = _one_step()
+    config.generator.steps = 4
+    return config
+
+
+def _one_step() -> c.Config:
     return c.Config(
         steps=1000,
         steps_per_call=10,

@@ -1,6 +1,8 @@
 """SIM, class-conditional 8 x 8 digits: a teacher trained and distilled in minutes on two CPU cores.
 
 python -m simjax.main --config=configs/digits.py
+python -m simjax.main --config=configs/digits.py:two_steps    # two calls a sample
+python -m simjax.main --config=configs/digits.py:four_steps
 python -m simjax.main --config=configs/digits.py:flow         # a teacher of flow matching
 python -m simjax.main --config=configs/digits.py:flow_guided  # and LSG, all scales 1.5
 
@@ -13,7 +15,21 @@ from simjax import config as c
 
 
 def get_config(method: str = "sim") -> c.Config:
-    return c.pick(method, sim=_sim, flow=_flow, flow_guided=_flow_guided)
+    return c.pick(
+        method,
+        sim=_sim,
+        two_steps=lambda: _several(2, steps=800),
+        four_steps=lambda: _several(4, steps=1200),
+        flow=_flow,
+        flow_guided=_flow_guided,
+    )
+
+
+def _several(calls: int, steps: int) -> c.Config:
+    """A step trains one of the calls: more steps, so that none learns much less."""
+    config = _sim()
+    config.generator.steps, config.steps = calls, steps
+    return config
 
 
 def _flow() -> c.Config:

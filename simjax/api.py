@@ -13,6 +13,7 @@ Everything stays in memory; `simjax.distill` is the command's run, which resumes
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.losses.distances import Distance
 from simjax.models import build, samplers, stored
-from simjax.models.generator import Generator
+from simjax.models.generator import Generator, with_calls
 from simjax.models.model import Model, require_fit
 from simjax.models.open import NETWORKS, Wanted, is_export, open_model
 from simjax.runs import check, distill, report, setup
@@ -93,7 +94,7 @@ def load(
     wanted = Wanted(captions=True, encoder=encoder, prompts=True, pictures=pictures)
     given = {"network": network or "generator", "family": family, "adjusted": adjusted}
     opened = open_model(source, wanted, **given)
-    return dataclasses.replace(opened.model, params=opened.params)
+    return dataclasses.replace(opened.model, params=opened.params, is_generator=opened.is_generator)
 
 
 @settings.independent
@@ -161,11 +162,14 @@ def draw(
 ) -> Float[np.ndarray, "count h w c"]:
     """Samples in data units, images in [-1, 1]; sample i of a seed is the same for every count.
 
+    A generator makes them by the calls that it was trained for; a teacher by its sampler.
+
     Args:
       labels: classes, in turn; by default all of them.
       prompts: in turn, of a text-to-image model; or one prompt.
-      steps: of the teacher's sampler, with the guidance of model.config.teacher; 0: one call at
-        model.config.generator.sigma_init.
+      steps: calls of a generator, by default those of its training; with another number a warning
+        tells the levels. Of other models steps of the teacher's sampler, with the guidance of
+        model.config.teacher; 0: called as model.config.generator says, once at sigma_init.
 
     Raises:
       ConfigError: a number is out of range, the model has no such condition, or the samples are
@@ -175,6 +179,11 @@ def draw(
     count, steps = values.whole_number("count", count, 1), values.whole_number("steps", steps, 0)
     seed = values.seed(seed)
     cond = _condition(model, labels, prompts)
+    if steps and model.is_generator:
+        config, told = with_calls(model.config, steps)
+        if told:
+            warnings.warn(told, stacklevel=3)
+        model, steps = dataclasses.replace(model, config=config), 0
     if steps:
         sampler = samplers.many_steps(model, steps)
     else:
@@ -311,7 +320,7 @@ class Distillation:
     @property
     def generator(self) -> Model:
         """The moving average of the generator, as it is now."""
-        return self._with(self.state.ema)
+        return dataclasses.replace(self._with(self.state.ema), is_generator=True)
 
     @property
     def fake_score(self) -> Model:
@@ -354,8 +363,13 @@ def _chosen(
         chosen = dataclasses.replace(config.loss, distance=distance)
         config = dataclasses.replace(config, loss=chosen)
     if generator is not None:
-        values.instance("generator", generator, Generator, "models/generator.py has them")
-        settings = dataclasses.replace(config.generator, **generator.settings())
+        if not isinstance(generator, Generator):
+            raise ConfigError(
+                f"generator is {values.shown(generator)}, expected a OneStep or Chain: "
+                "models/generator.py has them."
+            )
+        rule = {"steps": None, "shift": 1.0, "levels": (), "renoise": "fresh"}
+        settings = dataclasses.replace(config.generator, **rule | generator.settings())
         config = dataclasses.replace(config, generator=settings)
     return config
 

@@ -48,6 +48,22 @@ def finished(tmp_path_factory):
     return workdir
 
 
+def test_a_generator_of_several_calls_draws_as_it_was_trained():
+    def shrinks(params, xt, sigma, cond):
+        return params * xt / (1 + sigma[:, None, None, None])
+
+    teacher = simjax.from_function(shrinks, jax.numpy.float32(0.9), shape=(1, 1, 2))
+    settings = config.Config(batch=8, steps=3, generator=config.Generator(steps=4))
+    distillation = simjax.Distillation(teacher, settings)
+    distillation.train(2)
+    model = distillation.generator
+    images = simjax.draw(model, 4)
+    np.testing.assert_array_equal(images, simjax.draw(model, 4, steps=4))
+    with pytest.warns(UserWarning, match="trained for 4 calls .* samples of 2 calls at sigma 2.5"):
+        fewer = simjax.draw(model, 4, steps=2)
+    assert np.abs(fewer - images).max() > 1e-3
+
+
 def test_every_name_that_is_promised_is_there():
     for name in simjax.__all__:
         assert getattr(simjax, name).__doc__

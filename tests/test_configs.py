@@ -141,6 +141,25 @@ def test_is_sids_published_run_by_its_method_alone(name):
     assert {path.partition(".")[0] for path in changed} == {"generator", "loss"}
 
 
+SEVERAL = {
+    ("digits", "two_steps"): (1.25, 0.3846),
+    ("digits", "four_steps"): (1.25, 0.7143, 0.3846, 0.1613),
+    ("captioned_digits", "four_steps"): (1.25, 0.7143, 0.3846, 0.1613),
+    ("imagenet256_sit", "four_steps"): (999.0, 2.988, 0.998, 0.3329),  # SiD-DiT
+    ("imagenet256_sit", "sim_four_steps"): (999.0, 2.988, 0.998, 0.3329),
+    ("pixart512", "four_steps"): (2.5, 1.1538, 0.5556, 0.2174),
+}
+
+
+@pytest.mark.parametrize(("name", "method"), SEVERAL)
+def test_variants_of_several_steps_are_valid_and_have_their_levels(name, method):
+    options = load(name, method)
+    check.check(options, devices=1)
+    config.require_teacher(options)
+    levels = config.generator_levels(options.generator)
+    assert levels == pytest.approx(SEVERAL[name, method], rel=1e-3)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_no_two_fields_of_a_config_are_one_object(name):
     # An override of one would change the other.

@@ -29,6 +29,7 @@ from simjax.evaluation.clip import scorer
 from simjax.evaluation.clip.scorer import Scorer
 from simjax.evaluation.evaluator import METRICS, Evaluator, Row
 from simjax.models import samplers, stored
+from simjax.models.generator import generator_of, set_sigma_init
 from simjax.models.model import Model
 from simjax.models.open import Wanted, open_model
 from simjax.models.samplers import Sampler
@@ -192,7 +193,8 @@ def _of_network(save: epath.Path | None) -> dict[str, Any]:
     if _STEPS.value:
         compared = [samplers.many_steps(model, _STEPS.value)]
     else:
-        compared = samplers.generated(model, {f"{source}, one call": model.params})
+        name = f"{source}, {generator_of(model.config).name}"
+        compared = samplers.generated(model, {name: model.params})
     return _repeated(model, compared, save) | {"network": model.provenance}
 
 
@@ -200,7 +202,7 @@ def _of_network_flags(config: c.Config) -> c.Config:
     """The config with the flags of networks that are no run's."""
     config = _with_flags(config)
     if _SIGMA_INIT.value is not None:
-        config.generator.sigma_init = _SIGMA_INIT.value
+        set_sigma_init(config, _SIGMA_INIT.value)
     if _CHURN.value:
         config.teacher.sampler = _churning(_CHURN.value)
     if _SOLVER.value:

@@ -23,6 +23,7 @@ from simjax.commands import flags as command_line
 from simjax.errors import ConfigError
 from simjax.export import formats, model_card
 from simjax.models import exported, stored
+from simjax.models.generator import generator_of, set_sigma_init
 from simjax.models.model import Model
 from simjax.models.open import Opened, Wanted, is_export, open_model
 from simjax.runtime import processes, storage
@@ -140,30 +141,34 @@ def _destination(given: str | None) -> Path:
 
 def _of_run(opened: Opened) -> tuple[str, model_card.Told]:
     """What a card tells of a run's teacher or generator: its role, a sentence; and facts."""
-    model, source, config = opened.model, opened.source, c.to_dict(opened.model.config)
+    model, source, config = opened.model, opened.source, opened.model.config
     known = _known(model)
     report = opened.run / "report.json"
     measured = json.loads(report.read_text()) if report.exists() else None
     if opened.found is None:
         role = (
-            f"A diffusion model, the teacher of `{source}`; called once, it gives blurred samples."
+            f"A diffusion model, the teacher of `{source}`; by {generator_of(config).name} it "
+            "gives blurred samples."
         )
-        return role, model_card.Told(config, known, measured)
+        return role, model_card.Told(c.to_dict(config), known, measured)
     measured = None if "metric" in opened.found else measured  # the report is of the newest
-    method = model.config.loss.name
-    role = f"A one-step generator that simjax distilled from a diffusion model, by `{method}`."
+    role = (
+        f"A {generator_of(config).kind} generator that simjax distilled from a diffusion model, by "
+        f"`{config.loss.name}`."
+    )
     weights = f"the generator's {stored.describe_generator(opened.found)}"
     own = {"run": source, "weights": weights, "sha256": opened.sha256()}
     of_teacher = {f"the teacher's {name}": value for name, value in known.items()}
-    return role, model_card.Told(config, own | of_teacher, measured)
+    return role, model_card.Told(c.to_dict(config), own | of_teacher, measured)
 
 
 def _of_network(opened: Opened) -> tuple[str, model_card.Told]:
     """What a card tells of an export or of published weights."""
     what = "A network that simjax exported" if is_export(opened.source) else "The published network"
+    generator = generator_of(opened.model.config)
     role = (
-        f"{what}, `{opened.source}`, called once: made for that if it is a one-step generator; if "
-        "it is a diffusion model, samples are blurred."
+        f"{what}, `{opened.source}`, by {generator.name}: made for that if it is a "
+        f"{generator.kind} generator; if it is a diffusion model, samples are blurred."
     )
     config = exported.settings(opened.model.config)
     return role, model_card.Told(config, _known(opened.model), None)
@@ -176,5 +181,5 @@ def _known(model: Model) -> dict[str, Any]:
 def _with_flags(config: c.Config) -> c.Config:
     """The config with the noise level that was asked for."""
     if _SIGMA_INIT.value is not None:
-        config.generator.sigma_init = _SIGMA_INIT.value
+        set_sigma_init(config, _SIGMA_INIT.value)
     return config

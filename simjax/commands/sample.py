@@ -6,12 +6,13 @@ python -m simjax sample --source=edm-cifar10-32x32-cond-vp --steps=18 --out=samp
 python -m simjax sample --source=runs/captioned_digits --prompt="write seven" --prompt="an 8"
 python -m simjax sample --source=sim.pth --encoder=T5 --autoencoder=VAE --prompts=prompts.txt
 
-One call at sigma_init, or --steps of a teacher's sampler. Classes and prompts have their turns:
+A generator's own calls, or --steps of a teacher's sampler. Classes and prompts have their turns:
 sample i is of the i-th, counted round and round. Sample i of a seed is the same for every --count,
 --batch and number of devices. Files of the same names are replaced, and others in a folder stay, as
 by simjax evaluate --save.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,9 +28,9 @@ from simjax.errors import ConfigError
 from simjax.evaluation import images
 from simjax.evaluation.drawing import Drawing
 from simjax.models import build, samplers, stored
-from simjax.models.generator import generator_of
+from simjax.models.generator import generator_of, set_sigma_init, with_calls
 from simjax.models.model import Model
-from simjax.models.open import Opened, Wanted, open_model
+from simjax.models.open import Opened, Wanted, is_export, open_model
 from simjax.runs import report
 from simjax.runtime import processes, storage, values
 from simjax.runtime.monitor import grid
@@ -45,7 +46,7 @@ _NETWORK = flags.DEFINE_enum(
     "Which network of a run: the newest generator, that which evaluation.best kept, the teacher.",
 )
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "Of a teacher's sampler; 0: one call. Default: those of a run's report.", 0
+    "steps", None, "Of a teacher, 0: one call; of a generator. Default: a run's own.", 0
 )
 _GUIDANCE = flags.DEFINE_float("guidance", None, "With --steps; default the run's, or 1: none.")
 _SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of one call; default the run's, or 2.5.")
@@ -66,18 +67,19 @@ FILES = (".png", ".npz")
 # What can be drawn from, and which flags have an effect on it; a network's own: _require_flags.
 GENERATOR, TEACHER = "a run's generator", "a run's teacher (--network=teacher)"
 TEACHER_ONCE = "a run's teacher called once (--network=teacher --steps=0)"
+EXPORT = "an export"
 ONE_CALL, SAMPLED = "published weights called once", "published weights with --steps=N"
 OF_A_RUN = (GENERATOR, TEACHER, TEACHER_ONCE)
 USES = {
     "network": OF_A_RUN,
     "family": (ONE_CALL, SAMPLED),
-    "steps": (TEACHER, TEACHER_ONCE, ONE_CALL, SAMPLED),
+    "steps": (GENERATOR, TEACHER, TEACHER_ONCE, EXPORT, ONE_CALL, SAMPLED),
     "guidance": (TEACHER, SAMPLED),
-    "sigma_init": (GENERATOR, TEACHER_ONCE, ONE_CALL),
+    "sigma_init": (GENERATOR, TEACHER_ONCE, EXPORT, ONE_CALL),
 } | dict.fromkeys(
     ("source", "classes", "prompt", "prompts", "encoder", "tokenizer", "autoencoder")
     + ("count", "seed", "batch", "out", "columns"),
-    (*OF_A_RUN, ONE_CALL, SAMPLED),
+    (*OF_A_RUN, EXPORT, ONE_CALL, SAMPLED),
 )
 
 command_line.require_positive("sigma_init")
@@ -145,6 +147,8 @@ def _run(argv: list[str]) -> None:
 
 def _kind(is_run: bool) -> str:
     """What is drawn from: a key of USES' kinds."""
+    if not is_run and is_export(_SOURCE.value):
+        return EXPORT
     if not is_run:
         return SAMPLED if _STEPS.value else ONE_CALL
     if _NETWORK.value != "teacher":
@@ -176,19 +180,25 @@ def _with_flags(config: c.Config) -> c.Config:
     """The config with what the flags change of it."""
     given = (
         (config.evaluation, "batch", _BATCH.value),
-        (config.generator, "sigma_init", _SIGMA_INIT.value),
         (config.teacher, "guidance", _GUIDANCE.value),
         (config, "autoencoder", _AUTOENCODER.value),
     )
     for part, field, value in given:
         if value is not None:
             setattr(part, field, value)
+    if _SIGMA_INIT.value is not None:
+        set_sigma_init(config, _SIGMA_INIT.value)
     return config
 
 
 def _sampler(opened: Opened) -> tuple[samplers.Sampler, str]:
-    """The sampler and its name: the teacher's own with steps, or else one call."""
+    """The sampler and its name: the teacher's own with steps, or else the generator's calls."""
     model, steps = opened.model, _STEPS.value
+    if opened.is_generator and steps:
+        config, told = with_calls(model.config, steps)
+        model, steps = dataclasses.replace(model, config=config), None
+        if told:
+            print(f"note: {told}")
     if steps is None and opened.run is not None and opened.found is None:  # as in its report
         steps = model.config.evaluation.teacher_steps[0]
     if not steps:

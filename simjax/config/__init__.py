@@ -11,6 +11,7 @@ from simjax.config.checks import (
     resolved,
     validate,
 )
+from simjax.config.levels import generator_levels
 from simjax.config.registries import register
 from simjax.config.scales import fake_score_scales
 from simjax.config.schema import (
@@ -73,6 +74,7 @@ __all__ = [
     "differences",
     "fake_score_scales",
     "from_dict",
+    "generator_levels",
     "get_field",
     "known_fields",
     "network_from",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from simjax.config import schema, serial
+from simjax.config.levels import generator_levels
 from simjax.config.scales import GUIDANCE, fake_score_scales
 from simjax.diffusion.families import FAMILIES
 from simjax.diffusion.sampler import SOLVERS
@@ -44,6 +45,7 @@ def validate(config: schema.Config, choices: dict[str, Collection[str]], devices
         "evaluation.samples",
     ):
         _require_positive(config, path)
+    generator_levels(config.generator)
     if config.generator.start < 0:
         raise ConfigError(
             f"generator.start = {config.generator.start}: expected images, 0 or more."

@@ -116,11 +116,15 @@ class Teacher:
 
 @dataclass
 class Generator:
-    """G(z) = D(sigma_init z; sigma_init), updated by the method's loss."""
+    """G(z) = D(sigma_init z; sigma_init), or K calls; updated by the method's loss."""
 
     source: str = ""  # weights to start from, as teacher.source; empty: the teacher's
     family: str = ""  # as teacher.family
-    sigma_init: float = 2.5
+    steps: int | None = None  # K, calls of a sample; None: as many as levels, or one
+    sigma_init: float = 2.5  # the first call's level; the others follow in equal times u
+    shift: float = 1.0  # of that time, as teacher.sampler.shift; all levels times this
+    levels: tuple[float, ...] = ()  # of the calls, instead of the three above
+    renoise: str = "fresh"  # models.generator.RENOISE: the noise of the calls after the first
     start: int = 0  # images that the fake score learns from before the generator moves
     sigma: Sigma = field(default_factory=lambda: Sigma(mean=-3.5, std=2.5))
     weight: str = "uniform"

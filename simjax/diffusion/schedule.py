@@ -158,6 +158,20 @@ LADDERS: dict[str, Ladder] = {
 }
 
 
+def generator_levels(steps: int, *, sigma_init: float, shift: float = 1.0) -> tuple[float, ...]:
+    """Noise levels of a generator's calls, in equal steps of a flow's time u = sigma / (1 + sigma).
+
+    u_k = u_1 (1 - (k - 1) / steps) with u_1 of sigma_init, sigma_k = shift u_k / (1 - u_k): what
+    SiD-DiT (arXiv:2509.25127) does from u_1 = 0.999.
+
+    >>> [round(sigma, 4) for sigma in generator_levels(4, sigma_init=2.5)]
+    [2.5, 1.1538, 0.5556, 0.2174]
+    """
+    first = sigma_init / (1 + sigma_init)
+    times = [first * (1 - k / steps) for k in range(1, steps)]
+    return (shift * sigma_init, *(shift * u / (1 - u) for u in times))
+
+
 def _descending(steps: int) -> Float[Array, "steps"]:
     return 1 - jnp.arange(steps, dtype=jnp.result_type(float)) / max(steps - 1, 1)
 

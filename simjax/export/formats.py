@@ -4,6 +4,7 @@ safetensors is simjax's own, edm and diffusers are state dictionaries for PyTorc
 program. models/exported.py opens the first.
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +18,15 @@ from safetensors.numpy import save_file
 
 from simjax import config as c
 from simjax.errors import ConfigError
-from simjax.export import stablehlo
+from simjax.export import scheduler, stablehlo
 from simjax.models import build, port, samplers
 from simjax.models.exported import SETTINGS, WEIGHTS, described, read, settings
+from simjax.models.generator import generator_of, noise_of
 from simjax.porting import identify
 from simjax.porting.files import read_safetensors
 from simjax.porting.maps import dit, edm, pixart, rules
 from simjax.runtime import storage
-from simjax.typing import Condition, Denoise, Images, Params
+from simjax.typing import Array, Condition, Denoise, Images, Params
 
 EDM_WEIGHTS, EDM_SETTINGS = "edm_state_dict.safetensors", "edm.json"
 TRANSFORMER = "transformer"  # its folder in a pipeline of diffusers
@@ -89,17 +91,17 @@ DIFFUSERS = {
 
 def sampler(
     config: c.Config, denoise: Denoise, params: Params
-) -> Callable[[Images, Condition], Images]:
-    """(z, condition) -> images, as everywhere in simjax."""
+) -> Callable[[Images, Condition, Array], Images]:
+    """(z, condition, keys) -> images, as everywhere in simjax."""
     sample = samplers.generator_sampler(denoise, config, build.mesh(config))
-    return lambda z, cond: sample(params, z, cond, None)
+    return functools.partial(sample, params)
 
 
-def inputs(config: c.Config) -> tuple[Images, Condition]:
-    """Noise and conditions of the samples that are compared."""
+def inputs(config: c.Config) -> tuple[Images, Condition, Array]:
+    """Noise, conditions and keys of the samples that are compared."""
     key = build.key(config, "evaluation")
     z = jax.random.normal(key, (SAMPLES, *build.image_shape(config)))
-    return z, config.network.condition.examples(key, SAMPLES)
+    return z, config.network.condition.examples(key, SAMPLES), jax.random.split(key, SAMPLES)
 
 
 def _any(config: c.Config) -> None:
@@ -129,10 +131,13 @@ def _write_program(generator: Generator, folder: Path) -> list[str]:
 def _compare_program(generator: Generator, folder: Path) -> str:
     file, config = folder / stablehlo.PROGRAM, generator.config
     program = jax.jit(export.deserialize(file.read_bytes()).call)
-    z, cond = inputs(config)
-    images = program(
-        dict(read_safetensors.read(folder / WEIGHTS)), z, *config.network.condition.arguments(cond)
-    )
+    (z, cond, keys), chain = inputs(config), generator_of(config)
+    given = [z]
+    if chain.draws_noise:
+        noise = noise_of(keys, z.shape[1:])
+        given.append(np.stack([noise(k) for k in range(1, chain.evaluations)], axis=1))
+    tensors = dict(read_safetensors.read(folder / WEIGHTS))
+    images = program(tensors, *given, *config.network.condition.arguments(cond))
     return _compare_images(generator, images, file)
 
 
@@ -166,6 +171,13 @@ def _require_diffusers(config: c.Config) -> None:
             f"diffusers, which has {known} with {identify.DDPM}."
         )
     DIFFUSERS[type(network)].settings(network)
+    chain = generator_of(config)
+    if chain.evaluations > 1 and not chain.draws_noise:
+        raise ConfigError(
+            f"a generator of {chain.describe()}: diffusers has a scheduler for chains of fresh "
+            "noise alone; use --format=safetensors or stablehlo."
+        )
+    scheduler.settings(chain.levels)
 
 
 def _write_diffusers(generator: Generator, folder: Path) -> list[str]:
@@ -175,7 +187,15 @@ def _write_diffusers(generator: Generator, folder: Path) -> list[str]:
     save(folder / TRANSFORMER_WEIGHTS, rules.export(kind.names, generator.weights, network.depth))
     values = {"_class_name": kind.class_name} | kind.settings(network)
     write(folder / TRANSFORMER_SETTINGS, to_json(values))
-    return [TRANSFORMER_WEIGHTS, TRANSFORMER_SETTINGS]
+    files, levels = (
+        [TRANSFORMER_WEIGHTS, TRANSFORMER_SETTINGS],
+        generator_of(generator.config).levels,
+    )
+    if len(levels) == 1:
+        return files
+    (folder / scheduler.FILE).parent.mkdir(exist_ok=True)
+    write(folder / scheduler.FILE, to_json(scheduler.settings(levels)))
+    return [*files, scheduler.FILE]
 
 
 def _compare_diffusers(generator: Generator, folder: Path) -> str:

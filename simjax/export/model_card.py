@@ -4,17 +4,15 @@ The front matter is that of model cards on the Hugging Face hub.
 """
 
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from simjax import config as c
-from simjax.diffusion import precondition
 from simjax.evaluation.evaluator import Row, table
-from simjax.export import formats, stablehlo
+from simjax.export import formats, scheduler, stablehlo
 from simjax.models import build, exported
-from simjax.models.generator import generator_of
+from simjax.models.generator import Generator, generator_of
 from simjax.networks.pixart import PIXELS
 from simjax.porting.maps import edm
 from simjax.runtime import versions
@@ -93,7 +91,7 @@ def _interface(config: c.Config) -> str:
     out = "an image, about -1 to 1" if channels in (1, 3) else "a latent, for an autoencoder"
     generator = generator_of(config)
     settings = ", ".join(f"{name} = {value}" for name, value in generator.settings().items())
-    return f"""{generator.calls} of the denoiser D makes a sample, from z ~ N(0, I):
+    return f"""A sample is {generator.name} of the denoiser D, from z ~ N(0, I):
 
     {generator.formula}        {settings}
 
@@ -119,14 +117,19 @@ images = simjax.draw(generator, {BATCH}{asked})
 
 def _program(config: c.Config) -> str:
     condition, given, told = config.network.condition, "z", ""
+    generator, noise, shape = generator_of(config), "", build.image_shape(config)
+    if generator.draws_noise:
+        later = (BATCH, generator.evaluations - 1, *shape)
+        noise = f"noise = jax.random.normal(jax.random.key(1), {later})  # of the later calls\n"
+        given = "z, noise"
     if condition.reads_prompts:
-        given = "z, embedding, mask"
+        given += ", embedding, mask"
         told = (
             f"embedding: float32 ({BATCH}, {condition.length}, {condition.channels}); mask: bool, "
             "true where a token is no padding. "
         )
     elif condition.count:
-        given = f"z, jnp.arange({BATCH}, dtype=jnp.int32) % {condition.count}"
+        given += f", jnp.arange({BATCH}, dtype=jnp.int32) % {condition.count}"
         told = "Class -1 is none. "
     return f"""`{stablehlo.PROGRAM}`, `{stablehlo.LOADER_NAME}` and `{exported.WEIGHTS}`, for JAX
 without simjax (`pip install jax flatbuffers`), with any batch size, on CPUs, GPUs and TPUs:
@@ -134,8 +137,8 @@ without simjax (`pip install jax flatbuffers`), with any batch size, on CPUs, GP
 ```python
 import jax, jax.numpy as jnp
 from load_generator import generate
-z = jax.random.normal(jax.random.key(0), {(BATCH, *build.image_shape(config))})
-x0 = generate({given})
+z = jax.random.normal(jax.random.key(0), {(BATCH, *shape)})
+{noise}x0 = generate({given})
 ```
 
 {told}Written by jax {versions.of("jax")["jax"]}; later versions are to read it for six months at
@@ -144,7 +147,7 @@ least (jax.export's promise)."""
 
 def _edm(config: c.Config) -> str:
     name, _ = edm.constructor(exported.described(config))
-    label_dim, sigma = config.network.label_dim, generator_of(config).sigma_init
+    label_dim = config.network.label_dim
     height, width, channels = build.image_shape(config)
     labels = f"torch.eye({label_dim})[torch.arange({BATCH}) % {label_dim}]" if label_dim else "None"
     return f"""`{formats.EDM_WEIGHTS}` and `{formats.EDM_SETTINGS}`, for the code of NVlabs/edm:
@@ -156,31 +159,48 @@ from training.networks import {name}
 net = {name}(**json.load(open("{formats.EDM_SETTINGS}"))["arguments"]).eval()
 net.load_state_dict(load_file("{formats.EDM_WEIGHTS}"))
 z = torch.randn({BATCH}, {channels}, {height}, {width})
-x0 = net({sigma} * z, torch.full([{BATCH}], {sigma}), {labels})
+{_called(generator_of(config), labels)}
 ```"""
 
 
+def _called(generator: Generator, labels: str) -> str:
+    """One call of EDM's `net`, or the loop of several."""
+    if generator.evaluations == 1:
+        (sigma,) = generator.levels
+        return f"x0 = net({sigma} * z, torch.full([{BATCH}], {sigma}), {labels})"
+    eps = {"fresh": "torch.randn_like(z)", "fixed": "z", "ddim": "(xt - x0) / sigma"}
+    return f"""x0, eps = torch.zeros_like(z), z
+for sigma in {list(generator.levels)}:
+    xt = x0 + sigma * eps
+    x0 = net(xt, torch.full([{BATCH}], sigma), {labels})
+    eps = {eps[generator.renoise]}"""
+
+
 def _diffusers(config: c.Config) -> str:
-    sigma, channels = generator_of(config).sigma_init, config.network.image_channels
-    *_, time = precondition.ddpm_linear(np.full(1, sigma, np.float32))
+    channels, levels = config.network.image_channels, generator_of(config).levels
     kind = formats.DIFFUSERS[type(config.network)].class_name
     given, options, pipeline = _surroundings(config.network)
-    return f"""`{formats.TRANSFORMER}/`, for diffusers:
+    several = len(levels) > 1
+    call = f"""transformer(
+    xt,
+    timestep=torch.full((len(z),), time),
+    {options},
+).sample[:, :{channels}]  # the other channels are variances"""
+    body = (CHAIN if several else CALL).format(
+        sigma=levels[0],
+        time=scheduler.times(levels),
+        given=given,
+        call=textwrap.indent(call, "    " * (1 + several)).strip(),
+    )
+    names = f"{kind}, LCMScheduler" if several else kind
+    folders = f"`{formats.TRANSFORMER}/`" + " and `scheduler/`" * several
+    return f"""{folders}, for diffusers:
 
 ```python
 import torch
-from diffusers import {kind}
+from diffusers import {names}
 transformer = {kind}.from_pretrained("{formats.TRANSFORMER}").eval()
-sigma, time = {sigma}, {int(time[0])}  # sigma_init, and the training's time step nearest to it
-
-@torch.no_grad()
-def generate(z, {given}):
-    eps = transformer(
-        z * sigma / (1 + sigma**2) ** 0.5,
-        timestep=torch.full((len(z),), time),
-        {options},
-    ).sample[:, :{channels}]  # the other channels are variances
-    return sigma * (z - eps)
+{body.strip()}
 ```
 
 A pipeline's schedulers are for many steps: take from it what surrounds the transformer. TEACHER is
@@ -190,6 +210,30 @@ the pipeline of the network that these weights began as.
 {pipeline}
 images = pipeline.vae.decode(x0 / pipeline.vae.config.scaling_factor).sample  # about -1 to 1
 ```"""
+
+
+CALL = """
+sigma, time = {sigma}, {time[0]}  # sigma_init, and the training's time step nearest to it
+
+@torch.no_grad()
+def generate(z, {given}):
+    xt = z * sigma / (1 + sigma**2) ** 0.5
+    eps = {call}
+    return sigma * (z - eps)
+"""
+CHAIN = """
+scheduler = LCMScheduler.from_pretrained("scheduler")
+sigma, times = {sigma}, {time}  # of the first call; the training's time steps of all
+
+@torch.no_grad()
+def generate(z, {given}):
+    scheduler.set_timesteps(timesteps=times)
+    xt = z * sigma / (1 + sigma**2) ** 0.5
+    for time in times:
+        eps = {call}
+        xt, x0 = scheduler.step(eps, time, xt, return_dict=False)
+    return x0
+"""
 
 
 def _surroundings(network: c.Network) -> tuple[str, str, str]:
@@ -213,7 +257,7 @@ x0 = generate({noise}, torch.tensor([0]))"""
 pipeline = PixArtAlphaPipeline.from_pretrained(TEACHER, transformer=transformer)
 embedding, mask, *_ = pipeline.encode_prompt("a prompt", do_classifier_free_guidance=False)
 x0 = generate({noise}, embedding, mask)"""
-    return "embedding, mask", ",\n        ".join(options), pipeline
+    return "embedding, mask", ",\n    ".join(options), pipeline
 
 
 USAGE = {"safetensors": _own, "edm": _edm, "diffusers": _diffusers, "stablehlo": _program}

@@ -12,13 +12,13 @@ from jax import export
 from simjax import config as c
 from simjax.models import build
 from simjax.models.exported import WEIGHTS
-from simjax.models.generator import generator_of
+from simjax.models.generator import generator_of, noise_given
 from simjax.typing import Array, Images, Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, LOADER_NAME = "generator.stablehlo", "load_generator.py"
 LOADER = f'''\
-"""generate(z, *condition): see README.md. Needs jax, and flatbuffers, by which jax.export reads."""
+"""generate(z, [noise,] *condition): see README.md. Needs jax and flatbuffers."""
 import functools
 import json
 import pathlib
@@ -44,16 +44,18 @@ generate = functools.partial(program, weights)
 def serialized(config: c.Config, weights: Params) -> bytes:
     """The program of (tensors by path, z, *condition); the condition is a network's `arguments`.
 
-    Tensors are those of `weights`; parameters are read. Constants are in the program, as in every
-    one of simjax: the compiler folds what only they and the generator decide.
+    A chain of calls with new noise takes it behind z, shape (b, calls - 1, h, w, c). Tensors are
+    those of `weights`; parameters are read. Constants are in the program, as in every one of
+    simjax: the compiler folds what only they and the generator decide.
     """
     denoise, params = build.denoiser(config, weights)
     parameters, generator = flatten_dict(params, sep="/").keys(), generator_of(config)
 
-    def generate(tensors: dict[str, Array], z: Images, *condition: Array) -> Images:
+    def generate(tensors: dict[str, Array], z: Images, *others: Array) -> Images:
         params = unflatten_dict({path: tensors[path] for path in parameters}, sep="/")
+        (noises, *condition) = others if generator.draws_noise else (None, *others)
         cond = config.network.condition.of_arguments(z.shape[0], condition)
-        return generator.sample(denoise, params, z, cond)
+        return generator.sample(denoise, params, z, cond, noise_given(noises))
 
     like = flatten_dict(build.weights_like(config), sep="/")
     tensors = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in like.items()}
@@ -62,7 +64,11 @@ def serialized(config: c.Config, weights: Params) -> bytes:
 
 
 def _shapes(config: c.Config) -> list[jax.ShapeDtypeStruct]:
-    """Of z and the condition, whose first axis is any number."""
+    """Of z, its later noise and the condition, whose first axis is any number."""
     (batch,) = export.symbolic_shape("b")
-    z = jax.ShapeDtypeStruct((batch, *build.image_shape(config)), jnp.float32)
-    return [z, *config.network.condition.argument_shapes(batch)]
+    shape, generator = build.image_shape(config), generator_of(config)
+    inputs = [jax.ShapeDtypeStruct((batch, *shape), jnp.float32)]
+    if generator.draws_noise:
+        later = (batch, generator.evaluations - 1, *shape)
+        inputs.append(jax.ShapeDtypeStruct(later, jnp.float32))
+    return [*inputs, *config.network.condition.argument_shapes(batch)]

@@ -45,7 +45,7 @@ def read(folder: Path) -> tuple[c.Config, Params]:
     try:
         found = json.loads(file.read_text())
         config = c.Config(compute_dtype=found["compute_dtype"])
-        config.generator.sigma_init = float(found["sigma_init"])
+        config.generator = _generator(found)
         network = c.network_from(found["network"])
         config = c.complete(config, network, found["precondition"], found["sigma_data"])
         c.validate(config, build.network_choices(config), devices=1)
@@ -60,6 +60,13 @@ def read(folder: Path) -> tuple[c.Config, Params]:
         return config, rules.apply([rules.Rule("(.+)", r"\1")], tensors, like)
     except ConfigError as error:
         raise ConfigError(f"{folder / WEIGHTS}: {error}") from error
+
+
+def _generator(found: dict[str, Any]) -> c.Generator:
+    if "levels" not in found:
+        return c.Generator(sigma_init=float(found["sigma_init"]))
+    levels = tuple(float(level) for level in found["levels"])
+    return c.Generator(levels=levels, renoise=found["renoise"])
 
 
 def described(config: c.Config) -> Description:

@@ -32,6 +32,7 @@ class Model:
     captions: Captions | None = None  # of a text-to-image network
     decode: Decode = autoencoder.as_they_are  # samples to images
     read: Read | None = None  # prompts, of text-to-image networks
+    is_generator: bool = False  # its parameters make samples by the calls of its config
 
     def asked(self, classes: Int[np.ndarray, "n"]) -> Condition:
         """What samples of these classes are conditioned on."""

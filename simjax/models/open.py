@@ -36,6 +36,11 @@ class Opened(NamedTuple):
     run: epath.Path | None = None
     found: dict[str, Any] | None = None
 
+    @property
+    def is_generator(self) -> bool:
+        """Whether it was trained, or exported, to make samples by the calls of its config."""
+        return self.found is not None or (self.run is None and is_export(self.source))
+
     def sha256(self) -> str:
         """Of the parameters, or of the file that they come from."""
         known = self.model.provenance

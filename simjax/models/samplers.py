@@ -12,7 +12,7 @@ from simjax.config.options import options_of
 from simjax.diffusion import guidance, sampler, schedule
 from simjax.errors import ConfigError
 from simjax.models import build
-from simjax.models.generator import generator_of
+from simjax.models.generator import generator_of, noise_of
 from simjax.models.model import Model
 from simjax.typing import Array, Condition, Denoise, Images, Params
 
@@ -61,9 +61,7 @@ def teacher_sampler(denoise: Denoise, config: c.Config, steps: int, mesh: Mesh) 
         def conditioned(xt, sigma):
             return denoise(params, xt, sigma, cond)
 
-        def draw_noise(index):
-            return _normal(jax.vmap(jax.random.fold_in, (0, None))(keys, index), z.shape[1:])
-
+        draw_noise = noise_of(keys, z.shape[1:])
         noise = {"draw_noise": draw_noise} if "draw_noise" in solver.options else {}
         return solver.sample(conditioned, z, _ladder(options, steps), **noise, **churn)
 
@@ -111,14 +109,14 @@ def _churn(options: c.Sampler) -> dict[str, sampler.Churn]:
 
 
 def generator_sampler(denoise: Denoise, config: c.Config, mesh: Mesh) -> Sample:
-    """(params, z, cond, keys) -> samples of the config's generator; keys are not used."""
+    """(params, z, cond, keys) -> samples of the config's generator.
+
+    One key an example draws the noise of its calls after the first.
+    """
     denoise, generator = build.on_devices(denoise, mesh, config), generator_of(config)
 
     def sample(params, z, cond, keys):
-        return generator.sample(denoise, params, z, cond)
+        noise = noise_of(keys, z.shape[1:]) if generator.draws_noise else None
+        return generator.sample(denoise, params, z, cond, noise)
 
     return jax.jit(sample)
-
-
-def _normal(keys: Array, shape: tuple[int, ...]) -> Images:
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

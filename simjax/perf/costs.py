@@ -47,8 +47,9 @@ def of_program(config: c.Config, name: str) -> dict[str, float]:
 
     Calls of GPU libraries would hide products in compiled ones. JAX analyses what is lowered for
     the CPU alone, so the programs are, for one CPU. The whole batch of one step at a time: only
-    the sampler's loop, whose body the analysis counts once, is left to multiply. Of transformers
-    every block is written out, and convolutions take the forms of the devices that are here.
+    the loops of samplers and of a generator's calls, whose bodies it counts once, are left to
+    multiply. Of transformers every block is written out, and convolutions take the forms of the
+    devices that are here.
     """
     config = dataclasses.replace(config, accumulate=1, steps_per_call=1, scan_blocks=False)
     denoise, like = build.blank(config)
@@ -57,6 +58,7 @@ def of_program(config: c.Config, name: str) -> dict[str, float]:
     with for_cpus(jax.default_backend() == "cpu"):
         program = _flops(made.function, made.arguments) * made.turns / made.batch
         forward = _flops(*made.forward(device, made.batch)) / made.batch
+        program += made.uncounted * forward
     return {
         "flops_per_image": program,
         "flops_per_forward": forward,

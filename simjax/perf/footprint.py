@@ -118,10 +118,12 @@ def _costs(
     """Flops and bytes of a step (or batch) on one device, an image's flops, the roofline.
 
     The analysis counts a loop's body once, so that what lies outside the loop counts `turns` times
-    here: with gradient accumulation that adds the optimizers' part once more for each slice.
+    here: with gradient accumulation that adds the optimizers' part once more for each slice. Bytes
+    hold one call of a generator's chain before its last.
     """
     flops, moved = (made.turns * cost for cost in costs.cost(binary))
     images = made.batch / what["devices"]
+    flops += made.uncounted * forward * images
     passes = chips.PASSES[what["compute_dtype"]]
     seconds, bound = chips.roofline(flops, moved, chip, passes)
     return {

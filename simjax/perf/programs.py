@@ -39,7 +39,8 @@ class Program:
       turns: of the loop that does nearly all of a step's work; the compiler's costs hold one of
         them.
       rows: images that one device's network sees at a time.
-      forwards: of the network that an image needs at least.
+      forwards: of the network that an image needs at least; of a chain of calls, on average.
+      uncounted: of these, in loops of a length that is drawn: the compiler's costs hold one turn.
       forward: (device, rows) -> the network alone on that device, and its arguments as shapes.
       values: arguments with values, from parameters that every process holds whole.
       after: (results, arguments) of a call -> arguments of the next one; a state is donated.
@@ -52,10 +53,11 @@ class Program:
     steps: int
     turns: int
     rows: int
-    forwards: int
+    forwards: float
     forward: Callable[[jax.Device, int], tuple[Callable, Arguments]]
     values: Callable[[Params], Arguments]
     after: Callable[[Any, Arguments], Arguments]
+    uncounted: float = 0.0
 
 
 def random_params(like: Params) -> Params:
@@ -118,7 +120,7 @@ def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) 
 
 def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The fake score's update alone: G, and three forwards of the score."""
-    forwards = generator_of(config).evaluations + 3 * _learning(config)
+    forwards = generator_of(config).training_evaluations + 3 * _learning(config)
     made = _alone(config, denoise, params, mesh, "fake_score", forwards)
     read = {name: tree for name, tree in made.trees.items() if name != "teacher"}
     return dataclasses.replace(made, trees=read)
@@ -126,25 +128,24 @@ def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -
 
 def generator(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The generator's update alone: G and two forwards to go back, four of the scores."""
-    forwards = generator_of(config).evaluations + 6 + _guidance(config)
+    forwards = generator_of(config).training_evaluations + 6 + _guidance(config)
     return _alone(config, denoise, params, mesh, "generator", forwards)
 
 
 def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The distillation call, as a run makes it."""
-    made, calls = setup.distillation(config, denoise, mesh), generator_of(config).evaluations
+    made = setup.distillation(config, denoise, mesh)
+    calls = generator_of(config).training_evaluations
     of_fake_score = config.fake_score_updates * (calls + 3 * _learning(config))
     forwards = of_fake_score + calls + 6 + _guidance(config)  # tests/train/test_cost.py
-    return _training(config, made, denoise, params, forwards)
+    return _training(config, made, denoise, params, forwards, config.fake_score_updates + 1)
 
 
 def sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The generator's samples, in the batches of evaluation."""
-    sampler, evaluations = (
-        samplers.generator_sampler(denoise, config, mesh),
-        generator_of(config).evaluations,
-    )
-    return _sampling(config, sampler, denoise, params, mesh, turns=1, evaluations=evaluations)
+    sampler = samplers.generator_sampler(denoise, config, mesh)
+    evaluations = generator_of(config).evaluations
+    return _sampling(config, sampler, denoise, params, mesh, evaluations, evaluations)
 
 
 def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
@@ -178,8 +179,14 @@ def _learning(config: c.Config) -> int:
     return guidance.evaluations(learnt)
 
 
+def _uncounted(config: c.Config) -> float:
+    """Forwards of a chain's loop, on average, beyond the one that the compiler counts."""
+    generator = generator_of(config)
+    return generator.training_evaluations - 2 if generator.evaluations > 1 else 0.0
+
+
 def _alone(
-    config: c.Config, denoise: Denoise, params: Params, mesh: Mesh, role: str, forwards: int
+    config: c.Config, denoise: Denoise, params: Params, mesh: Mesh, role: str, forwards: float
 ) -> Program:
     """A distillation whose steps are one update."""
     every = setup.updates_of(config, setup.step_fns(config, denoise, mesh), mesh)
@@ -190,12 +197,18 @@ def _alone(
         steps_per_call=config.steps_per_call,
     )
     made = dataclasses.replace(setup.distillation(config, denoise, mesh), call=call)
-    return _training(config, made, denoise, params, forwards)
+    return _training(config, made, denoise, params, forwards, chains=1)
 
 
 def _training(
-    config: c.Config, made: Training, denoise: Denoise, params: Params, forwards: int
+    config: c.Config,
+    made: Training,
+    denoise: Denoise,
+    params: Params,
+    forwards: float,
+    chains: int,
 ) -> Program:
+    """Of so many chains of calls a step, without their last ones."""
     state, constants, key = setup.arguments_like(config, made, params)
     captions = {} if constants.captions is None else {"captions": constants.captions}
 
@@ -220,6 +233,7 @@ def _training(
         forward=functools.partial(forward, config, denoise, params),
         values=values,
         after=lambda results, arguments: (results[0], *arguments[1:]),
+        uncounted=chains * _uncounted(config),
     )
 
 

@@ -46,7 +46,7 @@ TIMING = {
     "step, ms": lambda r: _milliseconds(r["seconds"], r["steps_per_call"]),
     "images/s": lambda r: f"{r['images_per_second']:.4g}",
     "GFLOP an image": lambda r: f"{r['costs']['flops_per_image'] / 1e9:.4g}",
-    "over k F": lambda r: f"{r['costs']['over_forwards']:.3f} of {r['costs']['forwards']} F",
+    "over k F": lambda r: f"{r['costs']['over_forwards']:.3f} of {r['costs']['forwards']:g} F",
     "MFU": lambda r: f"{100 * r['mfu']:.1f} %",
     "memory, GiB": lambda r: f"{r['memory']['total'] / GIB:.3f}",
     "allocator, GiB": lambda r: _gib_or_none(r["memory"].get("allocator_peak")),
@@ -106,7 +106,7 @@ def describe(result: dict[str, Any]) -> str:
             f"  arguments {_gib(memory['arguments'])}: {terms}",
             f"  {parts}",
             f"flops an image: {costs['flops_per_image']:.4g}, {costs['over_forwards']:.3f} times "
-            f"{costs['forwards']} forwards of {costs['flops_per_forward']:.4g}",
+            f"{costs['forwards']:g} forwards of {costs['flops_per_forward']:.4g}",
             f"a {per} and {'step' if result['program'] in TRAINING else 'batch'}: "
             f"{costs['flops']:.4g} flops, {moved} bytes of memory traffic",
             f"roofline: {1e3 * costs['roofline_seconds']:.3g} ms, bound by "
@@ -223,7 +223,7 @@ def _accumulates(result: dict[str, Any]) -> bool:
 def _of_forwards(result: dict[str, Any]) -> str:
     """Says so where the cost is not compared with the 11 forwards of a step."""
     forwards = result["costs"]["forwards"]
-    return "" if forwards == 11 else f" (of {forwards} F)"
+    return "" if forwards == 11 else f" (of {forwards:g} F)"
 
 
 def _gib(size: float) -> str:

@@ -6,6 +6,7 @@ from simjax.diffusion import noise, sampler, schedule
 from simjax.evaluation import evaluator, features
 from simjax.losses import distances, registry
 from simjax.models import build, samplers
+from simjax.models.generator import RENOISE
 from simjax.runs import fields
 
 CHOICES = {
@@ -13,6 +14,7 @@ CHOICES = {
     "teacher.weight": noise.WEIGHTS,
     "teacher.sampler.ladder": schedule.LADDERS,
     "teacher.sampler.solver": sampler.SOLVERS,
+    "generator.renoise": RENOISE,
     "teacher.sigma.law": schedule.SIGMA_LAWS,
     "generator.weight": noise.WEIGHTS,
     "generator.sigma.law": schedule.SIGMA_LAWS,

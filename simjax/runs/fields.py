@@ -97,6 +97,7 @@ def choices(config: c.Config) -> Iterator[Choice]:
         follows = 2.0 in GUIDANCE[config.guidance](2.0)
         unread, read = (scales, of_teacher) if follows else (scales + of_teacher, ())
         yield Choice(f"guidance = {config.guidance!r}", unread, read)
+    yield from _generator(config.generator)
     yield from _text(config)
     yield from _evaluation(config)
     yield from _network(config)
@@ -155,6 +156,13 @@ def _teacher(config: c.Config) -> Iterator[Choice]:
     if trained and not reads:
         chosen = f"teacher.precondition = {teacher.precondition!r} and no weight 'edm'"
         yield Choice(chosen, ("teacher.sigma_data",))
+
+
+def _generator(options: c.Generator) -> Iterator[Choice]:
+    if options.levels:
+        yield Choice("generator.levels", ("generator.sigma_init", "generator.shift"))
+    if len(options.levels or (options.steps or 1) * (0,)) == 1:
+        yield Choice("one call of the generator", ("generator.renoise",), ("generator.steps",))
 
 
 def _text(config: c.Config) -> Iterator[Choice]:

@@ -19,6 +19,7 @@ from simjax.evaluation import features, reference
 from simjax.evaluation.drawing import Drawing
 from simjax.evaluation.evaluator import Evaluator, Row, Space, table
 from simjax.models import build, samplers
+from simjax.models.generator import generator_of
 from simjax.models.model import Model
 from simjax.models.samplers import Sampler
 from simjax.runs import check, setup
@@ -31,8 +32,9 @@ NOTHING_TO_COMPARE = "No evaluation.reference and no data.source: only the speed
 def samplers_of(teacher: Model, generator: Params, name: str = "generator") -> list[Sampler]:
     """Those of a distillation's report."""
     config = teacher.config
-    once = {f"{name}, {config.loss.name}": generator, "teacher, one call": teacher.params}
-    return samplers.generated(teacher, once) + [
+    called = f"teacher, {generator_of(config).name}"
+    alike = {f"{name}, {config.loss.name}": generator, called: teacher.params}
+    return samplers.generated(teacher, alike) + [
         samplers.many_steps(teacher, n) for n in config.evaluation.teacher_steps
     ]
 

@@ -62,6 +62,7 @@ FIXED = (
     *("teacher.sigma", "teacher.weight", "teacher.augment", "teacher.drop_condition"),
     *("teacher.optim", "teacher.ema"),
     *("generator.source", "generator.family", "generator.sigma_init", "generator.sigma"),
+    *("generator.steps", "generator.shift", "generator.levels", "generator.renoise"),
     *("generator.start", "fake_score.pull"),
     *("generator.weight", "generator.optim", "generator.ema"),
     *("fake_score.sigma", "fake_score.weight", "fake_score.scale", "fake_score.augment"),

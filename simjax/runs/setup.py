@@ -135,10 +135,10 @@ def any_captions(config: c.Config) -> Caption | None:
 def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
     """What the losses of a distillation step call."""
     fake_score, (learnt, used) = config.fake_score, c.fake_score_scales(config)
-    denoise = build.on_devices(denoise, mesh, config)
+    denoise, generator = build.on_devices(denoise, mesh, config), generator_of(config)
     return step.StepFns(
         denoise=build.guided(config, denoise, learnt),
-        generate=functools.partial(generator_of(config).train_sample, denoise),
+        generate=functools.partial(generator.train_sample, denoise),
         denoise_teacher=build.guided(config, denoise, config.teacher.guidance),
         denoise_fake=build.guided(config, denoise, used),
         loss=generator_loss(config, distance(config.loss)),
@@ -146,6 +146,7 @@ def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
         fake_score_weight=_weight(fake_score.weight, config),
         augment=_augment(fake_score.augment),
         fake_score_scale=fake_score.scale,
+        calls=generator.evaluations,
     )
 
 
@@ -239,6 +240,7 @@ def open_data(config: c.Config) -> data.Dataset:
 def _draws(
     key: Key,
     captions: Caption | None = None,
+    shared_key: Key | None = None,
     *,
     config: c.Config,
     law: c.Sigma,
@@ -260,7 +262,14 @@ def _draws(
         dropout_keys=jax.random.split(dropout_key, config.batch),
         augment_keys=jax.random.split(augment_key, config.batch),
     )
-    return sharding.split_batch(draws, mesh)
+    draws, generator = sharding.split_batch(draws, mesh), generator_of(config)
+    if generator.evaluations == 1:
+        return draws
+    keys = jax.random.split(jax.random.fold_in(key, 6), config.batch)  # the seventh of the above
+    return draws.replace(
+        calls=jax.random.randint(shared_key, (), 1, generator.evaluations + 1),
+        noise_keys=sharding.split_batch(keys, mesh),
+    )
 
 
 def _draw_sigma(key: Key, *, law: c.Sigma, batch: int) -> PerExample:

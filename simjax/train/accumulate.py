@@ -18,6 +18,7 @@ def accumulated_grad(
     """Loss, metrics and gradient, means over `slices` equal parts of the batch in turn.
 
     Parts interleave (example i goes to part i mod slices), so that each device keeps its own rows.
+    What has no examples, a scalar, is every part's.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -31,6 +32,8 @@ def accumulated_grad(
     grad_fn = jax.jit(grad_fn)  # traced once, for its shapes and for the loop
 
     def cut(a: Array) -> Array:  # labels of an unconditional network are (batch, 0)
+        if not a.ndim:
+            return jnp.broadcast_to(a, (slices,))
         return a.reshape(len(a) // slices, slices, *a.shape[1:]).swapaxes(0, 1)
 
     parts = jax.tree.map(cut, draws)

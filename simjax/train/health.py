@@ -1,9 +1,12 @@
 """Numbers that show whether distillation is healthy, since its loss hovers about zero and cannot.
 
 For each range of sigma: the mean distance d(y) and the root mean square of the gap
-y = D_fake - D_teacher. Both fall as the generator's distribution nears the teacher's. Sums and
-counts are kept apart, so that averages over slices, steps and log windows stay exact.
+y = D_fake - D_teacher; of a generator of K calls the same for each k, and the samples' contrast.
+Both fall as the generator's distribution nears the teacher's. Sums and counts are kept apart, so
+that averages over slices, steps and log windows stay exact.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -61,16 +64,43 @@ def generator(
     }
 
 
+def by_call(found: Metrics, calls: Array, most: int) -> Metrics:
+    """The sums of `generator` in the place of the call k that made the samples, shape (most,)."""
+    here = jax.nn.one_hot(calls - 1, most)
+    sums = {name: here * found[f"bins/{name}"].sum() for name in ("count", "distance")}
+    sums["gap_squared"] = here * found["bins/gap_squared"].sum()
+    sums["steps"], sums["contrast"] = here, here * found["samples/contrast"]
+    return {f"calls/{name}": value for name, value in sums.items()}
+
+
 def summarize(metrics: dict[str, Array]) -> dict[str, float]:
-    """Scalars of a log window from its mean metrics: sums over counts, ranges of sigma by name."""
-    scalars = _of_updates_made({k: float(v) for k, v in metrics.items() if "bins/" not in k})
+    """Scalars of a log window from its mean metrics: sums over counts, by range of sigma and k."""
+    plain = {
+        name: value for name, value in metrics.items() if not name.startswith(("bins", "calls"))
+    }
+    scalars = _of_updates_made({name: float(value) for name, value in plain.items()})
     if "bins/count" in metrics:
-        sums = [metrics[f"bins/{name}"] for name in ("count", "distance", "gap_squared")]
-        for name, count, distance, gap_squared in zip(SIGMA_BINS, *sums, strict=True):
-            if count > 0:
-                scalars[f"distance/{name}"] = float(distance / count)
-                scalars[f"gap/{name}"] = float((gap_squared / count) ** 0.5)
+        scalars |= _by_name(metrics, "bins", SIGMA_BINS)
+    if "calls/count" in metrics:
+        names = [f"k={k + 1}" for k in range(len(metrics["calls/count"]))]
+        scalars |= _by_name(metrics, "calls", names)
+        for name, steps, contrast in zip(
+            names, metrics["calls/steps"], metrics["calls/contrast"], strict=True
+        ):
+            if steps > 0:
+                scalars[f"contrast/{name}"] = float(contrast / steps)
     return scalars
+
+
+def _by_name(metrics: dict[str, Array], group: str, names: Sequence[str]) -> dict[str, float]:
+    """Mean distance and root mean square gap of each that has examples."""
+    found = {}
+    sums = [metrics[f"{group}/{name}"] for name in ("count", "distance", "gap_squared")]
+    for name, count, distance, gap_squared in zip(names, *sums, strict=True):
+        if count > 0:
+            found[f"distance/{name}"] = float(distance / count)
+            found[f"gap/{name}"] = float((gap_squared / count) ** 0.5)
+    return found
 
 
 def _of_updates_made(scalars: dict[str, float]) -> dict[str, float]:

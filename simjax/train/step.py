@@ -43,7 +43,7 @@ class StepFns:
     """The functions that both losses call, chosen by runs/setup.py; constant while training."""
 
     denoise: Denoise  # the fake score while it learns; guided, or as it is
-    generate: Callable[..., Images]  # (params, z, cond, *, dropout_keys) -> x0
+    generate: Callable[..., Images]  # (params, z, cond, *, calls, noise_keys, dropout_keys) -> x0
     loss: GeneratorLoss
     distance: Distance  # d of SIM; of the health metrics for every method
     fake_score_weight: Callable[[PerExample], PerExample]
@@ -51,6 +51,7 @@ class StepFns:
     denoise_fake: Denoise  # likewise, in the generator's update
     augment: Augment = as_they_are  # of the fake score's training images
     fake_score_scale: float = 1.0
+    calls: int = 1  # the most of the generator, of which `Draws.calls` is one number
 
 
 def distill_step(
@@ -82,7 +83,7 @@ def of_generator(
 
 def fake_score_loss(fake_score: Params, generator: Params, draws: Draws, *, fns: StepFns) -> Scalar:
     """E lambda(sigma) ||D_fake(x0 + sigma eps) - sg[x0]||^2, mean over examples."""
-    x0 = jax.lax.stop_gradient(fns.generate(generator, draws.z, draws.cond))
+    x0 = jax.lax.stop_gradient(_generated(generator, draws, fns))
     x0, augment_labels = fns.augment(x0, draws.augment_keys)
     xt = noise.add_noise(x0, draws.sigma, draws.eps)
     keys = {"augment_labels": augment_labels, "dropout_keys": draws.dropout_keys}
@@ -99,7 +100,7 @@ def generator_loss(
     An example whose loss is not finite is left out of the sum (it still counts in the mean), so
     that one bad sample does not cost the step; this is the official SiD loop's rule.
     """
-    x0 = fns.generate(generator, draws.z, draws.cond, dropout_keys=draws.dropout_keys)
+    x0 = _generated(generator, draws, fns, dropout_keys=draws.dropout_keys)
     xt = noise.add_noise(x0, draws.sigma, draws.eps)
     d_teacher = fns.denoise_teacher(teacher, xt, draws.sigma, draws.cond)
     d_fake = fns.denoise_fake(fake_score, xt, draws.sigma, draws.cond)
@@ -109,7 +110,14 @@ def generator_loss(
     )
     loss = jnp.where(finite, fns.loss(x0, d_teacher, d_fake, draws.sigma), 0)
     metrics = health.generator(x0, d_teacher, d_fake, draws.sigma, finite, distance=fns.distance)
+    if fns.calls > 1:
+        metrics |= health.by_call(metrics, draws.calls, fns.calls)
     return loss.mean(), metrics
+
+
+def _generated(generator: Params, draws: Draws, fns: StepFns, **options: Array) -> Images:
+    own = {"calls": draws.calls, "noise_keys": draws.noise_keys}
+    return fns.generate(generator, draws.z, draws.cond, **own, **options)
 
 
 def follow(

@@ -44,7 +44,12 @@ class Constants:
 
 @struct.dataclass
 class Draws:
-    """The randomness of one update, b examples: all that is not a function of the state."""
+    """The randomness of one update, b examples: all that is not a function of the state.
+
+    Args:
+      calls: k of a generator of several (models/generator.py), one scalar for all examples.
+      noise_keys: of the noise of its calls, one an example.
+    """
 
     z: Images
     cond: Condition
@@ -52,6 +57,8 @@ class Draws:
     eps: Images
     dropout_keys: Array
     augment_keys: Array
+    calls: Array | None = None
+    noise_keys: Array | None = None
 
 
 # parameters of the role, state, constants, draws -> the mean loss and metrics
@@ -65,6 +72,7 @@ class Update:
 
     Args:
       role: the network, by its name in TrainState.roles.
+      draw: its draws, from its own key, its captions and a key that all updates of a step share.
       accumulate: slices of a batch.
       start: steps of a run before the first update.
       every: steps from one to the next.
@@ -73,7 +81,7 @@ class Update:
 
     role: str
     loss: Loss
-    draw: Callable[[Key, Caption | None], Draws]
+    draw: Callable[[Key, Caption | None, Key], Draws]
     tx: GradientTransformation
     accumulate: int = 1
     start: int = 0
@@ -86,9 +94,9 @@ def draws(
 ) -> list[Draws]:
     """The draws of a step, one for each update."""
     turn = jax.tree.map(lambda leaf: leaf[state.step % len(leaf)], constants.captions)
-    keys = jax.random.split(key, len(updates))
+    keys, shared = jax.random.split(key, len(updates)), jax.random.fold_in(key, len(updates))
     return [
-        update.draw(keys[number], jax.tree.map(operator.itemgetter(number), turn))
+        update.draw(keys[number], jax.tree.map(operator.itemgetter(number), turn), shared)
         for number, update in enumerate(updates)
     ]
 

@@ -293,6 +293,13 @@ CASES = {
     "ncsnpp": (NCSNPP, "ve", {}, "edm"),
     "adm": (ADM, "iddpm", {}, "edm"),
     "dit": (DIT, "ddpm_linear", {}, "diffusers"),
+    "two calls": (
+        DIT,
+        "ddpm_linear",
+        {"generator": config.Generator(levels=(2.5, 0.5), renoise="ddim")},
+        None,
+    ),
+    "four calls": (DIT, "ddpm_linear", {"generator": config.Generator(steps=4)}, "diffusers"),
     "captions": (config.PixArt(**vars(PIXART) | {"caption_length": 9}), "edm", {}, None),
     "bfloat16": (TEACHER, "edm", {"compute_dtype": "bfloat16"}, "edm"),
 }
@@ -310,6 +317,29 @@ def test_every_network_comes_back(name, tmp_path):
     _, weights = exported.read(tmp_path)  # fixed frequencies and the null caption included
     assert jax.tree.structure(weights) == jax.tree.structure(generator.weights)
     jax.tree.map(np.testing.assert_array_equal, weights, generator.weights)
+
+
+def test_what_diffusers_does_not_sample_is_refused():
+    for options, message in (
+        ({"steps": 2, "renoise": "fixed"}, "a scheduler for chains of fresh noise alone"),
+        ({"levels": (2.5, 2.4999)}, "those of diffusers must differ"),
+    ):
+        made = config.Config(generator=config.Generator(**options))
+        options = config.complete(made, DIT, "ddpm_linear", 1.0)
+        with pytest.raises(ConfigError, match=message):
+            formats.FORMATS["diffusers"].require(options)
+
+
+def test_a_program_of_four_calls_is_noticed_where_it_has_other_levels(tmp_path):
+    four = generator_of(TEACHER, "edm", generator=config.Generator(steps=4))
+    formats.FORMATS["safetensors"].write(four, tmp_path)
+    other = config.complete(
+        config.Config(generator=config.Generator(steps=4, shift=1.1)), TEACHER, "edm", 0.5
+    )
+    program = stablehlo.serialized(other, four.weights)
+    (tmp_path / stablehlo.PROGRAM).write_bytes(program)
+    with pytest.raises(ConfigError, match=r"generator.stablehlo, read back.* differ by"):
+        formats.FORMATS["stablehlo"].compare(four, tmp_path)
 
 
 def test_dit_of_the_original_repository_is_another_function_in_diffusers():

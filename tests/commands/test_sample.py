@@ -50,6 +50,7 @@ LONG = " ".join(["seven"] * 20)
 LINES = {
     "all": "--source=run,,--count=12,,--out=all.npz",
     "some": "--source=run,,--count=7,,--classes=3,7,,--seed=1,,--out=some.npz",
+    "two calls": "--source=run,,--steps=2,,--count=3,,--out=two.npz",
     "guided": "--source=run,,--network=teacher,,--count=3,,--guidance=2,,--out=guided.npz",
     "best": "--source=run,,--network=best,,--count=3,,--out=~/best.npz",
     "grid": "--source=run,,--network=teacher,,--steps=0,,--count=7,,--columns=3,,--out=grid.png",
@@ -83,7 +84,6 @@ MISTAKES = {
     "--source=https://huggingface.co/org/dit": "hf download org/dit --local-dir dit",
     "--source=run,,--out=net.pkl/inside/": "--out=net.pkl/inside/ cannot be written",
     "--source=run,,--classes=3,11": "--classes=3,11: expected numbers from 0 to 9",
-    "--source=run,,--steps=3": "--steps is for a run's teacher (--network=teacher) or",
     "--source=run,,--guidance=3": "--guidance is for a run's teacher (--network=teacher) or",
     "--source=run,,--network=teacher,,--sigma_init=3": "--sigma_init is for a run's generator or",
     "--source=net.pkl,,--network=teacher": "--network is for a run's",
@@ -175,6 +175,12 @@ def assert_same(ours, expected):
 
 def one_hot(classes):
     return np.eye(10, dtype=np.float32)[classes]
+
+
+def test_a_generator_makes_another_number_of_calls_with_a_note(made):
+    said = made.said("two calls")
+    assert "note: the generator was trained for one call at sigma 1.25; samples of 2 calls" in said
+    assert "2 calls at sigma 1.25, 0.3846, fresh noise; evaluations an image: 2" in said
 
 
 def test_the_newest_generators_ema_is_drawn_from(made):

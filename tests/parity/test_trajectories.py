@@ -146,7 +146,7 @@ def iterate(run: Run):
 
     def one(carry, teacher, draws):
         updates = [
-            dataclasses.replace(update, draw=lambda key, captions, drawn=drawn: drawn)
+            dataclasses.replace(update, draw=lambda *keys, drawn=drawn: drawn)
             for update, drawn in zip(run.updates, draws, strict=True)
         ]
         return step.distill_step(carry, Constants(teacher), jax.random.key(0), updates=updates)

@@ -124,6 +124,24 @@ def test_an_image_costs_its_forwards(program, forwards):
     )
 
 
+@pytest.mark.parametrize(
+    ("steps", "program", "forwards"),
+    [
+        (4, "sample", 4),
+        *(
+            pytest.param(*each, marks=pytest.mark.whole_runs)
+            for each in ((4, "train", 14), (2, "train", 12), (4, "generator", 8.5))
+        ),
+    ],
+)
+def test_a_chain_of_calls_costs_its_mean(steps, program, forwards):
+    """The compiler's analysis holds one turn of the loop of calls, whose length is drawn."""
+    chain = dataclasses.replace(LARGER, generator=config.Generator(steps=steps))
+    found = costs.of_program(chain, program)
+    assert found["forwards"] == forwards
+    assert found["over_forwards"] == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize("program", [pytest.param("train", marks=pytest.mark.whole_runs), "sample"])
 def test_other_devices_are_counted_in_their_own_forms(monkeypatch, program):
     """Those of CPUs divide convolutions of doubled images (runtime/cpu.py)."""

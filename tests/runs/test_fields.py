@@ -34,7 +34,7 @@ READ_BY_EVERY_RUN = {
     *("network", "dropout"),  # complete, require_teacher: tests/test_configs.py
     *("teacher.family", "generator.family"),  # complete, port: tests/test_configs.py
     *("teacher.source", "teacher.steps", "teacher.sampler.solver", "teacher.sampler.ladder"),
-    *("teacher.dtype", "generator.source", "generator.sigma_init"),
+    *("teacher.dtype", "generator.source", "generator.steps", "generator.levels"),
     *("generator.sigma.law", "generator.weight", "fake_score.sigma.law", "fake_score.weight"),
     *(f"generator.ema.{field.name}" for field in dataclasses.fields(config.Ema)),
     *(
@@ -78,6 +78,8 @@ def bases() -> dict[str, config.Config]:
             published, teacher__sampler__ladder="flow", teacher__sampler__solver="euler"
         ),
         "sde": changed(published, teacher__sampler__solver="flow_sde"),
+        "levels": changed(trained, generator__levels=(2.0, 1.0)),
+        "four steps": changed(trained, generator__steps=4),
         "lsg": changed(published, guidance="lsg", teacher__guidance=1.5),
         "zero_cfg": changed(published, guidance="zero_cfg"),
         "ddpm": changed(published, teacher__sampler__ladder="ddpm_linear"),

@@ -193,6 +193,27 @@ def test_a_finished_run_grows_with_other_settings_and_ends_bitwise_equal(
     assert not list(directory.glob("owner*"))
 
 
+@pytest.mark.whole_runs
+@pytest.mark.parametrize("renoise", ["fresh", "ddim"])
+def test_a_generator_of_four_calls_goes_on_bitwise_from_a_checkpoint(finished, tmp_path, renoise):
+    source, _ = finished
+    options = tiny(source, **{"generator.steps": 4, "generator.renoise": renoise})
+    distill.distill(options, str(tmp_path))
+    expected = read(tmp_path)
+    assert [row["evaluations"] for row in expected["rows"]][:2] == [4, 4]
+    (tmp_path / "report.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / str(STEPS))
+    distill.distill(options, str(tmp_path))
+    assert read(tmp_path)["generator_sha256"] == expected["generator_sha256"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    seen = {name for line in lines for name in line if "/k=" in name}
+    assert len(seen) >= 3 * 2 and {name.partition("/")[0] for name in seen} == {
+        "contrast",
+        "distance",
+        "gap",
+    }
+
+
 def test_a_finished_run_of_other_measurements_is_measured_again(finished, tmp_path, capsys):
     source, complete = finished
     directory = tmp_path / "run"

@@ -32,11 +32,35 @@ def test_one_step_costs_eleven_forwards_and_four_a_further_fake_score_update(los
         network=LARGER,
         loss=config.Loss(name=loss),
     )
+    step, forward = costs(options)
+    forwards = 11 + 4 * (updates - 1)
+    assert (forwards - 0.5) * forward < step <= 1.05 * forwards * forward
+
+
+def costs(options: config.Config) -> tuple[float, float]:
+    """Flops of a step, and of a forward of its batch."""
     denoise, params = as_denoise(build.module(options))
     training = setup.distillation(options, denoise, sharding.make_mesh(devices=jax.devices()[:1]))
     step = flops(training.call, training.init(params, params), Constants(params), KEY)
     xt, sigma, labels = jnp.zeros((8, 8, 8, 1)), jnp.ones(8), jnp.zeros((8, 10))
     with for_cpus():
-        forward = flops(denoise, params, xt, sigma, labels)
-    forwards = 11 + 4 * (updates - 1)
+        return step, flops(denoise, params, xt, sigma, labels)
+
+
+@pytest.mark.whole_runs
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_a_step_of_four_calls_costs_two_forwards_more_for_each_before_the_last(k, monkeypatch):
+    """With k constant and the loop written out: the analysis counts a loop's body once."""
+    options = config.Config(batch=8, network=LARGER, generator=config.Generator(steps=4))
+
+    def written_out(begin, end, body, carry):
+        for number in range(begin, end):
+            carry = body(number, carry)
+        return carry
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.random, "randint", lambda *_: k)
+        patch.setattr(jax.lax, "fori_loop", written_out)
+        step, forward = costs(options)
+    forwards = 11 + 2 * (k - 1)
     assert (forwards - 0.5) * forward < step <= 1.05 * forwards * forward

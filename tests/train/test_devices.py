@@ -54,6 +54,13 @@ def stack() -> config.Config:
     return changed
 
 
+def chain(**changes) -> config.Config:
+    """As `options`, a generator of four calls with new noise."""
+    changed = options(**changes)
+    changed.generator.steps = 4
+    return changed
+
+
 def few_steps(settings: config.Config, mesh: Mesh, steps: int = STEPS) -> dict[str, np.ndarray]:
     """Every array of the state and every step's metrics, after a few steps from the same start."""
     denoise, params = as_denoise(build.module(settings))
@@ -145,6 +152,42 @@ def test_two_processes_equal_one(reference, tmp_path):
     for file in files:
         with np.load(file) as found:
             assert_close(dict(found), reference)
+
+
+@pytest.mark.whole_runs
+def test_four_calls_on_eight_devices_and_in_slices_equal_one(tmp_path):
+    """All devices and slices have one k, and an example the same noise wherever it is."""
+    expected = few_steps(chain(), sharding.make_mesh())
+    assert len({path for path in expected if "calls/" in path}) == 5 * STEPS
+    counts = [value for path, value in expected.items() if "calls/steps" in path]
+    assert len({int(np.argmax(count)) for count in counts}) > 1  # not always the same k
+    sliced = of_states(few_steps(chain(accumulate=4), sharding.make_mesh()))
+    assert_close(sliced, of_states(expected))
+    program = PROGRAM.replace("t.options()", "t.chain()")
+    subprocesses.on_devices(8, program.format(fsdp=4, file=tmp_path / "found.npz"))
+    with np.load(tmp_path / "found.npz") as found:
+        assert_close(dict(found), expected)
+
+
+@pytest.mark.whole_runs
+def test_one_program_trains_every_k():
+    settings = chain()
+    denoise, params = as_denoise(build.module(settings))
+    training = setup.distillation(settings, denoise, sharding.make_mesh())
+    state, seen = training.init(params, params), set()
+    constants, key = Constants(params), build.key_on(settings, "distillation", training.mesh)
+    state, _ = training.call(state, constants, key)
+    compiled = []
+
+    def listener(name: str, seconds: float, **_: str) -> None:
+        compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    for _ in range(8):
+        state, metrics = training.call(state, constants, key)
+        seen.add(int(np.argmax(jax.device_get(metrics["calls/steps"]))))
+    jax.monitoring.unregister_event_duration_listener(listener)
+    assert len(seen) > 2 and not [name for name in compiled if "compile" in name]
 
 
 PROGRAM = """

@@ -1,5 +1,6 @@
 """The numbers that a training step reports of itself."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -25,3 +26,25 @@ def test_means_are_of_the_updates_that_were_made():
         "samples/mean": 0.4,
         "fake_score/loss": 3.0,
     }
+
+
+def test_sums_of_calls_give_each_k_its_own_distance_gap_and_contrast():
+    """Two windows of one step each, k = 1 and k = 3 of three: the mean of metrics, as logged."""
+    metrics = [
+        {
+            "bins/count": jnp.array([1.0, 3.0]),
+            "bins/distance": jnp.array([2.0, 6.0]) * k,
+            "bins/gap_squared": jnp.array([4.0, 12.0]) * k**2,
+            "samples/contrast": jnp.float32(0.1 * k),
+        }
+        for k in (1, 3)
+    ]
+    found = [health.by_call(m, jnp.int32(k), 3) for m, k in zip(metrics, (1, 3), strict=True)]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *found)
+    scalars = health.summarize(mean | {"bins/count": jnp.zeros(5)} | NO_BINS)
+    expected = {"distance/k=1": 2, "gap/k=1": 2, "contrast/k=1": 0.1}
+    expected |= {"distance/k=3": 6, "gap/k=3": 6, "contrast/k=3": 0.3}
+    assert scalars == pytest.approx(expected)
+
+
+NO_BINS = {f"bins/{name}": jnp.zeros(5) for name in ("distance", "gap_squared")}

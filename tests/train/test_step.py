@@ -104,7 +104,9 @@ def test_slices_of_a_batch_have_the_mean_of_its_gradients(classes):
 def test_each_update_of_a_step_takes_its_own_captions():
     numbers = jnp.arange(3 * 2 * 4.0).reshape(3, 2, 4, 1, 1)
     captions = Caption(numbers, numbers[..., 0] >= 0, numbers[..., 0, 0] < 0)
-    taken = [Update(role, None, lambda key, found: found, None) for role in ("fake", "generator")]
+    taken = [
+        Update(role, None, lambda key, found, _: found, None) for role in ("fake", "generator")
+    ]
     state = TrainState(jnp.int32(7), {}, None)  # the second of three pairs
     fake_score, generator = update.draws(
         state, Constants(None, captions), jax.random.key(0), updates=taken

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers import scheduling_lcm
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 from simjax import config
 from simjax.export import formats, model_card
-from simjax.models import build
+from simjax.models import build, generator
 
 SONG = config.SongUNet(
     resolution=8,
@@ -172,15 +173,16 @@ def random_weights(options):
     return jax.tree.map(draw, build.weights_like(options))
 
 
-def exported(network, precondition, sigma_data, kind, folder):
+def exported(network, precondition, sigma_data, kind, folder, steps=1):
     """Writes one format of random weights; the live generator's config, noise and samples."""
-    options = config.complete(config.Config(), network, precondition, sigma_data)
+    made = config.Config(generator=config.Generator(steps=steps))
+    options = config.complete(made, network, precondition, sigma_data)
     weights = random_weights(options)
     sample = formats.sampler(options, *build.denoiser(options, weights))
-    z, cond = formats.inputs(options)
-    generator = formats.Generator(options, weights, sample(z, cond))
-    formats.FORMATS[kind].write(generator, folder)
-    return options, np.asarray(z), jax.tree.map(np.asarray, cond), np.asarray(generator.expected)
+    z, cond, keys = formats.inputs(options)
+    made = formats.Generator(options, weights, sample(z, cond, keys))
+    formats.FORMATS[kind].write(made, folder)
+    return options, np.asarray(z), jax.tree.map(np.asarray, cond), np.asarray(made.expected)
 
 
 def to_torch(images):
@@ -207,15 +209,47 @@ def test_ddpmpp_in_torch(tmp_path):
     assert all((value == 0.25).all() for value in filters)
 
 
+@pytest.mark.parametrize("renoise", generator.RENOISE)
+def test_edms_loop_of_calls_on_the_card(renoise, tmp_path, monkeypatch):
+    """Executed as it stands, with a class that calls our denoiser and our noise."""
+    options = config.complete(
+        config.Config(generator=config.Generator(steps=4, renoise=renoise)), SONG, "edm", 0.3
+    )
+    denoise, params = build.denoiser(options, random_weights(options))
+    z, _, keys = formats.inputs(options)
+    example = model_card.USAGE["edm"](options).split("```python\n")[1].partition("```")[0]
+    loop = example[example.index("x0, eps = ") :]
+    later = generator.noise_of(keys, z.shape[1:])
+    noises = iter([to_torch(np.asarray(later(k))) for k in range(1, 5)])
+    monkeypatch.setattr(torch, "randn_like", lambda like: next(noises))
+    classes = jax.nn.one_hot(np.arange(len(z)) % SONG.label_dim, SONG.label_dim)
+
+    def net(xt, sigma, labels):
+        xt = np.moveaxis(xt.numpy(), 1, -1)
+        return to_torch(np.asarray(denoise(params, xt, sigma.numpy()[: len(xt)], classes)))
+
+    namespace = {"torch": torch, "z": to_torch(np.asarray(z)), "net": net}
+    exec(loop, namespace)
+    chain = generator.generator_of(options)
+    expected = chain.sample(denoise, params, z, classes, later)
+    assert_close(namespace["x0"], np.asarray(expected), 1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_transformers_in_diffusers(name, tmp_path, monkeypatch):
+def test_transformers_in_diffusers(name, steps, tmp_path, monkeypatch):
     network = TRANSFORMERS[name]
-    options, z, cond, expected = exported(network, "ddpm_linear", 1.0, "diffusers", tmp_path)
+    written = exported(network, "ddpm_linear", 1.0, "diffusers", tmp_path, steps)
+    options, z, cond, expected = written
     given = [torch.tensor(np.argmax(cond, 1))] if name == "dit" else []
     if name != "dit":
         given = [torch.tensor(cond.embedding), torch.tensor(cond.mask)]
     example = model_card.USAGE["diffusers"](options).split("```python\n")[1].partition("```")[0]
     monkeypatch.chdir(tmp_path)
+    _, _, keys = formats.inputs(options)
+    later = generator.noise_of(keys, z.shape[1:])
+    noises = iter([to_torch(np.asarray(later(k))) for k in range(1, 5)])
+    monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *_, **__: next(noises))
     namespace = {}
-    exec(example, namespace)  # as a person would: from_pretrained, and one call
+    exec(example, namespace)  # as a person would: from_pretrained, and the calls
     assert_close(namespace["generate"](to_torch(z), *given), expected, 1e-4)
