@@ -28,7 +28,7 @@ from simjax.data.image_file import CHANNELS
 from simjax.errors import ConfigError
 from simjax.losses.distances import Distance
 from simjax.models import build, samplers, stored
-from simjax.models.generator import Generator, with_calls
+from simjax.models.generator import Generator, with_calls, with_generator
 from simjax.models.model import Model, require_fit
 from simjax.models.open import NETWORKS, Wanted, is_export, open_model
 from simjax.runs import check, distill, report, setup
@@ -368,9 +368,7 @@ def _chosen(
                 f"generator is {values.shown(generator)}, expected a OneStep or Chain: "
                 "models/generator.py has them."
             )
-        rule = {"steps": None, "shift": 1.0, "levels": (), "renoise": "fresh"}
-        settings = dataclasses.replace(config.generator, **rule | generator.settings())
-        config = dataclasses.replace(config, generator=settings)
+        config = with_generator(config, generator)
     return config
 
 

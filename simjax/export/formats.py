@@ -187,10 +187,8 @@ def _write_diffusers(generator: Generator, folder: Path) -> list[str]:
     save(folder / TRANSFORMER_WEIGHTS, rules.export(kind.names, generator.weights, network.depth))
     values = {"_class_name": kind.class_name} | kind.settings(network)
     write(folder / TRANSFORMER_SETTINGS, to_json(values))
-    files, levels = (
-        [TRANSFORMER_WEIGHTS, TRANSFORMER_SETTINGS],
-        generator_of(generator.config).levels,
-    )
+    files = [TRANSFORMER_WEIGHTS, TRANSFORMER_SETTINGS]
+    levels = generator_of(generator.config).levels
     if len(levels) == 1:
         return files
     (folder / scheduler.FILE).parent.mkdir(exist_ok=True)

@@ -34,9 +34,7 @@ def times(levels: Sequence[float]) -> list[int]:
 
 def settings(levels: Sequence[float]) -> dict[str, Any]:
     """The scheduler's configuration, in plain JSON."""
-    table = precondition.ddpm_linear_levels()[-2::-1].astype(
-        np.float64
-    )  # rising, at time 0, 1, ...
+    table = precondition.ddpm_linear_levels()[-2::-1].astype(np.float64)  # at times 0, 1, ...
     table[times(levels)] = levels
     kept = 1 / (1 + table**2)  # alpha_bar
     betas = 1 - kept / np.concatenate([[1.0], kept[:-1]])

@@ -211,7 +211,7 @@ class Chain:
             return denoise(frozen, xt, jnp.full(len(xt), sigma, xt.dtype), cond)
 
         noise = noise_of(noise_keys, z.shape[1:])
-        x, eps = jax.lax.stop_gradient(self._after(call, z, noise, calls - 1))
+        x, eps = self._after(call, z, noise, calls - 1)
         sigma = jnp.asarray(self.levels, z.dtype)[calls - 1]
         xt, sigmas = x + sigma * eps, jnp.full(len(x), sigma, x.dtype)
         return denoise(params, xt, sigmas, cond, dropout_keys=dropout_keys)
@@ -223,7 +223,7 @@ class Chain:
 
     def settings(self) -> dict[str, Any]:
         """Fields of config.Generator that make it again, in plain JSON."""
-        return {"levels": list(self.levels), "renoise": self.renoise}
+        return dataclasses.asdict(self)
 
     def _after(
         self,
@@ -255,6 +255,14 @@ def generator_of(config: c.Config) -> Generator:
     if len(levels) == 1:
         return OneStep(sigma_init=levels[0])
     return Chain(levels, options.renoise)
+
+
+def with_generator(config: c.Config, generator: Generator) -> c.Config:
+    """The config whose generator makes samples as this one does."""
+    calls = dataclasses.asdict(c.Generator())
+    calls = {name: calls[name] for name in ("steps", "sigma_init", "shift", "levels", "renoise")}
+    options = dataclasses.replace(config.generator, **calls | generator.settings())
+    return dataclasses.replace(config, generator=options)
 
 
 def with_calls(config: c.Config, calls: int) -> tuple[c.Config, str]:

@@ -13,9 +13,10 @@ from simjax.errors import ConfigError
 from simjax.losses import distances, sim
 from simjax.models import generator
 from simjax.models.generator import Chain, OneStep
-from simjax.runs import setup
+from simjax.runs import check, setup
 from simjax.runtime import sharding
 from simjax.train import step, update
+from tests.helpers.configs import load
 
 LEVELS = (2.5, 1.1538, 0.5556, 0.2174)
 
@@ -323,7 +324,11 @@ def test_other_numbers_of_calls_have_the_levels_of_the_rule_and_a_note():
         generator.set_sigma_init(listed, 3.0)
 
 
-def test_a_chain_comes_back_from_its_settings():
-    for made in (Chain((3.0, 1.0), "ddim"), OneStep(2.0)):
-        options = dataclasses.replace(config.Generator(), **made.settings())
-        assert generator.generator_of(config.Config(generator=options)) == made
+@pytest.mark.parametrize("method", ["sim", "two_steps"])
+def test_a_config_takes_another_generator_and_nothing_is_left_of_its_own(method):
+    options = load("digits", method)
+    for made in (Chain((3.0, 1.0), "ddim"), OneStep(2.0), Chain((2.0, 1.0))):
+        changed = generator.with_generator(options, made)
+        assert generator.generator_of(changed) == made
+        check.check(changed, devices=1)
+        assert changed.generator.optim == options.generator.optim
