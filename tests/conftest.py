@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 # Before anything imports JAX. Most of a test's time is compilation: skip LLVM's optimisations, and
@@ -24,6 +25,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import pytest
 
 from tests.helpers import collection
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background jobs; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NEEDS = {  # what is left out where its package is not installed; .ci/run has them all but libtpu
     "with_torch": "torch",  # .[parity]
