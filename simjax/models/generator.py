@@ -183,7 +183,7 @@ class Chain:
             raise ValueError("Chain.sample: renoise = 'fresh' needs noise.")
 
         def call(xt: Images, sigma: Array) -> Images:
-            return denoise(params, xt, jnp.full(len(xt), sigma, xt.dtype), cond, **options)
+            return denoise(params, xt, jnp.full(xt.shape[0], sigma, xt.dtype), cond, **options)
 
         x, _ = self._after(call, z, noise, len(self.levels))
         return x
@@ -208,12 +208,12 @@ class Chain:
         frozen = jax.lax.stop_gradient(params)
 
         def call(xt: Images, sigma: Array) -> Images:
-            return denoise(frozen, xt, jnp.full(len(xt), sigma, xt.dtype), cond)
+            return denoise(frozen, xt, jnp.full(xt.shape[0], sigma, xt.dtype), cond)
 
         noise = noise_of(noise_keys, z.shape[1:])
         x, eps = self._after(call, z, noise, calls - 1)
         sigma = jnp.asarray(self.levels, z.dtype)[calls - 1]
-        xt, sigmas = x + sigma * eps, jnp.full(len(x), sigma, x.dtype)
+        xt, sigmas = x + sigma * eps, jnp.full(x.shape[0], sigma, x.dtype)
         return denoise(params, xt, sigmas, cond, dropout_keys=dropout_keys)
 
     def describe(self) -> str:

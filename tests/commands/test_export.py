@@ -162,7 +162,7 @@ def test_an_export_is_drawn_from_measured_and_exported_as_its_run(made):
 def test_an_export_has_one_network_that_it_knows(made):
     lines = {
         "--source=made/digits,,--network=best": "--network is for a run's",
-        "--source=made/digits,,--family=dit": "family = 'dit' is of published weights; an export ",
+        "--source=made/digits,,--family=dit": "--family is for published weights",
     }
     done = subprocesses.several("sample", [*lines], made.folder)
     assert all(message in done[line][0] for line, message in lines.items()), done
@@ -184,7 +184,7 @@ def test_the_program_of_a_network_that_reads_captions(made):
     found = alone(made.folder / "latents", z=z, embedding=embedding, mask=mask)
     options = config.complete(config.Config(), PIXART, "ddpm_linear", 1.0)
     sample = formats.sampler(options, *build.denoiser(options, random_weights(options, 0)))
-    assert_close(found["4"], sample(z, Caption(embedding, mask, np.zeros(4, bool))))
+    assert_close(found["4"], sample(z, Caption(embedding, mask, np.zeros(4, bool)), None))
     assert found["1"].shape == (1, 8, 8, 4)
 
 
