@@ -129,11 +129,11 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def abstract_captions(captions: Any, mesh: Mesh) -> Any:
-    """Shapes, types and shardings of captions (n, updates, b, ...): their third axis is split."""
+def abstract_rows(rows: Any, mesh: Mesh) -> Any:
+    """Shapes, types and shardings of rows (n, updates, b, ...): their third axis is split."""
     where = NamedSharding(mesh, PartitionSpec(None, None, AXES))
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), captions
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), rows
     )
 
 

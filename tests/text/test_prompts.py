@@ -13,6 +13,7 @@ from etils import epath
 
 from simjax.errors import ConfigError
 from simjax.runtime import sharding
+from simjax.runtime.stream import _permutation, order
 from simjax.text import caption_cache, prompt_file, prompts
 from simjax.text.caption_cache import Cache, Embedded
 from tests.helpers import memory, subprocesses
@@ -312,7 +313,7 @@ def test_reading_takes_the_memory_of_what_is_asked_for(tmp_path):
         cache = Cache.open(folder)
         seen = np.zeros(count, int)
         for update in range(100):
-            indices = prompts.order(0, count, update, 1000)
+            indices = order(0, count, update, 1000)
             seen[indices] += 1
             if update % 50 < 2:
                 assert (cache.read(indices).mask.sum(1) == 1 + 6 % LENGTH).all()
@@ -329,7 +330,7 @@ def test_reading_takes_the_memory_of_what_is_asked_for(tmp_path):
 
 def test_every_prompt_is_seen_once_an_epoch():
     count, batch = 21, 4
-    seen = np.concatenate([prompts.order(3, count, call, batch) for call in range(60)])
+    seen = np.concatenate([order(3, count, call, batch) for call in range(60)])
     epochs = seen[: 21 * (len(seen) // 21)].reshape(-1, count)
     for epoch in epochs:
         assert sorted(epoch) == list(range(count))
@@ -338,19 +339,19 @@ def test_every_prompt_is_seen_once_an_epoch():
 
 
 def test_the_order_is_a_function_of_its_arguments_alone():
-    before = prompts.order(5, 1000, 15, 64)
-    prompts._permutation.cache_clear()
-    np.testing.assert_array_equal(prompts.order(5, 1000, 15, 64), before)
-    assert (prompts.order(6, 1000, 15, 64) != before).any()
+    before = order(5, 1000, 15, 64)
+    _permutation.cache_clear()
+    np.testing.assert_array_equal(order(5, 1000, 15, 64), before)
+    assert (order(6, 1000, 15, 64) != before).any()
     # Another batch cuts the same order elsewhere: 128 * 7 = 64 * 14.
-    half = prompts.order(5, 1000, 7, 128)[:64]
-    np.testing.assert_array_equal(half, prompts.order(5, 1000, 14, 64))
+    half = order(5, 1000, 7, 128)[:64]
+    np.testing.assert_array_equal(half, order(5, 1000, 14, 64))
     # Recorded: another machine, and a later NumPy, must draw the same.
-    assert prompts.order(0, 10, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+    assert order(0, 10, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
 
 
 def test_a_batch_may_hold_more_than_all_prompts():
-    found = np.bincount(prompts.order(0, 3, 0, 10), minlength=3)
+    found = np.bincount(order(0, 3, 0, 10), minlength=3)
     assert sorted(found) == [3, 3, 4]
 
 
@@ -369,7 +370,7 @@ def expected(step, steps=3, batch=4):
     rows = np.empty((steps, 2, batch), int)
     for s in range(step, step + steps):
         for update in (0, 1):
-            rows[s % steps, update] = prompts.order(1, len(TEXTS), 2 * s + update, batch)
+            rows[s % steps, update] = order(1, len(TEXTS), 2 * s + update, batch)
     pick = [cache[i] for i in rows.reshape(-1)]
     mask = np.concatenate([one.mask for one in pick])
     embedding = np.concatenate([one.embedding for one in pick]).astype(np.float32)
@@ -381,7 +382,7 @@ def test_captions_are_those_of_the_steps_wherever_a_run_goes_on(folder):
     captions = reader(folder)
     for step in (0, 3, 6, 4, 7, 10):  # 4: a run that goes on from a step that is no multiple of 3
         with jax.transfer_guard("disallow"):
-            got = captions.captions(step)
+            got = captions.at(step)
         embedding, mask = expected(step)
         np.testing.assert_array_equal(np.asarray(got.embedding).astype(np.float32), embedding)
         np.testing.assert_array_equal(got.mask, mask)
@@ -399,13 +400,13 @@ def test_one_call_ahead_is_read_in_the_background(folder, monkeypatch):
     monkeypatch.setattr(prompts.Reader, "_read", noted)
     captions = reader(folder)
     assert read_by == []
-    captions.captions(0)
+    captions.at(0)
     deadline = time.monotonic() + 10
     while len(read_by) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
     assert read_by == [(0, True), (3, True)]
-    captions.captions(3)
+    captions.at(3)
     captions._ahead[1].result()
     assert read_by == [(0, True), (3, True), (6, True)]
 
@@ -416,7 +417,7 @@ def test_damage_met_in_the_background_is_said_to_the_caller(folder):
         flip(folder / f"{name}.bf16", 0)
     with pytest.raises(ConfigError, match="is not what was written"):
         for step in range(6):
-            captions.captions(step)
+            captions.at(step)
 
 
 DEVICES = """
@@ -435,8 +436,8 @@ class Counting(Cache):
 mesh = sharding.make_mesh({fsdp})
 sizes = {{"seed": 1, "batch": 8, "steps_per_call": 3, "updates": 2}}
 reader = Reader(Counting.open({folder!r}), mesh=mesh, **sizes)
-got = reader.captions(3)
-like = sharding.abstract_captions(got, mesh)
+got = reader.at(3)
+like = sharding.abstract_rows(got, mesh)
 assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding == b.sharding, got, like))
 embedding, mask = here.expected(3, batch=8)
 start = 8 * jax.process_index() // jax.process_count()
