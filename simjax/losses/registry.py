@@ -6,7 +6,7 @@ with their defaults: they become fields of config.Loss (config/options.py).
 
 from collections.abc import Callable
 
-from simjax.losses import diff_instruct, fgm, sid, sim
+from simjax.losses import diff_instruct, fgm, real_images, sid, sim
 from simjax.typing import PerExample
 
 LOSSES: dict[str, Callable[..., PerExample]] = {
@@ -14,4 +14,10 @@ LOSSES: dict[str, Callable[..., PerExample]] = {
     "sid": sid.generator_loss,
     "diff_instruct": diff_instruct.generator_loss,
     "fgm": fgm.generator_loss,
+    "real_uid": real_images.generator_loss,
+}
+# Of the fake score, of the methods whose fake score learns from real images beside generated ones:
+# (x0, D of x0, x', D of x', weight, *, options) -> one an example.
+WITH_REAL_IMAGES: dict[str, Callable[..., PerExample]] = {
+    "real_uid": real_images.fake_score_loss,
 }

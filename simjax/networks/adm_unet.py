@@ -87,6 +87,7 @@ class AdmUNet(Network):
     """The U-Net of Dhariwal and Nichol; defaults are EDM's ImageNet 64 network (EDM table 7)."""
 
     module: ClassVar = AdmUNetModule
+    has_logits: ClassVar = True
     resolution: int = 64
     image_channels: int = 3
     label_dim: int = 1000

@@ -30,23 +30,30 @@ class Denoiser(nnx.Module):
         augment_labels: Float[Array, "b a"] | None = None,
         dropout_keys: Array | None = None,
         gather: Gather | None = None,
-    ) -> Images:
-        """`gather` is for stacks of blocks (layers.scan_stack); U-Nets get whole parameters."""
+        with_logits: bool = False,
+    ) -> Images | tuple[Images, Float[Array, "b h w"]]:
+        """D, or D and a discriminator's logits (unet.UNet).
+
+        `gather` is for stacks of blocks (layers.scan_stack); U-Nets get whole parameters.
+        """
         c_skip, c_out, c_in, c_noise = self.precondition(sigma)
-        of_stack = {} if gather is None else {"gather": gather}
+        own = {} if gather is None else {"gather": gather}
+        own |= {"with_logits": True} if with_logits else {}
         # float32 means float32: neither TF32 nor bf16 passes inside products.
         exact = "highest" if self.network.dtype == jnp.float32 else None
         with jax.default_matmul_precision(exact):
-            residual = self.network(
+            found = self.network(
                 c_in[:, None, None, None] * xt,
                 c_noise,
                 cond,
                 augment_labels=augment_labels,
                 dropout_keys=dropout_keys,
-                **of_stack,
+                **own,
             )
+        residual, logits = found if with_logits else (found, None)
         residual = residual[..., : xt.shape[-1]].astype(jnp.float32)  # drop learned variances
-        return c_skip[:, None, None, None] * xt + c_out[:, None, None, None] * residual
+        denoised = c_skip[:, None, None, None] * xt + c_out[:, None, None, None] * residual
+        return (denoised, logits) if with_logits else denoised
 
 
 def as_denoise(net: nnx.Module) -> tuple[Denoise, Params]:
@@ -64,8 +71,7 @@ def as_denoise(net: nnx.Module) -> tuple[Denoise, Params]:
         nnx.to_pure_dict(buffers),
     )
 
-    def denoise(params, xt, sigma, cond, *, augment_labels=None, dropout_keys=None, gather=None):
-        options = {"augment_labels": augment_labels, "dropout_keys": dropout_keys, "gather": gather}
+    def denoise(params, xt, sigma, cond, **options):
         return nnx.merge(graphdef, params, buffers)(xt, sigma, cond, **options)
 
     return denoise, nnx.to_pure_dict(params)

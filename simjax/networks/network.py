@@ -18,12 +18,14 @@ class Network:
       is_stack: it is a stack of equal blocks, which one block's program runs (layers.scan_stack).
       of_latents: samples are an autoencoder's latents, not pixels.
       choices: names that a field may hold.
+      has_logits: its modules give a discriminator's logits too (unet.UNet, with_logits).
       guided_channels: of a sample that guidance acts on, the first; None: all.
     """
 
     module: ClassVar[type[nnx.Module]]
     is_stack: ClassVar[bool] = False
     of_latents: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = False
     guided_channels: ClassVar[int | None] = None
     choices: ClassVar[Mapping[str, Collection[str]]] = {}
     learn_sigma = None  # whether variances are put out beside F; None: as its family does

@@ -109,6 +109,7 @@ class SongUNet(Network):
     """DDPM++; NCSN++ with embedding, noise_channels, encoder, filter_taps changed (EDM table 7)."""
 
     module: ClassVar = SongUNetModule
+    has_logits: ClassVar = True
     choices: ClassVar = {
         "embedding": ("positional", "fourier"),
         "encoder": ("standard", "residual"),

@@ -275,7 +275,9 @@ class UNet(nnx.Module):
         *,
         augment_labels: Float[Array, "b a"] | None = None,
         dropout_keys: Array | None = None,
-    ) -> Images:
+        with_logits: bool = False,
+    ) -> Images | tuple[Images, Float[Array, "b h w"]]:
+        """F, or with a discriminator's logits, the mean over channels of the last encoder block."""
         embedding = self._embed(c_noise, labels, augment_labels).astype(self.dtype)
         masks = iter(layers.keep_masks(dropout_keys, self.dropout, self.mask_shapes))
         x = pyramid = x.astype(self.dtype)
@@ -289,10 +291,12 @@ class UNet(nnx.Module):
             else:
                 x = block(x)
             skips.append(x)
+        logits = x.astype(jnp.float32).mean(-1)
         for block in (self.dec[name] for name in self.dec_order):
             parts = [x] if x.shape[-1] == block.features_in else [x, skips.pop()]
             x = self._run(block, parts, embedding, next(masks))
-        return self.out_conv(jax.nn.silu(self.out_norm(x)))
+        x = self.out_conv(jax.nn.silu(self.out_norm(x)))
+        return (x, logits) if with_logits else x
 
     def _run(
         self,
