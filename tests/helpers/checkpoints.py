@@ -60,11 +60,19 @@ def official_name(parts: list[str], network: config.Network) -> str:
     return ".".join(["model", *owners, own])
 
 
-def write(path: Path, network: config.Network, *, seed: int = 0, **options: Any) -> dict:
-    """Writes a checkpoint; returns its tensors."""
+def write(
+    path: Path, network: config.Network, *, seed: int = 0, suffix: str = "", **options: Any
+) -> dict:
+    """Writes a checkpoint; returns its tensors.
+
+    Args:
+      suffix: of its classes' names; SiDA's release has "_EncoderDecoder".
+    """
     made = tensors(network, seed)
     buffers = [name for name in made if name.endswith(("resample_filter", "freqs"))]
+    values = arguments(network)
+    values["model_type"] += suffix
     files.write_network_pickle(
-        path, "EDMPrecond", arguments(network), made, buffers=buffers, **options
+        path, f"EDMPrecond{suffix}", values, made, buffers=buffers, **options
     )
     return made

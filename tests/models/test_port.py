@@ -50,6 +50,17 @@ def test_a_checkpoint_tells_its_network_and_brings_every_number(name, tmp_path):
     np.testing.assert_array_equal(numbers, np.sort(np.concatenate(stored)))
 
 
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+def test_a_released_generator_of_sida_is_that_of_edms_classes(name, tmp_path):
+    """Classes of other names, the same parameters."""
+    for folder, suffix in (("edm", ""), ("sida", "_EncoderDecoder")):
+        (tmp_path / folder).mkdir()
+        checkpoints.write(tmp_path / folder / "net.pkl", NETWORKS[name], suffix=suffix)
+    edm, sida = (port.port(str(tmp_path / f / "net.pkl"), say=quiet) for f in ("edm", "sida"))
+    assert sida.description == edm.description
+    jax.tree.map(np.testing.assert_array_equal, sida.weights, edm.weights)
+
+
 def test_official_files_give_the_recorded_networks(network_case, tmp_path):
     # The recorded weights, written as the release writes them: the same tree as the parity tests'.
     recording = official.read(network_case.path)

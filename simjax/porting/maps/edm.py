@@ -182,6 +182,12 @@ WRAPPERS = {
     "VEPrecond": Wrapper("ve", "SongUNet", {}),
     "iDDPMPrecond": Wrapper("iddpm", "DhariwalUNet", _STEPS | {"C_1": (1e-3,), "C_2": (8e-3,)}),
 }
+# Of SiDA's release (SiD, branch sida): the same parameters, and an output of the encoder's more.
+ALIASES = {
+    "EDMPrecond_EncoderDecoder": "EDMPrecond",
+    "SongUNet_EncoderDecoder": "SongUNet",
+    "DhariwalUNet_EncoderDecoder": "DhariwalUNet",
+}
 # Precision and range of the wrappers: no part of D in float32.
 IGNORED = ("use_fp16", "sigma_min", "sigma_max")
 
@@ -192,6 +198,7 @@ def describe(wrapper: str, arguments: Mapping[str, Any]) -> Description:
     Raises:
       ConfigError: another class, or an argument that no public checkpoint uses and simjax lacks.
     """
+    wrapper = ALIASES.get(wrapper, wrapper)
     if wrapper not in WRAPPERS:
         raise ConfigError(
             f"class {wrapper!r} is not a network of the EDM release; known: {', '.join(WRAPPERS)}."
@@ -213,6 +220,7 @@ def network(model: str, arguments: Mapping[str, Any]) -> Network:
     Raises:
       ConfigError: another class, or an argument that no public checkpoint uses and simjax lacks.
     """
+    model = ALIASES.get(model, model)
     if model not in ARCHITECTURES:
         raise ConfigError(
             f"network class {model!r} is not supported; known: {', '.join(ARCHITECTURES)}."
