@@ -31,7 +31,7 @@ from simjax.models import build, samplers, stored
 from simjax.models.generator import Generator, with_calls, with_generator
 from simjax.models.model import Model, require_fit
 from simjax.models.open import NETWORKS, Wanted, is_export, open_model
-from simjax.runs import check, distill, report, setup
+from simjax.runs import check, distill, real, report, setup
 from simjax.runtime import processes, settings, sharding, values
 from simjax.runtime.monitor import grid, to_uint8
 from simjax.train import health, step, update
@@ -288,7 +288,10 @@ class Distillation:
         training = setup.distillation(*arguments)
         self._call = training.call
         self._key = build.key_on(self._model.config, "distillation", teacher.mesh)
-        self._constants_at = distill.constants_at(self._model, len(self._updates))
+        reads = sum(each.reads_real for each in self._updates)
+        self._constants_at = distill.constants_at(
+            self._model, len(self._updates), reads, real.open_images(self._model.config)
+        )
         self.state = training.init(teacher.params, teacher.params)
         self._metrics: list[dict[str, float]] = []
         self._late: list[Metrics] = []  # still on the device: to look at every step's would stop it

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 from simjax import config
 from simjax.errors import ConfigError
 from simjax.losses.distances import DISTANCES
-from simjax.losses.registry import LOSSES
+from simjax.losses.registry import LOSSES, WITH_REAL_IMAGES
 from simjax.models import build, port
 from simjax.networks.denoiser import as_denoise
 from simjax.runs import check, setup
@@ -25,7 +25,11 @@ EXPERIMENTS = ("digits", "captioned_digits", *WITH_SID, *LATENTS)
 VARIANTS = (
     *((name, "sid") for name in (*WITH_SID, "imagenet256_sit")),
     *((name, "lsg") for name in ("imagenet256_dit", "imagenet256_sit")),
-    *(("digits", method) for method in ("flow", "flow_guided")),
+    *(("digits", method) for method in ("flow", "flow_guided", "sid", "sid_half", "real_uid")),
+)
+WITH_LOGITS = (
+    ("digits", "sida"),
+    *((name, method) for name in WITH_SID for method in ("sida", "sid2a")),
 )
 OTHER_TEACHERS = {
     "edm-cifar10-32x32-uncond-ve": 56_397_827,
@@ -49,7 +53,10 @@ def abstract_steps(options: config.Config, network=build.blank):
 
     def whole(params):
         state = training.init(params, params)
-        constants = Constants(params, build.any_captions(options, (1, 2, options.batch)))
+        captions = build.any_captions(options, (1, 2, options.batch))
+        like = setup.real_like(options, 1)
+        real = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), like)
+        constants = Constants(params, captions, real)
         return state, training.call(state, constants, jax.random.key(0))
 
     return jax.eval_shape(whole, like)
@@ -75,11 +82,23 @@ def stand_in(options: config.Config):
     return denoise, {"kernel": jax.ShapeDtypeStruct((2,), np.float32)}
 
 
+def with_logits(options: config.Config):
+    """As `stand_in`, with a discriminator's logits."""
+    plain, like = stand_in(options)
+
+    def denoise(*args, with_logits=False, **kwargs):
+        denoised = plain(*args, **kwargs)
+        return (denoised, denoised.mean(-1)) if with_logits else denoised
+
+    return denoise, like
+
+
 @pytest.mark.parametrize(
     ("name", "method", "network"),
     [(name, None, build.blank) for name in EXPERIMENTS]
     # They differ in loss, guidance and noise levels alone: no network is traced again.
-    + [(name, method, stand_in) for name, method in VARIANTS],
+    + [(name, method, stand_in) for name, method in VARIANTS]
+    + [(name, method, with_logits) for name, method in WITH_LOGITS],
 )
 def test_accumulates_in_calls_of_two_steps_on_two_devices(name, method, network, two_devices):
     options = load(name, method)
@@ -126,6 +145,25 @@ def test_builds_abstractly_and_keeps_the_shapes_of_its_state(name):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_has_the_official_networks_size(name):
     assert parameters(port.plan(load(name))) == PARAMETERS[name]
+
+
+# million images of SiDA and of SiD2A
+IMAGES = {name: (200 if name in ("ffhq64", "afhqv2_64") else 300, 100) for name in WITH_SID}
+
+
+@pytest.mark.parametrize("name", WITH_SID)
+def test_is_sidas_published_run_by_its_method_alone(name):
+    for method, millions in zip(("sida", "sid2a"), IMAGES[name], strict=True):
+        options = load(name, method)
+        check.check(options, devices=1)
+        assert options.loss == config.Loss(name="sid", alpha=1.0, scale=100.0)
+        assert options.adversarial == config.Adversarial(1.0, 0.01, "", 200_000)
+        assert options.generator.start == 100_000
+        assert options.fake_score.optim.clip == 1.0 and options.generator.optim.clip == 0.0
+        assert options.generator.optim.beta1 == 0.0
+        assert options.steps == millions * 10**6 // options.batch
+        assert options.real.source.startswith("zip:")
+        assert bool(options.generator.source) == (method == "sid2a")
 
 
 @pytest.mark.parametrize("name", WITH_SID)
@@ -219,6 +257,7 @@ def test_adam_with_zero_beta1_stores_one_copy_of_the_parameters():
 def test_every_method_builds_by_override_alone(name):
     options = small()
     options.loss.name = name
+    options.real.source = "digits" if name in WITH_REAL_IMAGES else ""
     check.check(options, devices=1)
     abstract_steps(options, stand_in)
 
@@ -244,7 +283,7 @@ def test_augmentation_builds_by_override_alone():
         (
             "loss.name",
             "simm",
-            "loss.name = 'simm' is not known; known: diff_instruct, fgm, sid, sim.",
+            "loss.name = 'simm' is not known; known: diff_instruct, fgm, real_uid, sid, sim.",
         ),
         ("loss.distance", "l3", "loss.distance = 'l3' is not known; known: exponential, huber"),
         ("batch", 0, "batch = 0 must be positive"),

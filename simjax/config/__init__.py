@@ -12,10 +12,13 @@ from simjax.config.checks import (
     validate,
 )
 from simjax.config.levels import generator_levels
+from simjax.config.presets import sida
+from simjax.config.real_images import needs_real_images, require_logits
 from simjax.config.registries import register
 from simjax.config.scales import fake_score_scales
 from simjax.config.schema import (
     AUGMENT_DIM,
+    Adversarial,
     Config,
     Data,
     Ema,
@@ -24,6 +27,7 @@ from simjax.config.schema import (
     Generator,
     Loss,
     Optim,
+    Real,
     Sampler,
     Sigma,
     Teacher,
@@ -48,6 +52,7 @@ from simjax.runtime.values import require_known
 __all__ = [
     "AUGMENT_DIM",
     "AdmUNet",
+    "Adversarial",
     "Change",
     "Config",
     "Data",
@@ -62,6 +67,7 @@ __all__ = [
     "Optim",
     "Own",
     "PixArt",
+    "Real",
     "Sampler",
     "Sigma",
     "SongUNet",
@@ -77,13 +83,16 @@ __all__ = [
     "generator_levels",
     "get_field",
     "known_fields",
+    "needs_real_images",
     "network_from",
     "pick",
     "register",
     "require_known",
+    "require_logits",
     "require_null_condition",
     "require_teacher",
     "resolved",
+    "sida",
     "to_dict",
     "validate",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from simjax.config import schema, serial
 from simjax.config.levels import generator_levels
+from simjax.config.real_images import require_logits, require_real_images
 from simjax.config.scales import GUIDANCE, fake_score_scales
 from simjax.diffusion.families import FAMILIES
 from simjax.diffusion.sampler import SOLVERS
@@ -46,6 +47,7 @@ def validate(config: schema.Config, choices: dict[str, Collection[str]], devices
     ):
         _require_positive(config, path)
     generator_levels(config.generator)
+    require_real_images(config)
     if config.generator.start < 0:
         raise ConfigError(
             f"generator.start = {config.generator.start}: expected images, 0 or more."
@@ -118,6 +120,7 @@ def complete(
             )
         network = dataclasses.replace(network, dropout=config.dropout)
     require_null_condition(config, network)
+    require_logits(config, network)
     for path in ("teacher.augment", "fake_score.augment"):
         if serial.get_field(config, path) and network.augment_dim != schema.AUGMENT_DIM:
             raise ConfigError(

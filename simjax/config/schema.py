@@ -21,9 +21,17 @@ AUGMENT_DIM = 9  # labels of EDM's augmentation pipe
 
 @dataclass
 class Data:
-    """The real images: they train a teacher and judge samples; distillation never reads them."""
+    """The real images that train a teacher and judge samples."""
 
     source: str = ""  # none, digits, tfds:NAME, zip:PATH, idx:DIR (simjax/data)
+    split: str = "train"
+
+
+@dataclass
+class Real:
+    """The real images that distillation learns from, of the few methods that need some."""
+
+    source: str = ""  # as data.source
     split: str = "train"
 
 
@@ -60,6 +68,7 @@ class Optim:
     eps: float = 1e-8
     warmup_steps: int = 0
     final_lr: float = 1.0  # last rate over lr; 1 keeps it constant
+    clip: float = 0.0  # largest size of a gradient's elements; SiDA's fake score: 1; 0: none
 
 
 @dataclass
@@ -163,6 +172,16 @@ extend(Loss, *LOSSES.values(), *DISTANCES.values())
 
 
 @dataclass
+class Adversarial:
+    """SiDA's discriminator in the fake score, which learns from real.source."""
+
+    fake_score_scale: float = 0.0  # of its loss; SiDA: 1; 0: there is no discriminator
+    generator_scale: float = 0.0  # of the generator's; SiDA: 0.01
+    divergence: str = ""  # whose weights Diff-Instruct has; losses.adversarial.DIVERGENCES
+    start: int = 0  # images after which it counts for the generator; SiDA: 200,000
+
+
+@dataclass
 class Evaluation:
     """What is measured at the end of a run, and while it goes on."""
 
@@ -194,6 +213,7 @@ class Config:
     scan_blocks: bool = True  # transformers compile one block, not all; the same numbers
     fsdp: int = 8  # devices that states are split over, at most; our choice: those of one host
     data: Data = field(default_factory=Data)
+    real: Real = field(default_factory=Real)
     network: Network | None = None  # None: the one that comes with teacher.source
     dropout: float | None = None  # of whichever is being updated; None: the network's own
     text: Text = field(default_factory=Text)
@@ -202,6 +222,7 @@ class Config:
     generator: Generator = field(default_factory=Generator)
     fake_score: FakeScore = field(default_factory=FakeScore)
     loss: Loss = field(default_factory=Loss)
+    adversarial: Adversarial = field(default_factory=Adversarial)
     evaluation: Evaluation = field(default_factory=Evaluation)
     grid: int = 10  # images a side of the sample pictures
     log_every: int = 100

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from simjax import config as c
 from simjax.diffusion import guidance
+from simjax.losses.registry import WITH_REAL_IMAGES
 from simjax.models import build, samplers
 from simjax.models.generator import generator_of
 from simjax.runs import setup
@@ -120,7 +121,7 @@ def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) 
 
 def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The fake score's update alone: G, and three forwards of the score."""
-    forwards = generator_of(config).training_evaluations + 3 * _learning(config)
+    forwards = generator_of(config).training_evaluations + _learning(config)
     made = _alone(config, denoise, params, mesh, "fake_score", forwards)
     read = {name: tree for name, tree in made.trees.items() if name != "teacher"}
     return dataclasses.replace(made, trees=read)
@@ -136,7 +137,7 @@ def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Pro
     """The distillation call, as a run makes it."""
     made = setup.distillation(config, denoise, mesh)
     calls = generator_of(config).training_evaluations
-    of_fake_score = config.fake_score_updates * (calls + 3 * _learning(config))
+    of_fake_score = config.fake_score_updates * (calls + _learning(config))
     forwards = of_fake_score + calls + 6 + _guidance(config)  # tests/train/test_cost.py
     return _training(config, made, denoise, params, forwards, config.fake_score_updates + 1)
 
@@ -174,9 +175,14 @@ def _guidance(config: c.Config) -> int:
 
 
 def _learning(config: c.Config) -> int:
-    """Evaluations of the fake score, there and back, while it learns."""
+    """Forwards of the fake score, and their way back, while it learns.
+
+    RealUID's are of real images too; a discriminator reads those by its encoder alone, some third
+    of a forward, which "at least" leaves out.
+    """
     learnt, _ = c.fake_score_scales(config)
-    return guidance.evaluations(learnt)
+    pairs = 2 if config.loss.name in WITH_REAL_IMAGES else 1
+    return 3 * pairs * guidance.evaluations(learnt)
 
 
 def _uncounted(config: c.Config) -> float:
@@ -210,13 +216,19 @@ def _training(
 ) -> Program:
     """Of so many chains of calls a step, without their last ones."""
     state, constants, key = setup.arguments_like(config, made, params)
-    captions = {} if constants.captions is None else {"captions": constants.captions}
+    beside = {"captions": constants.captions, "real_images": constants.real}
+    beside = {name: rows for name, rows in beside.items() if rows is not None}
 
     def values(params: Params) -> Arguments:
         frozen = sharding.place(setup.frozen(config, params), made.mesh)
-        where = jax.tree.map(lambda leaf: leaf.sharding, constants.captions)
-        draw = functools.partial(setup.any_captions, config)
-        teacher = Constants(frozen, jax.jit(draw, out_shardings=where)())
+        rows = (constants.captions, constants.real)
+        where = jax.tree.map(lambda leaf: leaf.sharding, rows)
+
+        def draw() -> tuple[Any, Any]:
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rows[1])
+            return setup.any_captions(config), zeros
+
+        teacher = Constants(frozen, *jax.jit(draw, out_shardings=where)())
         params = sharding.place(params, made.mesh)
         run_key = build.key_on(config, "distillation", made.mesh)
         return made.init(params, params), teacher, run_key
@@ -224,7 +236,7 @@ def _training(
     return Program(
         function=made.call,
         arguments=(state, constants, key),
-        trees={"teacher": constants.teacher} | captions | state.trees(),
+        trees={"teacher": constants.teacher} | beside | state.trees(),
         batch=config.batch,
         steps=config.steps_per_call,
         turns=config.accumulate,

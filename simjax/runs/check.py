@@ -4,7 +4,7 @@ from simjax import config as c
 from simjax.config import scales
 from simjax.diffusion import noise, sampler, schedule
 from simjax.evaluation import evaluator, features
-from simjax.losses import distances, registry
+from simjax.losses import adversarial, distances, registry
 from simjax.models import build, samplers
 from simjax.models.generator import RENOISE
 from simjax.runs import fields
@@ -21,6 +21,7 @@ CHOICES = {
     "fake_score.weight": noise.WEIGHTS,
     "fake_score.sigma.law": schedule.SIGMA_LAWS,
     "guidance": ("", *scales.GUIDANCE),
+    "adversarial.divergence": ("", *adversarial.DIVERGENCES),
     "loss.name": registry.LOSSES,
     "loss.distance": distances.DISTANCES,
     "loss.units": ("denoiser", "score"),

@@ -16,12 +16,13 @@ from etils import epath
 from PIL import Image
 
 from simjax import config as c
+from simjax.data import Dataset
 from simjax.errors import ConfigError
 from simjax.evaluation.evaluator import Evaluator
 from simjax.models import build, samplers, stored
 from simjax.models.model import Model
 from simjax.models.samplers import Sampler
-from simjax.runs import ahead, check, fields, report, resume, setup
+from simjax.runs import ahead, check, fields, real, report, resume, setup
 from simjax.runs.online import Online
 from simjax.runs.teacher import as_frozen, obtain, starting_generator
 from simjax.runtime import (
@@ -56,12 +57,14 @@ def distill(config: c.Config, workdir: str) -> None:
     c.require_teacher(config)
     directory = storage.absolute(workdir)
     if _has_work(directory, config):
+        # Before the run begins to be: what is wrong with them can then be put right.
+        images = real.open_images(dataclasses.replace(config, network=fields.known_network(config)))
         say = functools.partial(print, flush=True)
         with owner.only(directory, say):
             if _has_work(directory, config, begin=say):  # while nobody else writes
                 monitor = _monitor(directory)
                 try:
-                    _distill(resume.aligned(config, directory, say), directory, monitor)
+                    _distill(resume.aligned(config, directory, say), directory, monitor, images)
                 finally:  # what was logged last: the program may end at once
                     with contextlib.suppress(Exception):
                         monitor.end()
@@ -69,11 +72,14 @@ def distill(config: c.Config, workdir: str) -> None:
     report.print_finished(directory)
 
 
-def _distill(config: c.Config, directory: epath.Path, monitor: Monitor) -> None:
-    with ahead.distillation(config) as distillation_of:
+def _distill(
+    config: c.Config, directory: epath.Path, monitor: Monitor, images: Dataset | None
+) -> None:
+    with ahead.distillation(config, images) as distillation_of:
         teacher = obtain(config, directory, monitor)
     fields.require_read(teacher.config, _begun(directory))  # its file may have told its network
     samplers.require_ladder(teacher.config)
+    images = images or real.open_images(teacher.config)
     evaluator = report.evaluator(
         teacher.config, monitor.say
     )  # missing data show here, not at the end
@@ -82,7 +88,9 @@ def _distill(config: c.Config, directory: epath.Path, monitor: Monitor) -> None:
     state = training.init(teacher.params, starting_generator(config, teacher, directory, monitor))
     teacher = as_frozen(teacher)
     compared = report.samplers_of(teacher, teacher.params)
-    generator = _distilled(training, state, teacher, compared, directory, evaluator, monitor)
+    generator = _distilled(
+        training, state, teacher, images, compared, directory, evaluator, monitor
+    )
     monitor.say("evaluating")
     compared[0] = dataclasses.replace(compared[0], params=generator)
     result = report.make(teacher, compared, evaluator)
@@ -143,15 +151,22 @@ def _monitor(directory: epath.Path) -> Monitor:
     return monitor
 
 
-def constants_at(teacher: Model, updates: int) -> Callable[[int], Constants]:
-    """What the call that begins at a step is given: the teacher, and captions where it reads them.
+def constants_at(
+    teacher: Model, updates: int, reads: int = 0, images: Dataset | None = None
+) -> Callable[[int], Constants]:
+    """What the call that begins at a step is given: the teacher, and captions or real images.
 
-    Prompts are shuffled by the run's seed; those of the next call are read meanwhile.
+    Both are shuffled by the run's seed; those of the next call are read meanwhile.
 
     Args:
       updates: of a step, each of which has captions of its own.
+      reads: of these, those that read real images.
+      images: the real ones.
     """
     config = teacher.config
+    if images is not None:
+        real_at = real.images_at(config, images, teacher.mesh, reads)
+        return lambda step: Constants(teacher.params, real=real_at(step))
     if teacher.captions is None:
         constants = Constants(teacher.params)
         return lambda _: constants
@@ -163,13 +178,14 @@ def constants_at(teacher: Model, updates: int) -> Callable[[int], Constants]:
         updates=updates,
         mesh=teacher.mesh,
     )
-    return lambda step: Constants(teacher.params, reader.captions(step))
+    return lambda step: Constants(teacher.params, reader.at(step))
 
 
 def _distilled(
     training: Training,
     state: TrainState,
     teacher: Model,
+    images: Dataset | None,
     compared: Sequence[Sampler],
     directory: epath.Path,
     evaluator: Evaluator | None,
@@ -215,7 +231,7 @@ def _distilled(
     state = loop.run(
         training,
         state,
-        constants_at(teacher, setup.updates_a_step(config)),
+        constants_at(teacher, setup.updates_a_step(config), setup.reads_a_step(config), images),
         key=build.key_on(config, "distillation", mesh),
         stage=loss.name,
         checkpoints=checkpoints,

@@ -98,6 +98,7 @@ def choices(config: c.Config) -> Iterator[Choice]:
         unread, read = (scales, of_teacher) if follows else (scales + of_teacher, ())
         yield Choice(f"guidance = {config.guidance!r}", unread, read)
     yield from _generator(config.generator)
+    yield from _real_images(config)
     yield from _text(config)
     yield from _evaluation(config)
     yield from _network(config)
@@ -165,8 +166,18 @@ def _generator(options: c.Generator) -> Iterator[Choice]:
         yield Choice("one call of the generator", ("generator.renoise",), ("generator.steps",))
 
 
+def _real_images(config: c.Config) -> Iterator[Choice]:
+    options = config.adversarial
+    if not c.needs_real_images(config):
+        methods = ("loss.name", "adversarial.fake_score_scale")
+        yield Choice("a method that learns from no real images", ("real",), methods)
+    if not (options.generator_scale or options.divergence):
+        parts = ("adversarial.generator_scale", "adversarial.divergence")
+        yield Choice("no discriminator in the generator's loss", ("adversarial.start",), parts)
+
+
 def _text(config: c.Config) -> Iterator[Choice]:
-    network = _known_network(config)
+    network = known_network(config)
     if network is not None and not network.condition.reads_prompts:
         return  # `_network` refuses all of it
     if config.text.templates:
@@ -204,7 +215,7 @@ def _evaluation(config: c.Config) -> Iterator[Choice]:
 
 def _network(config: c.Config) -> Iterator[Choice]:
     """What a network does not have; nothing while only the teacher's file tells the network."""
-    network = _known_network(config)
+    network = known_network(config)
     if network is None:
         return
     name, reads_prompts = f"the network {type(network).__name__}", network.condition.reads_prompts
@@ -225,7 +236,7 @@ def _network(config: c.Config) -> Iterator[Choice]:
         yield Choice(f"{name} without classes", unread)
 
 
-def _known_network(config: c.Config) -> c.Network | None:
+def known_network(config: c.Config) -> c.Network | None:
     """The config's or its teacher's, if that has a known name; only the file tells others."""
     entry = zoo.ZOO.get(config.teacher.source)
     return config.network or (entry.network if entry else None)

@@ -50,7 +50,7 @@ MEASURED = {
     "teacher.sampler": "draws the teacher's rows and picture; no step reads it",
     "autoencoder": "decodes latents for pictures and the report",
 }
-# Real images: they train a teacher; of one that has a source they are only the reference.
+# They train a teacher; of one that has a source they are only the reference.
 DATA = ("data.source", "data.split")
 # What the parameters depend on, or what is stored of a run would no longer be of its config.
 FIXED = (
@@ -68,7 +68,7 @@ FIXED = (
     *("fake_score.sigma", "fake_score.weight", "fake_score.scale", "fake_score.augment"),
     *("fake_score.guidance", "fake_score.drop_condition", "fake_score.optim"),
     *("fake_score.learnt_guidance", "guidance"),
-    "loss",
+    *("loss", "real", "adversarial"),
 )
 STEPS = "steps"
 SCHEDULES = ("generator.optim.final_lr", "fake_score.optim.final_lr")  # 1: constant rates

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from simjax import config as c
@@ -110,8 +111,19 @@ def updates_a_step(config: c.Config) -> int:
     return config.fake_score_updates + 1
 
 
-def arguments_like(config: c.Config, made: Training, params: Params) -> tuple[Any, ...]:
-    """Shapes, types and shardings of what distillation's call takes; `params` may be shapes."""
+def reads_a_step(config: c.Config) -> int:
+    """Updates of a step that read real images: the fake score's, or none."""
+    return config.fake_score_updates if c.needs_real_images(config) else 0
+
+
+def arguments_like(
+    config: c.Config, made: Training, params: Params, real: Any = None
+) -> tuple[Any, ...]:
+    """Shapes, types and shardings of what distillation's call takes; `params` may be shapes.
+
+    Args:
+      real: those of the real images; by default of images that are read for one step.
+    """
     teacher = jax.eval_shape(functools.partial(frozen, config), params)
     captions = jax.eval_shape(functools.partial(any_captions, config))
     state = jax.eval_shape(made.init, params, params)
@@ -121,7 +133,8 @@ def arguments_like(config: c.Config, made: Training, params: Params) -> tuple[An
         sharding.abstract(state, made.mesh),
         update.Constants(
             sharding.abstract(teacher, made.mesh),
-            sharding.abstract_captions(captions, made.mesh),
+            sharding.abstract_rows(captions, made.mesh),
+            real or sharding.abstract_rows(real_like(config, 1), made.mesh),
         ),
         jax.ShapeDtypeStruct(run_key.shape, run_key.dtype, sharding=whole),
     )
@@ -130,6 +143,16 @@ def arguments_like(config: c.Config, made: Training, params: Params) -> tuple[An
 def any_captions(config: c.Config) -> Caption | None:
     """Random numbers for the captions of one step; None of networks that read none."""
     return build.any_captions(config, (1, updates_a_step(config), config.batch))
+
+
+def real_like(config: c.Config, steps: int, dtype: np.dtype = np.uint8) -> update.ImageRows | None:
+    """Shapes of the real images that are read for a call; None of methods without."""
+    rows = (steps, reads_a_step(config), config.batch)
+    if not rows[1]:
+        return None
+    images = jax.ShapeDtypeStruct((*rows, *build.image_shape(config)), dtype)
+    labels = jax.ShapeDtypeStruct(rows, np.int32) if config.network.label_dim else None
+    return update.ImageRows(images, labels)
 
 
 def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
@@ -145,6 +168,8 @@ def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
         distance=distance(config.loss),
         fake_score_weight=_weight(fake_score.weight, config),
         augment=_augment(fake_score.augment),
+        pair_loss=_pair_loss(config.loss),
+        adversarial=_adversarial(config),
         fake_score_scale=fake_score.scale,
         calls=generator.evaluations,
     )
@@ -153,6 +178,11 @@ def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
 def updates_of(config: c.Config, fns: step.StepFns, mesh: Mesh) -> list[update.Update]:
     """A step of SIM and its kin: fake_score_updates of the fake score, then the generator's."""
     generator, fake_score = config.generator, config.fake_score
+    before = {"fake_score": None, "generator": None}  # what only slices of a batch need
+    if fns.adversarial is not None:
+        of_slices = functools.partial(step.before_generator, slices=config.accumulate)
+        before = {"fake_score": step.before_fake_score, "generator": of_slices}
+        before = {role: functools.partial(act, fns=fns) for role, act in before.items()}
     start = math.ceil(generator.start / config.batch)
     of_fake_score = update.Update(
         "fake_score",
@@ -162,6 +192,8 @@ def updates_of(config: c.Config, fns: step.StepFns, mesh: Mesh) -> list[update.U
         ),
         _adam(fake_score.optim, config.steps * config.fake_score_updates),
         accumulate=config.accumulate,
+        before=before["fake_score"],
+        reads_real=reads_a_step(config) > 0,
     )
     of_generator = update.Update(
         "generator",
@@ -170,6 +202,7 @@ def updates_of(config: c.Config, fns: step.StepFns, mesh: Mesh) -> list[update.U
         _adam(generator.optim, max(config.steps - start, 1)),
         accumulate=config.accumulate,
         start=start,
+        before=before["generator"],
         then=functools.partial(
             step.follow, ema_decay=_ema_decay(generator.ema, config.batch), pull=fake_score.pull
         ),
@@ -200,6 +233,19 @@ def generator_loss(config: c.Config, distance: distances.Distance) -> step.Gener
     return loss
 
 
+def _pair_loss(loss: c.Loss) -> step.PairLoss | None:
+    """The fake score's loss of a method with real images."""
+    chosen = registry.WITH_REAL_IMAGES.get(loss.name)
+    return chosen and functools.partial(chosen, **options_of(chosen, loss))
+
+
+def _adversarial(config: c.Config) -> step.Adversarial | None:
+    options = dataclasses.asdict(config.adversarial)
+    if not config.adversarial.fake_score_scale:
+        return None
+    return step.Adversarial(**options | {"start": math.ceil(options["start"] / config.batch)})
+
+
 def grid_inputs(config: c.Config, cond: Condition, mesh: Mesh) -> tuple[Images, Condition, Array]:
     """z, cond and keys of every sample picture of a run; split over devices if they divide them.
 
@@ -220,18 +266,19 @@ def grid_inputs(config: c.Config, cond: Condition, mesh: Mesh) -> tuple[Images, 
     return z, cond, keys
 
 
-def open_data(config: c.Config) -> data.Dataset:
-    """config.data, whose images and labels are of the network's shape.
+def open_data(config: c.Config, path: str = "data") -> data.Dataset:
+    """config.data or config.real, whose images and labels are of the network's shape.
 
     Raises:
       ConfigError: they are not, or the source cannot be opened.
     """
-    dataset = data.open(config.data.source, split=config.data.split)
+    chosen = c.get_field(config, path)
+    dataset = data.open(chosen.source, split=chosen.split)
     found = (tuple(dataset.shape), dataset.label_dim)
     expected = (build.pixel_shape(config), config.network.label_dim)
     if found[0] != expected[0] or (expected[1] and found[1] != expected[1]):
         raise ConfigError(
-            f"data.source = {config.data.source!r} has images of {found[0]} and {found[1]} "
+            f"{path}.source = {chosen.source!r} has images of {found[0]} and {found[1]} "
             f"classes; the network takes {expected[0]} and {expected[1]}."
         )
     return dataset
@@ -241,6 +288,7 @@ def _draws(
     key: Key,
     captions: Caption | None = None,
     shared_key: Key | None = None,
+    real: update.AllImages | update.ImageRows | None = None,
     *,
     config: c.Config,
     law: c.Sigma,
@@ -250,7 +298,10 @@ def _draws(
     z_key, label_key, sigma_key, eps_key, dropout_key, augment_key = jax.random.split(key, 6)
     shape = (config.batch, *build.image_shape(config))
     condition, cond = config.network.condition, captions
-    if captions is None:
+    images = None
+    if real is not None:
+        images, cond = _draw_real(jax.random.fold_in(key, 7), real, config)
+    elif captions is None:
         cond = condition.draw(label_key, config.batch)
     if drop:
         cond = guidance.dropped(jax.random.fold_in(label_key, 1), cond, condition.null, drop)
@@ -261,6 +312,7 @@ def _draws(
         eps=jax.random.normal(eps_key, shape),
         dropout_keys=jax.random.split(dropout_key, config.batch),
         augment_keys=jax.random.split(augment_key, config.batch),
+        real=images,
     )
     draws, generator = sharding.split_batch(draws, mesh), generator_of(config)
     if generator.evaluations == 1:
@@ -270,6 +322,23 @@ def _draws(
         calls=jax.random.randint(shared_key, (), 1, generator.evaluations + 1),
         noise_keys=sharding.split_batch(keys, mesh),
     )
+
+
+def _draw_real(
+    key: Key, real: update.AllImages | update.ImageRows, config: c.Config
+) -> tuple[update.RealDraws, Condition]:
+    """A batch of real images, drawn here or read for it, and their condition."""
+    dropout_key, augment_key, index_key = jax.random.split(key, 3)
+    if isinstance(real, update.AllImages):
+        index = jax.random.randint(index_key, (config.batch,), 0, len(real.images))
+        real = jax.tree.map(lambda leaf: leaf[index], real)
+    drawn = update.RealDraws(
+        images=data.to_unit(real.images),
+        dropout_keys=jax.random.split(dropout_key, config.batch),
+        augment_keys=jax.random.split(augment_key, config.batch),
+    )
+    classes = np.zeros(config.batch, np.int32) if real.labels is None else real.labels
+    return drawn, config.network.condition.of(classes)
 
 
 def _draw_sigma(key: Key, *, law: c.Sigma, batch: int) -> PerExample:

@@ -64,6 +64,18 @@ def generator(
     }
 
 
+def discriminator(logits_real: Array, logits_generated: Array, sigma: PerExample) -> Metrics:
+    """Sums of mean logits and counts by range of sigma; the share of right signs."""
+    bins = jax.nn.one_hot(jnp.digitize(sigma, jnp.array(SIGMA_EDGES)), len(SIGMA_BINS))
+    real, generated = (jax.lax.stop_gradient(logits) for logits in (logits_real, logits_generated))
+    return {
+        "logits/count": bins.sum(0),
+        "logits/real": real.mean((1, 2)) @ bins,
+        "logits/generated": generated.mean((1, 2)) @ bins,
+        "fake_score/accuracy": ((real > 0).mean() + (generated < 0).mean()) / 2,
+    }
+
+
 def by_call(found: Metrics, calls: Array, most: int) -> Metrics:
     """The sums of `generator` in the place of the call k that made the samples, shape (most,)."""
     here = jax.nn.one_hot(calls - 1, most)
@@ -76,7 +88,9 @@ def by_call(found: Metrics, calls: Array, most: int) -> Metrics:
 def summarize(metrics: dict[str, Array]) -> dict[str, float]:
     """Scalars of a log window from its mean metrics: sums over counts, by range of sigma and k."""
     plain = {
-        name: value for name, value in metrics.items() if not name.startswith(("bins", "calls"))
+        name: value
+        for name, value in metrics.items()
+        if not name.startswith(("bins", "calls", "logits"))
     }
     scalars = _of_updates_made({name: float(value) for name, value in plain.items()})
     if "bins/count" in metrics:
@@ -89,7 +103,21 @@ def summarize(metrics: dict[str, Array]) -> dict[str, float]:
         ):
             if steps > 0:
                 scalars[f"contrast/{name}"] = float(contrast / steps)
+    if "logits/count" in metrics:
+        scalars |= _logits_by_name(metrics)
     return scalars
+
+
+def _logits_by_name(metrics: dict[str, Array]) -> dict[str, float]:
+    """Mean logits of real and of generated images in each range of sigma that has examples."""
+    return {
+        f"logit_{kind}/{name}": float(total / count)
+        for kind in ("real", "generated")
+        for name, count, total in zip(
+            SIGMA_BINS, metrics["logits/count"], metrics[f"logits/{kind}"], strict=True
+        )
+        if count > 0
+    }
 
 
 def _by_name(metrics: dict[str, Array], group: str, names: Sequence[str]) -> dict[str, float]:

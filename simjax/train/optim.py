@@ -25,9 +25,11 @@ def adam(
     eps: float,
     warmup_steps: int,
     final_lr: float,
+    clip: float = 0.0,
 ) -> optax.GradientTransformation:
     """Adam with finite gradients, linear warm-up and a cosine from lr to final_lr * lr at `steps`.
 
+    With `clip` every element of a gradient is first brought into [-clip, clip]; 0: none is.
     With beta1 = 0 the first moment is the gradient itself, and no copy of it is stored.
     """
     if beta1 == 0:
@@ -43,6 +45,7 @@ def adam(
     )
     return optax.chain(
         finite_gradients(),
+        *([optax.clip(clip)] if clip else []),
         scale,
         optax.scale_by_learning_rate(schedule if final_lr != 1 or warmup_steps else lr),
     )

@@ -146,6 +146,7 @@ FIXTURES = {
     "network_case": Fixture("net_*.npz", _whole),
     "table_case": Fixture("net_*.npz", _tables),
     "sid_loss_case": Fixture("loss_sid*.npz", _whole),
+    "sida_case": Fixture("sida*.npz", _whole),
     "sid_generator_case": Fixture("loss_sid*.npz", _generator_cases),
     "diff_instruct_loss_case": Fixture("loss_diff_instruct*.npz", _whole),
     "edm_loss_case": Fixture("loss_edm*.npz", _loss_cases),

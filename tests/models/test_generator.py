@@ -241,7 +241,7 @@ def test_scores_are_not_conditioned_on_k():
     key = jax.random.key(0)
     drawn = updates[0].draw(key, None, key)
     for loss in (
-        lambda draws: step.fake_score_loss(0.3, 0.5, draws, fns=fns),
+        lambda draws: step.fake_score_loss(0.3, 0.5, draws, fns=fns)[0],
         lambda draws: step.generator_loss(0.5, 0.2, 0.3, draws, fns=fns)[0],
     ):
         first, fourth = (loss(drawn.replace(calls=jnp.int32(k))) for k in (1, 4))

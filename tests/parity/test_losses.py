@@ -15,7 +15,7 @@ import numpy as np
 from simjax.diffusion import noise, schedule
 from simjax.losses import denoising, diff_instruct, sid
 from simjax.train import step
-from simjax.train.update import Draws
+from simjax.train.update import Draws, RealDraws
 from tests.helpers import official
 
 LOSS, SCALAR, SIGMA, MID, GRAD_IMAGES, GRAD = 3e-5, 1e-4, 1e-5, 1e-5, 5e-5, 1e-4
@@ -38,6 +38,7 @@ class Setting:
     def __init__(self, path):
         self.recording = recording = official.read(path)
         self.hyper = recording.json("hyper")
+        self.sigma_data = self.hyper.get("sigma_data", 0.5)  # EDM table 1
         self.networks = {
             role: official.network(recording.json("config"), recording.tensors(f"param_{role}/"))
             for role in ("true", "fake", "gen")
@@ -57,7 +58,7 @@ class Setting:
         return self.networks[role].denoise(params, xt, sigma, labels, **kwargs)
 
     def fns(self, **options):
-        weight = functools.partial(noise.edm_weight, sigma_data=self.hyper["sigma_data"])
+        weight = functools.partial(noise.edm_weight, sigma_data=self.sigma_data)
         sigma_init = self.hyper["init_sigma"]
         return official.step_fns(self.denoise, sigma_init, fake_score_weight=weight, **options)
 
@@ -129,11 +130,12 @@ def check_fake_score(s, scale):
     assert official.rel(x0, recording.images("fake/images")) <= MID
     xt = noise.add_noise(x0, draws.sigma, draws.eps)
     denoised = s.denoise(s.tree("fake"), xt, draws.sigma, draws.cond)
-    weight = noise.edm_weight(draws.sigma, sigma_data=s.hyper["sigma_data"])
+    weight = noise.edm_weight(draws.sigma, sigma_data=s.sigma_data)
     per_example = denoising.denoising_loss(x0, denoised, weight)
     assert_per_example(per_example, recording["fake/loss"])
     loss_fn = functools.partial(step.fake_score_loss, fns=s.fns(fake_score_scale=scale))
-    scalar, grads = jax.value_and_grad(loss_fn)(s.tree("fake"), s.tree("gen"), draws)
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (scalar, _), grads = grad_fn(s.tree("fake"), s.tree("gen"), draws)
     assert_scalar(scalar, recording["fake/scalar"], recording["fake/loss"], scale)
     assert_gradients(grads["fake"], s.networks["fake"], recording, "fake/grad/")
 
@@ -204,6 +206,70 @@ def test_diff_instruct_fake_score(diff_instruct_loss_case):
     s = setting(diff_instruct_loss_case.path)
     assert official.rel(s.fake_draws().sigma, s.recording.per_example("fake/sigma")) <= SIGMA
     check_fake_score(s, s.hyper["sgls"])
+
+
+def sida_fns(s, **options):
+    hyper = s.hyper
+    constants = step.Adversarial(
+        fake_score_scale=hyper["loss_scaling_D"],
+        generator_scale=hyper["loss_scaling_G_gan"],
+        divergence="",
+        start=0,
+    )
+    return s.fns(adversarial=constants, **options)
+
+
+def test_sida_fake_score(sida_case):
+    """Denoising of generated images, and the discriminator's loss of the same encoder."""
+    s = setting(sida_case.path)
+    recording, draws = s.recording, s.fake_draws()
+    keys = {"dropout_keys": None, "augment_keys": None}
+    real = recording.images("in/real_images")
+    draws = draws.replace(real=RealDraws(images=real, **keys))
+    x0 = s.fns().generate(s.tree("gen"), draws.z, draws.cond)
+    assert official.rel(x0, recording.images("fake/images")) <= MID
+    for images, name in ((x0, "fake"), (real, "real")):
+        xt = noise.add_noise(images, draws.sigma, draws.eps)
+        denoised, logits = s.denoise(s.tree("fake"), xt, draws.sigma, draws.cond, with_logits=True)
+        assert official.rel(logits, recording[f"fake/logit_{name}"][:, 0]) <= MID
+        if name == "fake":
+            weight = noise.edm_weight(draws.sigma, sigma_data=s.sigma_data)
+            loss = denoising.denoising_loss(x0, denoised, weight)
+            assert_per_example(loss, recording["fake/loss_score"])
+    fns = sida_fns(s, fake_score_scale=s.hyper["loss_scaling"])
+    grad_fn = jax.value_and_grad(functools.partial(step.fake_score_loss, fns=fns), has_aux=True)
+    (scalar, metrics), grads = grad_fn(s.tree("fake"), s.tree("gen"), draws)
+    expected = recording["fake/scalar_score"] + recording["fake/scalar_disc"]
+    np.testing.assert_allclose(scalar, expected, rtol=SCALAR)
+    assert_gradients(grads["fake"], s.networks["fake"], recording, "fake/grad/")
+    signs = (recording["fake/logit_real"] > 0).mean(), (recording["fake/logit_fake"] < 0).mean()
+    np.testing.assert_allclose(metrics["fake_score/accuracy"], np.mean(signs), atol=1e-6)
+
+
+def test_sida_generator(sida_case):
+    s = setting(sida_case.path)
+    recording, hyper = s.recording, s.hyper
+    sigma = official.karras(recording["in/rnd_t"], hyper, hyper["tmax"])
+    draws = s.draws(sigma)
+    x0, xt, *_ = s.forward(draws)
+    assert official.rel(x0, recording.images("gen/images")) <= MID
+    _, logits = s.denoise(s.tree("fake"), xt, sigma, draws.cond, with_logits=True)
+    assert official.rel(logits, recording["gen/logit"][:, 0]) <= MID
+
+    def loss(x0, d_teacher, d_fake, sigma):
+        scale = jnp.full_like(sigma, hyper["loss_scaling_G"])
+        return sid.generator_loss(x0, d_teacher, d_fake, scale, alpha=hyper["alpha"])
+
+    fns, others = sida_fns(s, loss=loss), (s.tree("true"), s.tree("fake"), draws)
+    grad_fn = jax.value_and_grad(functools.partial(step.generator_loss, fns=fns), has_aux=True)
+    (scalar, _), grads = grad_fn(s.tree("gen"), *others)
+    expected = recording["gen/scalar_sid"] + recording["gen/scalar_gan"]
+    scale = hyper["gan_share"] * hyper["loss_scaling_G"]
+    error = abs(float(scalar) - hyper["gan_share"] * expected)
+    assert error <= SCALAR * scale * np.abs(recording["gen/loss_sid"]).sum() / len(x0)
+    assert_gradients(grads["gen"], s.networks["gen"], recording, "gen/grad/")
+    _, grad = grad_fn({"images": x0}, *others)
+    assert official.rel(grad["images"], recording.images("gen/grad_images")) <= GRAD_IMAGES
 
 
 def test_denoising_loss_on_images(edm_loss_case):

@@ -165,7 +165,7 @@ def last_round(run: Run, before, after, i):
     """Losses of the last micro-batch over the whole batch, at the parameters of that moment."""
     size = run.hyper["batch_gpu"]
     fake_draws, generator_draws = jax.tree.map(lambda a: a[-size:], run.draws[i])
-    fake = step.fake_score_loss(before.fake_score, before.generator, fake_draws, fns=run.fns)
+    fake, _ = step.fake_score_loss(before.fake_score, before.generator, fake_draws, fns=run.fns)
     generator, _ = step.generator_loss(
         before.generator, run.network.params, after.fake_score, generator_draws, fns=run.fns
     )
@@ -233,7 +233,7 @@ def test_accumulation_over_slices_equals_the_whole_batch(sid_trajectory_case):
     slices = next(n for n in range(2, batch + 1) if batch % n == 0)
 
     def loss_fn(fake_score, draws):
-        return step.fake_score_loss(fake_score, teacher, draws, fns=run.fns), {}
+        return step.fake_score_loss(fake_score, teacher, draws, fns=run.fns)
 
     whole, _, grads = accumulated_grad(loss_fn, teacher, draws, 1)
     sliced, _, sliced_grads = accumulated_grad(loss_fn, teacher, draws, slices)

@@ -43,6 +43,7 @@ READ_BY_EVERY_RUN = {
         for field in dataclasses.fields(config.Optim)
     ),
     *("fake_score.scale", "fake_score.augment"),  # augment_dim: tests/test_configs.py
+    *("adversarial.fake_score_scale", "adversarial.generator_scale", "adversarial.divergence"),
     *("loss.name", "loss.distance", "loss.units", "loss.scale"),
     *("evaluation.reference", "evaluation.teacher_steps", "evaluation.batch"),
     *("grid", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"),
@@ -78,6 +79,12 @@ def bases() -> dict[str, config.Config]:
             published, teacher__sampler__ladder="flow", teacher__sampler__solver="euler"
         ),
         "sde": changed(published, teacher__sampler__solver="flow_sde"),
+        "sida": changed(
+            trained,
+            adversarial__fake_score_scale=1.0,
+            adversarial__generator_scale=1.0,
+            real__source="digits",
+        ),
         "levels": changed(trained, generator__levels=(2.0, 1.0)),
         "four steps": changed(trained, generator__steps=4),
         "lsg": changed(published, guidance="lsg", teacher__guidance=1.5),

@@ -51,7 +51,14 @@ def captioned(directory: Path) -> config.Config:
     return dataclasses.replace(few, data=options.data, evaluation=few.evaluation)
 
 
-RUNS = {"trained": trained, "published": published, "captioned": captioned}
+def with_real(directory: Path) -> config.Config:
+    """SiDA, whose discriminator counts in the second step."""
+    options = changed(trained(directory), real__source="digits", loss__name="sid")
+    scales = {"fake_score_scale": 1.0, "generator_scale": 0.1, "start": 4}
+    return dataclasses.replace(options, adversarial=config.Adversarial(**scales))
+
+
+RUNS = {"trained": trained, "real": with_real, "published": published, "captioned": captioned}
 
 
 def idle(name: str, directory: Path) -> set[str]:
@@ -74,7 +81,12 @@ print("idle:", sorted(here.idle({name!r}, Path({directory!r}))))
 
 @pytest.mark.parametrize(
     "name",
-    ["trained", pytest.param("published", marks=LONG), pytest.param("captioned", marks=LONG)],
+    [
+        "trained",
+        pytest.param("real", marks=LONG),
+        pytest.param("published", marks=LONG),
+        pytest.param("captioned", marks=LONG),
+    ],
 )
 def test_a_run_reads_every_field_that_is_not_refused(name, tmp_path):
     """In a process of its own, where what earlier tests have traced is not looked through."""

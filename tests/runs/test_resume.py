@@ -1,7 +1,9 @@
 """What may differ when a run is started again: every field is decided, and what may does go on."""
 
+import io
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 from simjax import config
 from simjax.errors import ConfigError
-from simjax.runs import distill, resume
+from simjax.runs import distill, real, resume
 from simjax.runtime import checkpoint, owner, processes
 from tests.helpers import checkpoints
 from tests.helpers.configs import TEACHER, published
@@ -81,6 +83,8 @@ def unfinished(finished, tmp_path):
         ("loss.c", 1.0),
         ("teacher.guidance", 2.0),
         ("generator.source", "other.pkl"),
+        ("real.source", "digits"),
+        ("adversarial.start", 7),
     ],
 )
 def test_what_changes_the_result_is_refused_by_its_name(unfinished, field, value):
@@ -191,6 +195,44 @@ def test_a_finished_run_grows_with_other_settings_and_ends_bitwise_equal(
     strip = np.asarray(Image.open(directory / "samples" / "progress.png"))
     assert strip.shape == (2 * 72, 3 * 72)  # step 6 and the teacher: those before were 2 x 2
     assert not list(directory.glob("owner*"))
+
+
+def zipped(path, shape, count: int) -> None:
+    """An EDM zip of random images with ten classes."""
+    rng, (side, _, channels) = np.random.default_rng(0), shape
+    labels = rng.integers(0, 10, count)
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(count):
+            pixels = rng.integers(0, 256, (side, side, channels), np.uint8)
+            content = io.BytesIO()
+            Image.fromarray(pixels.squeeze()).save(content, "PNG")
+            archive.writestr(f"00000/img{number:08d}.png", content.getvalue())
+        entries = [[f"00000/img{n:08d}.png", int(label)] for n, label in enumerate(labels)]
+        archive.writestr("dataset.json", json.dumps({"labels": entries}))
+
+
+@pytest.mark.whole_runs
+@pytest.mark.parametrize("most", [2**28, 0], ids=["on the device", "read ahead"])
+def test_a_run_with_real_images_goes_on_bitwise_from_a_checkpoint(
+    finished, tmp_path, monkeypatch, most
+):
+    """SiDA on a zip of 5,000 images."""
+    monkeypatch.setattr(real, "MOST_ON_DEVICE", most)
+    source, _ = finished
+    zipped(tmp_path / "images.zip", TEACHER.shape, 5000)
+    fields = {"real.source": f"zip:{tmp_path / 'images.zip'}", "loss.name": "sid"}
+    fields |= {"adversarial.fake_score_scale": 1.0, "adversarial.generator_scale": 0.1}
+    options = tiny(source, **fields)
+    distill.distill(options, str(tmp_path / "run"))
+    expected = read(tmp_path / "run")
+    (tmp_path / "run" / "report.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
+    distill.distill(options, str(tmp_path / "run"))
+    assert read(tmp_path / "run")["generator_sha256"] == expected["generator_sha256"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    seen = {name.partition("/")[0] for line in lines for name in line}
+    assert {"logit_real", "logit_generated"} <= seen
+    assert all(0 <= line["fake_score/accuracy"] <= 1 for line in lines)
 
 
 @pytest.mark.whole_runs

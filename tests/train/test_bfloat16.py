@@ -29,13 +29,13 @@ def losses_and_gradients(options, dtype):
     @jax.jit
     def both(generator, teacher, fake_score, key):
         fake_key, generator_key = jax.random.split(key)
-        fake = jax.value_and_grad(step.fake_score_loss)(
+        (fake_loss, _), fake_grads = jax.value_and_grad(step.fake_score_loss, has_aux=True)(
             fake_score, generator, of_fake_score.draw(fake_key, None), fns=fns
         )
         (loss, _), grads = jax.value_and_grad(step.generator_loss, has_aux=True)(
             generator, teacher, fake_score, of_generator.draw(generator_key, None), fns=fns
         )
-        return {"fake_score": fake, "generator": (loss, grads)}
+        return {"fake_score": (fake_loss, fake_grads), "generator": (loss, grads)}
 
     return both(generator, teacher, fake_score, jax.random.key(0))
 

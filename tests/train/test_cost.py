@@ -41,10 +41,26 @@ def costs(options: config.Config) -> tuple[float, float]:
     """Flops of a step, and of a forward of its batch."""
     denoise, params = as_denoise(build.module(options))
     training = setup.distillation(options, denoise, sharding.make_mesh(devices=jax.devices()[:1]))
-    step = flops(training.call, training.init(params, params), Constants(params), KEY)
+    like = setup.real_like(options, 1)
+    rows = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    constants = Constants(params, real=rows)
+    step = flops(training.call, training.init(params, params), constants, KEY)
     xt, sigma, labels = jnp.zeros((8, 8, 8, 1)), jnp.ones(8), jnp.zeros((8, 10))
     with for_cpus():
         return step, flops(denoise, params, xt, sigma, labels)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_discriminator_costs_at_most_fifteen_percent(updates):
+    """SiDA beside SiD: an encoder's forward of real images, and its way back."""
+    options = config.Config(
+        batch=8, network=LARGER, fake_score_updates=updates, loss=config.Loss(name="sid")
+    )
+    alone, _ = costs(options)
+    options.real.source = "digits"
+    options.adversarial = config.Adversarial(fake_score_scale=1.0, generator_scale=0.01)
+    both, _ = costs(options)
+    assert 1.02 * alone < both <= 1.15 * alone
 
 
 @pytest.mark.whole_runs

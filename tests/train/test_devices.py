@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 from simjax import config
 from simjax.models import build
 from simjax.networks.denoiser import as_denoise
-from simjax.runs import setup
+from simjax.runs import real, setup
 from simjax.runtime import sharding
 from simjax.train.step import Constants
+from simjax.train.update import ImageRows
 from tests.helpers import subprocesses
 
 TOLERANCE = 1e-5  # of the largest number of an array
@@ -61,7 +62,46 @@ def chain(**changes) -> config.Config:
     return changed
 
 
-def few_steps(settings: config.Config, mesh: Mesh, steps: int = STEPS) -> dict[str, np.ndarray]:
+def with_real(method: str = "sida", **changes) -> config.Config:
+    """As `options`, with real images: SiDA, weights of a divergence, or RealUID."""
+    changed = options(**changes)
+    changed.real.source = "digits"
+    if method == "real_uid":
+        changed.loss = config.Loss(name="real_uid")
+        return changed
+    changed.adversarial = config.Adversarial(fake_score_scale=1.0, start=16)
+    if method == "js":
+        changed.loss = config.Loss(name="diff_instruct")
+        changed.adversarial.divergence = "js"
+    else:
+        changed.loss = config.Loss(name="sid", alpha=1.0)
+        changed.adversarial.generator_scale = 1.0
+    return changed
+
+
+def real_images(settings: config.Config, mesh: Mesh, as_rows: bool) -> object:
+    """The digits, on every device or as rows that were read for calls of one step."""
+    dataset = real.open_images(settings)
+    if dataset is None:
+        return None
+    table = real.images_at(settings, dataset, mesh, 1)(0)
+    if not as_rows:
+        return table
+    rows = jax.tree.map(
+        lambda leaf: np.asarray(leaf)[: 3 * settings.batch].reshape(
+            3, 1, settings.batch, *leaf.shape[1:]
+        ),
+        table,
+    )
+    where = sharding.abstract_rows(rows, mesh)
+    rows = ImageRows(rows.images, rows.labels)
+    where = ImageRows(where.images, where.labels)
+    return jax.tree.map(lambda leaf, like: sharding.placed(leaf, like.sharding), rows, where)
+
+
+def few_steps(
+    settings: config.Config, mesh: Mesh, steps: int = STEPS, as_rows: bool = False
+) -> dict[str, np.ndarray]:
     """Every array of the state and every step's metrics, after a few steps from the same start."""
     denoise, params = as_denoise(build.module(settings))
     training = setup.distillation(settings, denoise, mesh)
@@ -70,12 +110,13 @@ def few_steps(settings: config.Config, mesh: Mesh, steps: int = STEPS) -> dict[s
     captions = jax.tree.map(
         lambda leaf, like: sharding.placed(np.asarray(leaf), like.sharding),
         captions,
-        sharding.abstract_captions(captions, mesh),
+        sharding.abstract_rows(captions, mesh),
     )
+    constants = Constants(params, captions, real_images(settings, mesh, as_rows))
     state, seen = training.init(params, params), []
     for _ in range(steps // settings.steps_per_call):
         key = build.key_on(settings, "distillation", mesh)
-        state, metrics = training.call(state, Constants(params, captions), key)
+        state, metrics = training.call(state, constants, key)
         seen.append(metrics)
     where = sharding.by_rules(state, mesh)
     kept = jax.tree.map(lambda x, w: x.sharding.is_equivalent_to(w, x.ndim), state, where)
@@ -167,6 +208,42 @@ def test_four_calls_on_eight_devices_and_in_slices_equal_one(tmp_path):
     subprocesses.on_devices(8, program.format(fsdp=4, file=tmp_path / "found.npz"))
     with np.load(tmp_path / "found.npz") as found:
         assert_close(dict(found), expected)
+
+
+@pytest.mark.whole_runs
+@pytest.mark.parametrize("as_rows", [False, True])
+@pytest.mark.parametrize("method", ["sida", "js", "real_uid"])
+def test_real_images_on_eight_devices_and_in_slices_equal_one(method, as_rows, tmp_path):
+    """The discriminator's means, and a divergence's, are of the whole batch."""
+    alone = sharding.make_mesh()
+    expected = few_steps(with_real(method), alone, as_rows=as_rows)
+    sliced = few_steps(with_real(method, accumulate=4), alone, as_rows=as_rows)
+    assert_close(of_states(sliced), of_states(expected))
+    call = f"t.few_steps(t.with_real('{method}'), sharding.make_mesh({{fsdp}}), as_rows={as_rows})"
+    program = PROGRAM.replace("t.few_steps(t.options(), sharding.make_mesh({fsdp}))", call)
+    assert call in program
+    subprocesses.on_devices(8, program.format(fsdp=4, file=tmp_path / "found.npz"))
+    with np.load(tmp_path / "found.npz") as found:
+        assert_close(dict(found), expected)
+
+
+@pytest.mark.parametrize("method", ["sida", "js"])
+def test_the_discriminator_counts_for_the_generator_from_its_start_on(method):
+    """At 16 images, two steps of 8: what it adds is seen in the third."""
+    mesh, without = sharding.make_mesh(), with_real(method)
+    without.adversarial.start = 10**6
+    same = [
+        of_states(few_steps(settings, mesh, steps))
+        for steps in (2, 3)
+        for settings in (with_real(method), without)
+    ]
+    generators = [
+        {path: leaf for path, leaf in found.items() if "'generator'].params" in path}
+        for found in same
+    ]
+    for path, leaf in generators[0].items():
+        np.testing.assert_array_equal(leaf, generators[1][path])
+    assert any((generators[2][path] != leaf).any() for path, leaf in generators[3].items())
 
 
 @pytest.mark.whole_runs

@@ -62,7 +62,7 @@ def draws() -> Draws:
 def test_the_fake_score_learns_augmented_images_with_their_labels():
     # G = 3; augmented: 13 and 23; D_fake = 1: the loss sums (12^2 + 22^2) / 2 over 16 pixels.
     denoise = Recorder()
-    loss = step.fake_score_loss(jnp.ones(()), jnp.full((), 3.0), draws(), fns=fns(denoise))
+    loss, _ = step.fake_score_loss(jnp.ones(()), jnp.full((), 3.0), draws(), fns=fns(denoise))
     np.testing.assert_allclose(loss, 16 * (12**2 + 22**2) / 2)
     (_, generate_labels, generate_dropout), (xt, labels, dropout) = denoise.calls
     assert generate_labels is None

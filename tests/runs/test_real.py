@@ -1,0 +1,155 @@
+"""Real images of a distillation: refused at the start, or brought to the step, the same ones."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import simjax
+from simjax import config, data
+from simjax.data.dataset import in_memory
+from simjax.errors import ConfigError
+from simjax.runs import check, distill, real
+from simjax.runtime import sharding
+from simjax.runtime.stream import order
+from tests.helpers.configs import load, small
+from tests.helpers.fields import changed
+
+
+def sida(**fields) -> config.Config:
+    options = load("digits", "sida")
+    return changed(options, steps_per_call=1, **fields)
+
+
+def source_of(images, labels, classes: int, monkeypatch) -> str:
+    made = in_memory("made", images, labels, classes)
+    monkeypatch.setitem(data.SOURCES, "made", lambda where, split: made)
+    return "made"
+
+
+IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
+LABELS = np.arange(4)
+WRONG = {
+    "size": (np.zeros((4, 16, 16, 1), np.uint8), LABELS, 10, "images of (16, 16, 1)"),
+    "channels": (np.zeros((4, 8, 8, 3), np.uint8), LABELS, 10, "images of (8, 8, 3)"),
+    "classes": (IMAGES, LABELS, 7, "and 7 classes; the network takes (8, 8, 1) and 10"),
+    "range": (np.full((4, 8, 8, 1), 255, np.float32), LABELS, 10, "from 255 to 255; expected"),
+    "NaN": (np.full((4, 8, 8, 1), np.nan, np.float32), LABELS, 10, "float32 in [-1, 1]"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_images_that_do_not_fit_are_refused_before_the_run_begins(name, monkeypatch, tmp_path):
+    images, labels, classes, message = WRONG[name]
+    options = sida(real__source=source_of(images, labels, classes, monkeypatch))
+    with pytest.raises(ConfigError) as error:
+        distill.distill(options, str(tmp_path / "run"))
+    assert message in str(error.value) and "real.source = 'made'" in str(error.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_missing_source_is_refused_with_the_ways_out(tmp_path):
+    for options, needs in (
+        (sida(real__source=""), "adversarial.fake_score_scale = 1.0"),
+        (changed(load("digits", "real_uid"), real__source=""), "loss.name = 'real_uid'"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            distill.distill(options, str(tmp_path / "run"))
+        assert str(error.value).startswith(f"{needs} learns from real images, and real.source is")
+        assert "--config.loss.name=sim" in str(error.value)
+    with pytest.raises(ConfigError, match="no such file"):
+        distill.distill(sida(real__source="zip:none.zip"), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"adversarial__generator_scale": 1.0}, "of a discriminator, and none is trained"),
+        ({"adversarial__divergence": "js", "loss__name": "diff_instruct"}, "none is trained"),
+        ({"adversarial__fake_score_scale": -1.0}, "expected 0 or more"),
+        ({"adversarial__start": -1}, "expected 0 or more"),
+        ({"fake_score__optim__clip": -1.0}, "expected 0 (none) or more"),
+    ],
+)
+def test_parts_without_their_whole_are_refused(fields, message):
+    with pytest.raises(ConfigError) as error:
+        check.check(changed(small(), **fields), devices=1)
+    assert message in str(error.value)
+
+
+def test_a_divergence_is_of_diff_instruct_and_a_discriminator_is_not_guided():
+    with pytest.raises(ConfigError, match="weighs Diff-Instruct's gradient, but loss.name = 'sid'"):
+        check.check(sida(adversarial__divergence="js"), devices=1)
+    with pytest.raises(ConfigError, match="one evaluation of the fake score"):
+        check.check(sida(guidance="lsg", teacher__guidance=2.0), devices=1)
+
+
+def test_a_network_without_logits_is_refused():
+    options = sida()
+    options.network = config.DiT(resolution=8, label_dim=10)
+    with pytest.raises(ConfigError, match="is the encoder of a U-Net .SongUNet, AdmUNet., and DiT"):
+        real.open_images(options)
+    with pytest.raises(ConfigError, match="the encoder of a U-Net"):
+        config.complete(options, options.network, "edm", 0.5)
+    options = changed(load("digits", "real_uid"))
+    options.network = config.DiT(resolution=8, label_dim=10)
+    with pytest.raises(ConfigError, match="real images of latents, which DiT takes, are not read"):
+        config.complete(options, options.network, "edm", 0.5)
+
+
+def test_a_method_without_data_opens_none(monkeypatch):
+    def never(*_):
+        raise AssertionError("opened")
+
+    monkeypatch.setitem(data.SOURCES, "digits", never)
+    assert real.open_images(load("digits")) is None
+    assert real.open_images(dataclasses.replace(sida(), network=None)) is None  # not known yet
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3])
+def test_read_ahead_they_are_those_of_the_order_with_their_labels(steps_per_call, monkeypatch):
+    monkeypatch.setattr(real, "MOST_ON_DEVICE", 0)
+    options = dataclasses.replace(sida(), batch=6, steps_per_call=steps_per_call)
+    dataset, mesh = real.open_images(options), sharding.make_mesh()
+    at = real.images_at(options, dataset, mesh, reads=2)
+    images = dataset.load()
+    for step in (0, 3, 6, 3):
+        rows = at(step)
+        assert rows.images.shape == (steps_per_call, 2, 6, 8, 8, 1)
+        found = real.like(options, dataset, mesh)
+        assert found.images.dtype == rows.images.dtype
+        for turn in range(step, step + steps_per_call):
+            for read in range(2):
+                indices = order(options.seed, dataset.size, 2 * turn + read, 6)
+                here = turn % steps_per_call, read
+                np.testing.assert_array_equal(rows.images[here], images[indices])
+                np.testing.assert_array_equal(rows.labels[here], dataset.labels[indices])
+
+
+def test_on_the_device_they_are_all_there_and_what_was_compiled_for():
+    options, mesh = sida(), sharding.make_mesh()
+    dataset = real.open_images(options)
+    found, like = real.images_at(options, dataset, mesh, 1)(0), real.like(options, dataset, mesh)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), found) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), like
+    )
+    np.testing.assert_array_equal(found.images, dataset.load())
+    np.testing.assert_array_equal(found.labels, dataset.labels)
+
+
+def test_a_notebook_distils_with_real_images():
+    def denoise(params, xt, sigma, cond):
+        return xt * params["scale"]
+
+    options = config.Config(batch=4, loss=config.Loss(name="real_uid"))
+    options.real.source = "digits"
+    teacher = simjax.from_function(
+        denoise, {"scale": np.float32(0.5)}, shape=(8, 8, 1), classes=10, config=options
+    )
+    made = simjax.Distillation(teacher)
+    made.train(2)
+    assert np.isfinite(made.metrics[-1]["fake_score/loss"])
+    discriminator = changed(options, adversarial__fake_score_scale=1.0)
+    with pytest.raises(ConfigError, match="and Own has none"):
+        simjax.Distillation(teacher, discriminator)
