@@ -51,8 +51,8 @@ def test_help_shows_config_and_is_no_failure():
         ("--config configs/none.py --config.batch=3", "--config: there is no file configs/none.py"),
         ("--config configs", "--config: there is no file configs."),
         (
-            "--config configs/digits.py:sid",
-            "(after the colon of --config) = 'sid' is not known; known:",
+            "--config configs/digits.py:none",
+            "(after the colon of --config) = 'none' is not known; known:",
         ),
         ("", "--config is missing, e.g. --config=configs/digits.py"),
         ("--config=", "--config is missing, e.g. --config=configs/digits.py"),

@@ -110,7 +110,7 @@ def network(config: Mapping[str, Any], tensors: Tensors) -> Network:
     denoise, params = as_denoise(module)
     frequencies = tensors.get("model.map_noise.freqs", np.zeros(0)).tobytes()
     key = json.dumps(config, sort_keys=True), frequencies
-    denoise = _DENOISERS.setdefault(key, jax.jit(denoise))
+    denoise = _DENOISERS.setdefault(key, jax.jit(denoise, static_argnames="with_logits"))
     return Network(denoise, params, module, precondition, mapping, tensors)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,9 +11,10 @@ import simjax
 from simjax import config, data
 from simjax.data.dataset import in_memory
 from simjax.errors import ConfigError
-from simjax.runs import check, distill, real
+from simjax.runs import check, distill, real, setup
 from simjax.runtime import sharding
 from simjax.runtime.stream import order
+from simjax.train import update
 from tests.helpers.configs import load, small
 from tests.helpers.fields import changed
 
@@ -136,6 +138,37 @@ def test_on_the_device_they_are_all_there_and_what_was_compiled_for():
     )
     np.testing.assert_array_equal(found.images, dataset.load())
     np.testing.assert_array_equal(found.labels, dataset.labels)
+
+
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_an_update_has_the_condition_of_its_real_images(as_rows, monkeypatch):
+    labels = np.arange(40) % 10
+    images = np.broadcast_to(np.uint8(20 * labels)[:, None, None, None], (40, 8, 8, 1))
+    options = changed(load("digits", "real_uid"), batch=4, fake_score_updates=2)
+    options.real.source = source_of(images, labels, 10, monkeypatch)
+    mesh = sharding.make_mesh()
+    given = real.images_at(options, real.open_images(options), mesh, 2)(0)
+    if as_rows:  # three steps, two updates of each
+        given = update.ImageRows(
+            images[:24].reshape(3, 2, 4, 8, 8, 1), np.int32(labels[:24].reshape(3, 2, 4))
+        )
+    fns = setup.step_fns(options, lambda *_: None, mesh)
+    updates = setup.updates_of(options, fns, mesh)
+    before = None
+    for step in range(4):
+        state = dataclasses.make_dataclass("State", ["step"])(jnp.int32(step))
+        key = jax.random.fold_in(jax.random.key(0), step)
+        drawn = update.draws(state, update.Constants(None, None, given), key, updates=updates)
+        assert drawn[2].real is None  # the generator's
+        of_images = [np.round((d.real.images[:, 0, 0, 0] + 1) * 127.5 / 20) for d in drawn[:2]]
+        classes = np.stack([np.argmax(d.cond, -1) for d in drawn[:2]])
+        np.testing.assert_array_equal(classes, of_images)
+        if as_rows:
+            np.testing.assert_array_equal(classes, labels[:24].reshape(3, 2, 4)[step % 3])
+        else:
+            assert not np.array_equal(classes[0], classes[1])
+            assert not np.array_equal(classes, before)
+        before = classes
 
 
 def test_a_notebook_distils_with_real_images():

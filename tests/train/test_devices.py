@@ -75,7 +75,7 @@ def with_real(method: str = "sida", **changes) -> config.Config:
         changed.adversarial.divergence = "js"
     else:
         changed.loss = config.Loss(name="sid", alpha=1.0)
-        changed.adversarial.generator_scale = 1.0
+        changed.adversarial.generator_scale = 0.1
     return changed
 
 

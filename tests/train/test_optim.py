@@ -34,6 +34,16 @@ def test_gradients_that_are_not_finite_are_replaced():
     np.testing.assert_array_equal(updates, [0, 1e5, -1e5, 2])
 
 
+def test_a_clipped_gradient_moves_as_one_within_the_bounds():
+    clipped, plain = make(clip=0.5), make()
+    opt, expected_opt = (tx.init(jnp.zeros(4)) for tx in (clipped, plain))
+    for g in ([np.nan, np.inf, -3.0, 0.2], [0.1, 0.6, -0.1, 0.2]):
+        updates, opt = clipped.update(jnp.float32(g), opt)
+        within = np.clip(np.nan_to_num(g), -0.5, 0.5)
+        expected, expected_opt = plain.update(jnp.float32(within), expected_opt)
+        np.testing.assert_array_equal(updates, expected)
+
+
 def test_rate_warms_up_linearly_then_falls_as_a_cosine():
     # The update of a constant gradient is -lr(step).
     tx = make(warmup_steps=2, final_lr=0.1)
