@@ -18,6 +18,7 @@ from simjax.train.update import ImageRows
 from tests.helpers import subprocesses
 
 TOLERANCE = 1e-5  # of the largest number of an array
+TWO_LOSSES = 1e-4  # likewise, of real and generated images, whose gradients cancel in part
 STEPS = 5
 
 
@@ -218,13 +219,13 @@ def test_real_images_on_eight_devices_and_in_slices_equal_one(method, as_rows, t
     alone = sharding.make_mesh()
     expected = few_steps(with_real(method), alone, as_rows=as_rows)
     sliced = few_steps(with_real(method, accumulate=4), alone, as_rows=as_rows)
-    assert_close(of_states(sliced), of_states(expected))
+    assert_close(of_states(sliced), of_states(expected), within=TWO_LOSSES)
     call = f"t.few_steps(t.with_real('{method}'), sharding.make_mesh({{fsdp}}), as_rows={as_rows})"
     program = PROGRAM.replace("t.few_steps(t.options(), sharding.make_mesh({fsdp}))", call)
     assert call in program
     subprocesses.on_devices(8, program.format(fsdp=4, file=tmp_path / "found.npz"))
     with np.load(tmp_path / "found.npz") as found:
-        assert_close(dict(found), expected)
+        assert_close(dict(found), expected, within=TWO_LOSSES)
 
 
 @pytest.mark.parametrize("method", ["sida", "js"])
