@@ -7,7 +7,7 @@ python notebooks/compare.py --quick --out=FOLDER  # two minutes: whether it work
 Five methods with the settings of configs/digits.py, at learning rates of 3e-4 (generator)
 and 6e-4 (fake score) and at ten times those,
 three seeds, each with a teacher of its own. As SIM's figure 2 (arXiv:2410.16794) in question, not
-in scale. Needs matplotlib, of the extra "notebooks".
+in scale.
 """
 
 import argparse

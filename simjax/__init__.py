@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from simjax.errors import ConfigError
     from simjax.models.model import Model
     from simjax.runs.distill import distill
+    from simjax.runs.probe import probe
 
 if importlib.util.find_spec("fcntl") is None:  # locks files, and Windows has none
     raise ImportError("simjax runs on Linux and macOS; on Windows, use it in WSL 2.")
@@ -38,6 +39,7 @@ _HOMES = {
     "draw": "api",
     "from_function": "api",
     "load": "api",
+    "probe": "runs.probe",
     "register": "config.registries",
     "show": "api",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "draw",
     "from_function",
     "load",
+    "probe",
     "register",
     "show",
 ]

@@ -9,6 +9,7 @@ COMMANDS = {  # a module of commands/ each
     "evaluate": "measure a run, published weights or images",
     "export": "write a generator for other programs, with a model card",
     "port": "fetch and check published weights, and print what they are",
+    "probe": "look at a teacher: its noise levels, its calibration, settings for it",
     "encode-prompts": "make the cache of captions that text-to-image training reads",
     "benchmark": "time a config's programs on the devices that are here",
     "aot": "compile a config for TPUs that are not here: memory, flops",

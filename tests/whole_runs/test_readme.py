@@ -46,6 +46,7 @@ SHORT = {
         "--config.evaluation.features=('pixels',)",
     ],
     "benchmark": ["--repeats=2"],
+    "probe": ["--noexplain"],
 }
 SHORTER = {"--count=50000": "--count=500"}
 

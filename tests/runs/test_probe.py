@@ -1,0 +1,177 @@
+"""The probe of exact teachers: broken calls are named, good ones pass, proposals are a config."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import simjax
+from simjax import config
+from simjax.errors import ConfigError
+from simjax.runs import probe as probing
+from simjax.runs import probe_files
+from simjax.runtime import sharding
+
+CLASSES, MODES, SHAPE, NARROW = 3, 4, (4, 4, 1), 0.15
+
+
+def exact(params, xt, sigma, cond):
+    """E[x0 | xt] of a mixture: each class has centres of its own; without condition all have."""
+    square = NARROW**2 + sigma**2
+    centres = params["centres"].reshape(CLASSES * MODES, -1)
+    flat = xt.reshape(len(xt), -1)
+    distance = jnp.sum((flat[:, None] - centres) ** 2, -1)
+    given = jnp.where(cond.sum(-1, keepdims=True) > 0, cond, 1)
+    allowed = jnp.repeat(given > 0.5, MODES, axis=-1)
+    odds = jnp.where(allowed, -distance / (2 * square[:, None]), -jnp.inf)
+    centre = jax.nn.softmax(odds) @ centres
+    inside = (NARROW**2 / square)[:, None]
+    return (inside * flat + (1 - inside) * centre).reshape(xt.shape)
+
+
+def centres() -> np.ndarray:
+    drawn = np.random.default_rng(0).choice([-0.6, 0.6], (CLASSES, MODES, *SHAPE))
+    return drawn.astype(np.float32)
+
+
+def teacher(change=lambda denoise: denoise, **fields) -> simjax.Model:
+    options = config.Config()
+    options.evaluation.batch = 256
+    for name, value in fields.items():
+        setattr(options.teacher, name, value)
+
+    def called(params, xt, sigma, cond):
+        return change(lambda *args: exact(params, *args))(xt, sigma, cond)
+
+    params = {"centres": centres()}
+    return simjax.from_function(called, params, shape=SHAPE, classes=CLASSES, config=options)
+
+
+def names(found: probing.Probe) -> list[str]:
+    return [finding.name for finding in found.findings]
+
+
+def halved_float(x):
+    return (3000 * x).astype(jnp.float16).astype(jnp.float32) / 3000
+
+
+BROKEN = {
+    "sigma": lambda denoise: lambda x, s, cond: denoise(x, 2 * s, cond),
+    "shift": lambda denoise: lambda x, s, cond: denoise(x + 0.5, s, cond),
+    "scale": lambda denoise: lambda x, s, cond: denoise(2 * x, s, cond),
+    "guidance": lambda denoise: (
+        lambda x, s, cond: 5 * denoise(x, s, cond) - 4 * denoise(x, s, 0 * cond)
+    ),
+    "overflow": lambda denoise: lambda x, s, cond: denoise(halved_float(x), s, cond),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_call_is_named(name):
+    assert names(probing.probe(teacher(BROKEN[name]))) == [name]
+
+
+def test_half_of_sigma_is_named_with_its_remedy():
+    found = probing.probe(teacher(lambda d: lambda x, s, cond: d(x, 0.5 * s, cond)))
+    assert names(found) == ["sigma"]
+    assert "Called with 2 times sigma it is right" in found.findings[0].told
+
+
+def test_a_sampler_that_stops_early_is_named():
+    assert names(probing.probe(teacher(), steps=4)) == ["steps"]
+
+
+def test_guidance_of_the_config_is_named_where_it_breaks_the_teacher():
+    assert names(probing.probe(teacher(guidance=5.0))) == ["guidance"]
+    assert names(probing.probe(teacher(guidance=1.2))) == []
+
+
+def test_parameters_that_are_not_finite_are_named():
+    broken = teacher()
+    params = {"centres": centres()}
+    params["centres"][0, 0] = np.nan
+    found = probing.probe(dataclasses.replace(broken, params=sharding.place(params, broken.mesh)))
+    assert names(found) == ["weights"]
+    assert "centres" in found.findings[0].told
+    assert found.curves is None and not found.changes
+    json.dumps(found.to_dict())
+
+
+def test_what_nothing_mends_is_said_to_be_so():
+    def changed(denoise):
+        return lambda x, s, cond: 0.5 * denoise(x, s, cond)
+
+    assert names(probing.probe(teacher(changed))) == ["uncalibrated"]
+
+
+@pytest.fixture(scope="module")
+def good() -> tuple[simjax.Model, probing.Probe]:
+    model = teacher()
+    return model, simjax.probe(model)
+
+
+def test_a_good_teacher_is_not_flagged(good):
+    model, found = good
+    assert found.findings == ()
+    assert "Called as it was trained" in found.table()
+    deviation = np.sqrt(np.mean(_within(model)))
+    assert found.proposal.scale == pytest.approx(deviation, rel=0.1)
+    assert found.proposal.sigma_init == pytest.approx(5 * deviation, rel=0.1)
+
+
+def _within(model):
+    """Variance of each pixel given the class."""
+    return centres().reshape(CLASSES, MODES, -1).var(1) + NARROW**2
+
+
+def test_points_of_the_plane_are_not_flagged():
+    ring = 0.7 * np.exp(2j * np.pi * np.arange(8) / 8)
+    points = np.stack([ring.real, ring.imag], -1).astype(np.float32)
+
+    def denoise(params, xt, sigma, cond):
+        square = (0.05**2 + sigma**2)[:, None]
+        flat = xt.reshape(-1, 2)
+        distance = jnp.sum((flat[:, None] - params) ** 2, -1)
+        inside = 0.05**2 / square
+        found = inside * flat + (1 - inside) * (jax.nn.softmax(-distance / (2 * square)) @ params)
+        return found.reshape(xt.shape)
+
+    found = probing.probe(simjax.from_function(denoise, points, shape=(1, 1, 2)))
+    assert found.findings == ()
+
+
+def test_the_proposals_are_a_config_that_trains(good):
+    model, found = good
+    proposed = probing.with_changes(model.config, found.changes)
+    assert proposed.generator.sigma.law == proposed.fake_score.sigma.law == "lognormal"
+    assert proposed.generator.sigma_init == found.proposal.sigma_init
+    proposed = dataclasses.replace(proposed, batch=4)
+    made = simjax.Distillation(model, proposed)
+    made.train(1)
+    assert np.isfinite(made.metrics[-1]["fake_score/loss"])
+
+
+def test_the_files_are_a_picture_and_a_config(good):
+    model, found = good
+    picture = probe_files.picture(found)
+    assert picture.size == (1100, 900) and np.asarray(picture).std() > 20
+    text = probe_files.config_text(config.Config(), found, "SOURCE", is_run=False)
+    scope = {}
+    exec(compile(text, "mine.py", "exec"), scope)
+    written = scope["get_config"]()
+    assert written.teacher.source == "SOURCE"
+    assert written.generator.sigma.mean == pytest.approx(found.proposal.mean, rel=1e-3)
+    for reason in ("standard deviations of the data", "the error rises from 2 to 98 %"):
+        assert reason in text
+
+
+def test_arguments_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="model is"):
+        simjax.probe("runs/digits")
+    with pytest.raises(ConfigError, match="samples"):
+        simjax.probe(teacher(), samples=0)
+    with pytest.raises(ConfigError, match="levels"):
+        simjax.probe(teacher(), levels=3)
