@@ -14,6 +14,7 @@ from simjax.errors import ConfigError
 from simjax.runs import probe as probing
 from simjax.runs import probe_files
 from simjax.runtime import sharding
+from tests.helpers import subprocesses
 
 CLASSES, MODES, SHAPE, NARROW = 3, 4, (4, 4, 1), 0.15
 
@@ -175,3 +176,22 @@ def test_arguments_out_of_range_are_refused():
         simjax.probe(teacher(), samples=0)
     with pytest.raises(ConfigError, match="levels"):
         simjax.probe(teacher(), levels=3)
+
+
+DEVICES = """
+import numpy as np
+from tests.runs import test_probe as t
+found = t.probing.probe(t.teacher(), samples=64, levels=9)
+curves, init = found.curves, found.proposal.sigma_init
+np.savez("{file}", error=curves.error, slope=curves.slope, init=init)
+"""
+
+
+@pytest.mark.whole_runs
+def test_eight_devices_see_what_one_does(tmp_path):
+    alone = probing.probe(teacher(), samples=64, levels=9)
+    subprocesses.on_devices(8, DEVICES.format(file=tmp_path / "found.npz"))
+    with np.load(tmp_path / "found.npz") as found:
+        np.testing.assert_allclose(found["error"], alone.curves.error, rtol=1e-4)
+        np.testing.assert_allclose(found["slope"], alone.curves.slope, rtol=1e-4)
+        np.testing.assert_allclose(found["init"], alone.proposal.sigma_init, rtol=1e-4)
