@@ -27,8 +27,8 @@ RANGE = (0.02, 0.98)  # of e's plateau: where the teacher does anything; our cho
 SIGMA_INIT = 5.0  # in standard deviations of the data; SIM: 2.5 where they are 0.5
 FINE = 400  # points a decade that curves are read at; our choice
 SHOULDER = 0.1  # of the highest peak: how far another one stands out; our choice
-# What an imperfect denoiser may be off by; our choice. Small trained ones: 0.04, 0.25, 1.1.
-SLOPE, TRACE, NOISE = 0.1, (0.7, 1.4), 1.25
+# What an imperfect denoiser may be off by; our choice. Small trained ones: 0.06, 0.78 to 1.2, 1.28.
+SLOPE, TRACE, NOISE = 0.1, (0.7, 1.4), 1.5
 
 
 @dataclasses.dataclass(frozen=True)

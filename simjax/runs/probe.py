@@ -271,8 +271,12 @@ def _findings(
         x0 = look.drawn(correction.model, correction.steps)
         if x0 is not None and not calibration.faults(look.curves(correction.model, x0)):
             return (Finding(correction.name, f"{told}. {correction.remedy}"),)
-    known = "guidance, sigma, scale, shift, preconditioning and the sampler's steps were varied"
-    return (Finding("uncalibrated", f"{told}. {known}, and nothing mended it."),)
+    if explain:
+        told += (
+            ". Guidance, sigma, scale, shift, preconditioning and the sampler's steps were varied"
+        )
+        told += ", and nothing mended it"
+    return (Finding("uncalibrated", f"{told}."),)
 
 
 def _of_guidance(look: Look, model: Model, steps: int) -> tuple[Finding, ...]:

@@ -105,7 +105,10 @@ def test_what_nothing_mends_is_said_to_be_so():
     def changed(denoise):
         return lambda x, s, cond: 0.5 * denoise(x, s, cond)
 
-    assert names(probing.probe(teacher(changed))) == ["uncalibrated"]
+    found = probing.probe(teacher(changed))
+    assert names(found) == ["uncalibrated"] and "nothing mended it" in found.table()
+    unexplained = probing.probe(teacher(changed), explain=False)
+    assert names(unexplained) == ["uncalibrated"] and "mended" not in unexplained.table()
 
 
 @pytest.fixture(scope="module")
