@@ -11,11 +11,13 @@ would answer so. --out gets probe.json and probe.png, --write a config for simja
 import numpy as np
 from absl import flags, logging
 
+from simjax import config as c
 from simjax.commands import flags as command_line
 from simjax.errors import ConfigError
 from simjax.models import stored
 from simjax.models.open import Wanted, is_export, open_model
-from simjax.runs import probe, probe_files
+from simjax.runs import probe
+from simjax.runs.probe import files
 from simjax.runtime import processes, storage, values
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
@@ -66,18 +68,21 @@ def _run(argv: list[str]) -> None:
     storage.write_json(out / "probe.json", {"source": _SOURCE.value, **found.to_dict()})
     told = f"{np.round(found.seconds, 1)} s; written to {out}/probe.json"
     if found.images:
-        probe_files.picture(found).save(out / "probe.png")
+        files.picture(found).save(out / "probe.png")
         told += f" and {out}/probe.png"
     if config_file is not None:
         if found.proposal is None:
             raise ConfigError("--write: there is nothing to propose; see the warning above.")
-        text = probe_files.config_text(opened.model.config, found, _SOURCE.value, is_run)
+        # Of published weights, whose network comes with them, nothing else is known.
+        published = c.Config(teacher=c.Teacher(source=_SOURCE.value, family=_FAMILY.value))
+        begun = opened.model.config if is_run else _with_flags(published)
+        text = files.config_text(begun, found, _SOURCE.value)
         config_file.write_text(text)
         told += f"; python -m simjax.main --config={config_file}"
     print(told)
 
 
-def _with_flags(config):
+def _with_flags(config: c.Config) -> c.Config:
     """The config with what the flags change of it."""
     for part, field, value in (
         (config.teacher, "guidance", _GUIDANCE.value),

@@ -1,4 +1,4 @@
-"""Real images: `open` a source, `read` what is asked for. Distillation needs none of it."""
+"""Real images: `open` a source, `read` what is asked for. Few distillations need any."""
 
 from simjax.data.dataset import Dataset, batches, to_unit
 from simjax.data.loader import SOURCES, open

@@ -7,30 +7,17 @@ import sys
 import pytest
 from PIL import Image
 
-from simjax import config
 from tests.helpers.command import refused, simjax
-from tests.helpers.configs import load
+from tests.helpers.configs import TEACHER, load
 from tests.helpers.runs import make_run
 
 pytestmark = pytest.mark.whole_runs
-
-NETWORK = config.SongUNet(
-    resolution=8,
-    image_channels=1,
-    label_dim=10,
-    augment_dim=0,
-    channels=4,
-    channel_mult=(1,),
-    blocks=1,
-    attention_resolutions=(),
-    dropout=0.0,
-)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probe")
-    make_run(folder / "run", load("digits"), NETWORK)
+    make_run(folder / "run", load("digits"), TEACHER)
     return folder
 
 

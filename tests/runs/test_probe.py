@@ -12,7 +12,7 @@ import simjax
 from simjax import config
 from simjax.errors import ConfigError
 from simjax.runs import probe as probing
-from simjax.runs import probe_files
+from simjax.runs.probe import files, proposals
 from simjax.runtime import sharding
 from tests.helpers import subprocesses
 
@@ -149,7 +149,7 @@ def test_points_of_the_plane_are_not_flagged():
 
 def test_the_proposals_are_a_config_that_trains(good):
     model, found = good
-    proposed = probing.with_changes(model.config, found.changes)
+    proposed = proposals.with_changes(model.config, found.changes)
     assert proposed.generator.sigma.law == proposed.fake_score.sigma.law == "lognormal"
     assert proposed.generator.sigma_init == found.proposal.sigma_init
     proposed = dataclasses.replace(proposed, batch=4)
@@ -160,13 +160,14 @@ def test_the_proposals_are_a_config_that_trains(good):
 
 def test_the_files_are_a_picture_and_a_config(good):
     model, found = good
-    picture = probe_files.picture(found)
+    picture = files.picture(found)
     assert picture.size == (1100, 900) and np.asarray(picture).std() > 20
-    text = probe_files.config_text(config.Config(), found, "SOURCE", is_run=False)
+    options = config.Config(teacher=config.Teacher(source="SOURCE", family="sit"))
+    text = files.config_text(options, found, 'a """ b')
     scope = {}
     exec(compile(text, "mine.py", "exec"), scope)
     written = scope["get_config"]()
-    assert written.teacher.source == "SOURCE"
+    assert (written.teacher.source, written.teacher.family) == ("SOURCE", "sit")
     assert written.generator.sigma.mean == pytest.approx(found.proposal.mean, rel=1e-3)
     for reason in ("standard deviations of the data", "the error rises from 2 to 98 %"):
         assert reason in text

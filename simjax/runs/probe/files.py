@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from simjax import config as c
-from simjax.runs.probe import Probe, with_changes
+from simjax.runs.probe.proposals import with_changes
+from simjax.runs.probe.teacher_probe import Probe
 from simjax.runtime.monitor import grid, to_uint8
 
 SIZE = (11.0, 9.0)  # inches of the picture; our choice
@@ -66,14 +67,13 @@ def _draw_curves(axes: np.ndarray, found: Probe) -> None:
         axis.legend(fontsize=7)
 
 
-def config_text(config: c.Config, found: Probe, source: str, is_run: bool) -> str:
-    """A Python file whose get_config() is the model's config with what the probe proposes."""
-    begun = config if is_run else c.Config(teacher=c.Teacher(source=source))
-    lines = _assignments(with_changes(begun, found.changes), c.Config(), "config", found.changes)
+def config_text(config: c.Config, found: Probe, source: str) -> str:
+    """A Python file whose get_config() is this config with what the probe proposes."""
+    lines = _assignments(with_changes(config, found.changes), c.Config(), "config", found.changes)
     body = "\n".join(f"    {line}" for line in lines)
     return (
-        f'"""Proposed by simjax probe --source={source}: the reasons stand beside the values.\n\n'
-        'python -m simjax.main --config=THIS_FILE\n"""\n\n'
+        '"""Proposed by simjax probe: the reasons stand beside the values."""\n\n'
+        f"# --source={source!r}\n"
         "from simjax import config as c\n\n\n"
         "def get_config() -> c.Config:\n"
         f"    config = c.Config()\n{body}\n    return config\n"

@@ -1,0 +1,146 @@
+"""The teacher probe: what a denoiser says about its data and about how it is called, without data.
+
+Samples of the teacher's own sampler, noise of every level, and the curves of
+evaluation/calibration.py; from them settings for a distillation, and what is wrong with the call.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from simjax.evaluation import calibration
+from simjax.evaluation.calibration import Curves, Proposal
+from simjax.models.model import Model
+from simjax.runs.probe import diagnosis
+from simjax.runs.probe.diagnosis import Finding
+from simjax.runs.probe.look import Look
+from simjax.runs.probe.proposals import changes_of
+from simjax.runtime import settings, values
+from simjax.typing import Float
+
+SAMPLES, STEPS, LEVELS = 256, 32, 25  # our choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What a probe has found.
+
+    Attributes:
+      curves, proposal: None where D is not finite.
+      findings: what is wrong with the call; empty: nothing.
+      changes: fields of a config, by dotted name, and the reason of each value.
+      images: of the teacher's sampler, "teacher"; of one call, "sigma_init = ...".
+      steps: of the sampler.
+      seconds: that it took.
+    """
+
+    curves: Curves | None
+    proposal: Proposal | None
+    findings: tuple[Finding, ...]
+    changes: dict[str, tuple[Any, str]]
+    images: dict[str, Float[np.ndarray, "n h w c"]]
+    steps: int
+    seconds: float
+
+    def table(self) -> str:
+        """Curves, proposals with their reasons and findings, for a person."""
+        lines = []
+        if self.curves is not None:
+            lines += [_curves_table(self.curves), ""]
+        if self.changes:
+            width = max(map(len, self.changes))
+            lines += [
+                f"{name:{width}}  {_shown(value):>10}  {reason}"
+                for name, (value, reason) in self.changes.items()
+            ]
+            lines.append("")
+        lines += [f"WARNING ({found.name}): {found.told}" for found in self.findings]
+        if not self.findings:
+            lines.append("Called as it was trained, as far as its own samples tell.")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as probe.json holds them."""
+        curves = self.curves and {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in dataclasses.asdict(self.curves).items()
+        }
+        return {
+            "curves": curves,
+            "proposal": self.proposal and dataclasses.asdict(self.proposal),
+            "changes": {name: list(found) for name, found in self.changes.items()},
+            "findings": [dataclasses.asdict(found) for found in self.findings],
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+
+
+@settings.independent
+def probe(
+    model: Model,
+    *,
+    samples: int = SAMPLES,
+    steps: int = STEPS,
+    levels: int = LEVELS,
+    seed: int = 0,
+    explain: bool = True,
+) -> Probe:
+    """Looks at a teacher, in steps of its sampler and at noise levels of its data's scale.
+
+    Args:
+      explain: look for what would mend a call that is wrong; each possibility costs as much again.
+
+    Raises:
+      ConfigError: a text-to-image model without captions.
+    """
+    began = time.monotonic()
+    values.instance("model", model, Model, "simjax.load(SOURCE) makes one")
+    samples = values.whole_number("samples", samples, 2)
+    steps = values.whole_number("steps", steps, 1)
+    levels, seed = values.whole_number("levels", levels, 8), values.seed(seed)
+    config = dataclasses.replace(
+        model.config, teacher=dataclasses.replace(model.config.teacher, guidance=1.0)
+    )
+    plain = dataclasses.replace(model, config=config)
+    look = Look(plain, samples, levels, seed)
+    if broken := diagnosis.not_finite(model):
+        told = f"{broken[0]} and {len(broken) - 1} more" if broken[1:] else broken[0]
+        told += " hold numbers that are not finite; port the weights again."
+        return _nothing(Finding("weights", told), steps, began)
+    x0 = look.drawn(plain, steps)
+    if x0 is None:
+        return _nothing(diagnosis.overflow(look, plain), steps, began)
+    curves = look.curves(plain, x0)
+    findings = diagnosis.findings(look, plain, curves, steps, explain)
+    if model.config.teacher.guidance != 1 and not findings:
+        findings = diagnosis.of_guidance(look, model, steps)
+    if not curves.is_finite:
+        return dataclasses.replace(_nothing(findings[0], steps, began), curves=curves)
+    proposal = calibration.propose(curves)
+    images = look.pictures(model, x0, proposal.sigma_init)
+    seconds = time.monotonic() - began
+    changes = changes_of(model.config, proposal)
+    return Probe(curves, proposal, findings, changes, images, steps, seconds)
+
+
+def _nothing(finding: Finding, steps: int, began: float) -> Probe:
+    return Probe(None, None, (finding,), {}, {}, steps, time.monotonic() - began)
+
+
+def _curves_table(found: Curves) -> str:
+    header = "sigma        e/plateau  e/sigma^2  slope   trace   omega     contrast  finite"
+    lines = [header]
+    for row in range(0, len(found.sigma), 2):
+        sigma = found.sigma[row]
+        lines.append(
+            f"{sigma:<12.4g} {found.share[row]:<10.3f} {found.error[row] / sigma**2:<10.3g} "
+            f"{found.slope[row]:<7.3f} {found.trace[row]:<7.3g} {found.omega[row]:<9.3g} "
+            f"{found.contrast[row]:<9.3f} {found.finite[row]:.3g}"
+        )
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
