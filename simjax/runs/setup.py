@@ -26,6 +26,7 @@ from simjax.models.generator import generator_of
 from simjax.runtime import sharding
 from simjax.train import optim, state, step, teacher_step, update
 from simjax.train.compile import Training, training
+from simjax.train.discriminator import Discriminator
 from simjax.typing import (
     Array,
     Caption,
@@ -169,7 +170,7 @@ def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
         fake_score_weight=_weight(fake_score.weight, config),
         augment=_augment(fake_score.augment),
         pair_loss=_pair_loss(config.loss),
-        adversarial=_adversarial(config),
+        discriminator=_discriminator(config),
         fake_score_scale=fake_score.scale,
         calls=generator.evaluations,
     )
@@ -179,7 +180,7 @@ def updates_of(config: c.Config, fns: step.StepFns, mesh: Mesh) -> list[update.U
     """A step of SIM and its kin: fake_score_updates of the fake score, then the generator's."""
     generator, fake_score = config.generator, config.fake_score
     before = {"fake_score": None, "generator": None}  # what only slices of a batch need
-    if fns.adversarial is not None:
+    if fns.discriminator is not None:
         of_slices = functools.partial(step.before_generator, slices=config.accumulate)
         before = {"fake_score": step.before_fake_score, "generator": of_slices}
         before = {role: functools.partial(act, fns=fns) for role, act in before.items()}
@@ -239,11 +240,11 @@ def _pair_loss(loss: c.Loss) -> step.PairLoss | None:
     return chosen and functools.partial(chosen, **options_of(chosen, loss))
 
 
-def _adversarial(config: c.Config) -> step.Adversarial | None:
+def _discriminator(config: c.Config) -> Discriminator | None:
     options = dataclasses.asdict(config.adversarial)
     if not config.adversarial.fake_score_scale:
         return None
-    return step.Adversarial(**options | {"start": math.ceil(options["start"] / config.batch)})
+    return Discriminator(**options | {"start": math.ceil(options["start"] / config.batch)})
 
 
 def grid_inputs(config: c.Config, cond: Condition, mesh: Mesh) -> tuple[Images, Condition, Array]:

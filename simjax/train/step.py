@@ -29,6 +29,7 @@ from simjax.losses import adversarial, denoising
 from simjax.losses.distances import Distance
 from simjax.train import health
 from simjax.train.accumulate import by_parts
+from simjax.train.discriminator import Discriminator, parts_of, whole_of, with_discriminator
 from simjax.train.optim import ema_update
 from simjax.train.state import TrainState
 from simjax.train.update import Constants, Draws, Update, Whole, apply_if_due, draws
@@ -39,28 +40,11 @@ Augment = Callable[[Images, Array], tuple[Images, Array | None]]  # images, keys
 GeneratorLoss = Callable[[Images, Images, Images, PerExample], PerExample]
 # x0, D of it, x', D of it, weight -> the fake score's loss of each pair
 PairLoss = Callable[[Images, Images, Images, Images, PerExample], PerExample]
-GENERATORS_SHARE = 0.5  # of both parts of its loss, once the discriminator counts; SiDA
 
 
 def as_they_are(images: Images, keys: Array) -> tuple[Images, None]:
     """No augmentation."""
     return images, None
-
-
-@dataclasses.dataclass(frozen=True)
-class Adversarial:
-    """SiDA's discriminator, which is the fake score's encoder (losses/adversarial.py).
-
-    Args:
-      fake_score_scale, generator_scale: of the two losses; 0: none.
-      divergence: whose weights the generator's loss has, from density ratios; empty: none.
-      start: steps before the discriminator counts for the generator.
-    """
-
-    fake_score_scale: float
-    generator_scale: float
-    divergence: str
-    start: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +61,7 @@ class StepFns:
     augment: Augment = as_they_are  # of the fake score's training images
     fake_score_scale: float = 1.0
     pair_loss: PairLoss | None = None  # of the fake score, of methods with real images
-    adversarial: Adversarial | None = None
+    discriminator: Discriminator | None = None
     calls: int = 1  # the most of the generator, of which `Draws.calls` is one number
 
 
@@ -105,7 +89,7 @@ def of_generator(
     params: Params, state: TrainState, constants: Constants, draws: Draws, *, fns: StepFns
 ) -> tuple[Scalar, Metrics]:
     """The loss of the generator's update."""
-    counts = fns.adversarial is not None and state.step >= fns.adversarial.start
+    counts = fns.discriminator is not None and state.step >= fns.discriminator.start
     networks = (params, constants.teacher, state.fake_score)
     return generator_loss(*networks, draws, fns=fns, discriminator_counts=counts)
 
@@ -131,12 +115,12 @@ def fake_score_loss(
     else:
         loss = denoising.denoising_loss(x0, denoised, weight)
     loss = fns.fake_score_scale * loss.mean()
-    if fns.adversarial is None:
+    if fns.discriminator is None:
         return loss, {}
     whole = draws.whole or whole_weight(draws.sigma, fns)
     against = adversarial.discriminator_loss(logits_real, logits, whole.weight)
     metrics = health.discriminator(logits_real, logits, draws.sigma)
-    return loss + fns.adversarial.fake_score_scale * against, metrics
+    return loss + fns.discriminator.fake_score_scale * against, metrics
 
 
 def generator_loss(
@@ -168,32 +152,15 @@ def generator_loss(
     metrics = health.generator(x0, d_teacher, d_fake, draws.sigma, finite, distance=fns.distance)
     if fns.calls > 1:
         metrics |= health.by_call(metrics, draws.calls, fns.calls)
-    if fns.adversarial is None:
+    if fns.discriminator is None:
         return loss.mean(), metrics
     logits = jnp.where(finite[:, None, None], logits, 0)
-    parts = _parts(x0, d_teacher, logits, finite)
-    whole = draws.whole or _whole(parts, draws.sigma, fns.adversarial)
-    loss = _with_adversarial(loss, logits, whole, fns.adversarial, discriminator_counts, x0[0].size)
+    parts = parts_of(x0, d_teacher, logits, finite)
+    whole = draws.whole or whole_of(parts, draws.sigma, fns.discriminator)
+    loss = with_discriminator(
+        loss, logits, whole, fns.discriminator, discriminator_counts, x0[0].size
+    )
     return loss, metrics
-
-
-def _with_adversarial(
-    loss: PerExample,
-    logits: adversarial.Logits,
-    whole: Whole,
-    options: Adversarial,
-    counts: bool | Array,
-    elements: int,
-) -> Scalar:
-    """The mean loss as its divergence weighs it, and half of it with half of the GAN's."""
-    if options.divergence:
-        loss = jnp.where(counts, whole.divergence, 1) * loss
-    loss = loss.mean()
-    if not options.generator_scale:
-        return loss
-    against = adversarial.generator_loss(logits, whole.inverse_omega, elements=elements)
-    both = GENERATORS_SHARE * (loss + options.generator_scale * against)
-    return jnp.where(counts, both, loss)
 
 
 def before_fake_score(
@@ -223,31 +190,15 @@ def before_generator(
         inputs = (noise.add_noise(x0, part.sigma, part.eps), part.sigma, part.cond)
         d_teacher = fns.denoise_teacher(constants.teacher, *inputs)
         d_fake, logits = _with_logits(fns.denoise_fake, fns)(state.fake_score, *inputs)
-        return _parts(x0, d_teacher, logits, health.finite_examples(x0, d_teacher, d_fake))
+        return parts_of(x0, d_teacher, logits, health.finite_examples(x0, d_teacher, d_fake))
 
     parts = by_parts(of_part, draws, slices)
-    return draws.replace(whole=_whole(parts, draws.sigma, fns.adversarial))
+    return draws.replace(whole=whole_of(parts, draws.sigma, fns.discriminator))
 
 
 def whole_weight(sigma: PerExample, fns: StepFns) -> Whole:
     """The mean of lambda(sigma), which weighs the discriminator's loss."""
     return Whole(weight=fns.fake_score_weight(sigma).mean())
-
-
-def _parts(
-    x0: Images, d_teacher: Images, logits: adversarial.Logits, finite: Array
-) -> tuple[PerExample, PerExample]:
-    """1 / omega and the density ratio of each example; of one that is not finite 0 and 1."""
-    inverse_omega = jnp.where(finite, adversarial.inverse_omega(x0, d_teacher), 0)
-    return inverse_omega, jnp.where(finite, adversarial.density_ratio(logits), 1)
-
-
-def _whole(parts: tuple[PerExample, PerExample], sigma: PerExample, options: Adversarial) -> Whole:
-    inverse_omega, ratio = parts
-    weights = None
-    if options.divergence:
-        weights = adversarial.divergence_weights(ratio, sigma, divergence=options.divergence)
-    return Whole(inverse_omega=inverse_omega.mean(), divergence=weights)
 
 
 def _denoised(
@@ -268,7 +219,7 @@ def _denoised(
 
 def _with_logits(denoise: Denoise, fns: StepFns) -> Callable[..., tuple[Images, Any]]:
     """D and its logits, or None where there is no discriminator."""
-    if fns.adversarial is None:
+    if fns.discriminator is None:
         return lambda *args, **options: (denoise(*args, **options), None)
     return functools.partial(denoise, with_logits=True)
 

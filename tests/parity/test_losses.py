@@ -15,6 +15,7 @@ import numpy as np
 from simjax.diffusion import noise, schedule
 from simjax.losses import denoising, diff_instruct, sid
 from simjax.train import step
+from simjax.train.discriminator import Discriminator
 from simjax.train.update import Draws, RealDraws
 from tests.helpers import official
 
@@ -210,13 +211,13 @@ def test_diff_instruct_fake_score(diff_instruct_loss_case):
 
 def sida_fns(s, **options):
     hyper = s.hyper
-    constants = step.Adversarial(
+    constants = Discriminator(
         fake_score_scale=hyper["loss_scaling_D"],
         generator_scale=hyper["loss_scaling_G_gan"],
         divergence="",
         start=0,
     )
-    return s.fns(adversarial=constants, **options)
+    return s.fns(discriminator=constants, **options)
 
 
 def test_sida_fake_score(sida_case):
