@@ -1,5 +1,6 @@
 """The probe of exact teachers: broken calls are named, good ones pass, proposals are a config."""
 
+import copy
 import dataclasses
 import json
 
@@ -156,6 +157,18 @@ def test_the_proposals_are_a_config_that_trains(good):
     made = simjax.Distillation(model, proposed)
     made.train(1)
     assert np.isfinite(made.metrics[-1]["fake_score/loss"])
+
+
+def test_options_of_the_law_before_are_gone(good):
+    """A karras law's t_max would be refused beside lognormal."""
+    model, found = good
+    before = copy.deepcopy(model.config)
+    before.generator.sigma = config.Sigma(law="karras", t_max=0.5)
+    sigma = proposals.with_changes(before, found.changes).generator.sigma
+    expected = found.proposal
+    assert sigma == config.Sigma(
+        mean=expected.mean, std=expected.std, low=expected.low, high=expected.high
+    )
 
 
 def test_the_files_are_a_picture_and_a_config(good):
