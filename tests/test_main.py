@@ -43,6 +43,7 @@ def test_a_run_leaves_everything_that_a_person_looks_for(finished):
         "metrics.jsonl",
         "samples",
         "teacher",
+        "probe.json",
         "checkpoints",
         "report.json",
     }
@@ -78,6 +79,7 @@ def test_metrics_show_training_health(finished):
         "fake_score/loss",
         "samples/mean_drift",
         "samples/contrast_ratio",
+        "alarm/gap",
         "images_per_second",
     } <= keys
     assert any(key.startswith("distance/sigma") for key in keys)

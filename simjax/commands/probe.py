@@ -2,6 +2,7 @@
 
 python -m simjax probe --source=runs/digits
 python -m simjax probe --source=edm-cifar10-32x32-cond-vp --write=configs/mine.py
+python -m simjax probe --source=PixArt-XL-2-512x512 --encoder=T5 --prompts=prompts.txt
 
 Draws samples by the teacher's own sampler, measures its denoiser at noise levels of their scale,
 proposes laws of sigma, sigma_init and the loss's options, and warns of calls that no exact denoiser
@@ -19,6 +20,7 @@ from simjax.models.open import Wanted, is_export, open_model
 from simjax.runs import probe
 from simjax.runs.probe import files
 from simjax.runtime import processes, storage, values
+from simjax.text import prompts as files_of_prompts
 
 _SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
 _FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit, sit.")
@@ -28,6 +30,10 @@ _STEPS = flags.DEFINE_integer("steps", probe.STEPS, "Of the teacher's sampler.",
 _LEVELS = flags.DEFINE_integer("levels", probe.LEVELS, "Noise levels of the curves.", 8)
 _BATCH = flags.DEFINE_integer("batch", None, "Samples at a time; default the run's, or 100.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, values.LARGEST_SEED)
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times: in turn.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "File of them, .txt, .csv, .json ...: in turn.")
+_ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder, which reads prompts.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "File or folder; default --encoder.")
 _AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")
 _EXPLAIN = flags.DEFINE_bool("explain", True, "Try other calls where the curves are wrong.")
 _OUT = flags.DEFINE_string("out", "probe", "Folder for probe.json and probe.png.")
@@ -49,9 +55,15 @@ def _run(argv: list[str]) -> None:
     if _WRITE.value is not None and not _WRITE.value.endswith(".py"):
         raise ConfigError(f"--write={_WRITE.value}: expected a Python file, as configs/mine.py.")
     config_file = None if _WRITE.value is None else storage.new_file(_WRITE.value, "--write")
+    prompts = files_of_prompts.given(_PROMPT.value, _PROMPTS.value)
     opened = open_model(
         _SOURCE.value,
-        Wanted(captions=True),
+        Wanted(
+            captions=not prompts,
+            encoder=_ENCODER.value or "",
+            tokenizer=_TOKENIZER.value or "",
+            prompts=bool(prompts),
+        ),
         network="teacher",
         family=_FAMILY.value,
         adjusted=_with_flags,
@@ -63,6 +75,7 @@ def _run(argv: list[str]) -> None:
         levels=_LEVELS.value,
         seed=_SEED.value,
         explain=_EXPLAIN.value,
+        prompts=prompts,
     )
     print(f"weights: {opened.weights()}\n\n{found.table()}\n")
     storage.write_json(out / "probe.json", {"source": _SOURCE.value, **found.to_dict()})

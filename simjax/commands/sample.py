@@ -111,7 +111,7 @@ def _run(argv: list[str]) -> None:
     processes.reuse_compiled()
     is_run = stored.find_run(_SOURCE.value) is not None
     command_line.require_used(_kind(is_run), USES)
-    out, prompts = _destination(_OUT.value), _given_prompts()
+    out, prompts = _destination(_OUT.value), files_of_prompts.given(_PROMPT.value, _PROMPTS.value)
     wanted = Wanted(
         captions=is_run and not prompts,
         encoder=_ENCODER.value or "",
@@ -166,14 +166,6 @@ def _destination(given: str) -> epath.Path:
     if out.suffix != ".png" and command_line.was_given("columns"):
         raise ConfigError(f"--columns is for a grid, --out=NAME.png, not for --out={given}.")
     return out
-
-
-def _given_prompts() -> list[str]:
-    file = _PROMPTS.value
-    if file is None:
-        return _PROMPT.value
-    files_of_prompts.survey(file)  # refuses what has none
-    return [*_PROMPT.value, *files_of_prompts.read_prompts(file)]
 
 
 def _with_flags(config: c.Config) -> c.Config:

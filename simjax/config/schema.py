@@ -224,6 +224,7 @@ class Config:
     loss: Loss = field(default_factory=Loss)
     adversarial: Adversarial = field(default_factory=Adversarial)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    probe: bool = True  # look at the teacher before; its curves are the bounds of alarms
     grid: int = 10  # images a side of the sample pictures
     log_every: int = 100
     sample_every: int = 1000

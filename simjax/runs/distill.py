@@ -1,7 +1,8 @@
 """A whole distillation, which resumes on any number of processes and devices.
 
 A run directory holds config.json, metrics.jsonl, tensorboard/, samples/, teacher/ with its
-provenance, checkpoints/ and, once finished, report.json; while a program writes there, owner.json.
+provenance, probe.json, checkpoints/ and, once finished, report.json; while a program writes there,
+owner.json.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from simjax.models.model import Model
 from simjax.models.samplers import Sampler
 from simjax.runs import ahead, check, fields, real, report, resume, setup
 from simjax.runs.online import Online
+from simjax.runs.probe import alarm
 from simjax.runs.teacher import as_frozen, obtain, starting_generator
 from simjax.runtime import (
     checkpoint,
@@ -203,23 +205,27 @@ def _distilled(
         + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     )
     classes = np.arange(config.grid**2) % max(teacher.classes, 1)
-    inputs = setup.grid_inputs(config, teacher.asked(classes), mesh)
+    cond = jax.tree.map(np.asarray, teacher.asked(classes))
+    inputs = setup.grid_inputs(config, cond, mesh)
     generate, _, many_steps, *_ = (sampler.function for sampler in compared)
     reference = sharding.to_host(many_steps(teacher.params, *inputs))
     monitor.picture("teacher", teacher.decode(reference), columns=config.grid)
     level, contrast = reference.mean(), reference.std(axis=(1, 2, 3)).mean()
+    raised = _no_alarm
+    if config.probe:
+        raised = alarm.begin(teacher, reference, cond, directory / "probe.json", monitor.say)
 
     def sample(state, step: int) -> None:
         images = sharding.to_host(generate(state.ema, *inputs))
         monitor.picture(f"generator_{step:08d}", teacher.decode(images), columns=config.grid)
 
     def annotate(scalars: dict[str, float]) -> dict[str, float]:
-        if "samples/mean" not in scalars:  # the generator does not move yet
-            return scalars
-        return scalars | {
-            "samples/mean_drift": scalars["samples/mean"] - float(level),
-            "samples/contrast_ratio": scalars["samples/contrast"] / float(contrast),
-        }
+        if "samples/mean" in scalars:  # the generator moves
+            scalars = scalars | {
+                "samples/mean_drift": scalars["samples/mean"] - float(level),
+                "samples/contrast_ratio": scalars["samples/contrast"] / float(contrast),
+            }
+        return scalars | raised(scalars)
 
     online = Online(teacher, evaluator, directory, monitor)
     checkpoints = checkpoint.Checkpoints(
@@ -248,6 +254,10 @@ def _distilled(
     if monitor.active:
         monitor.strip("progress", [*_drawn(directory), "teacher"], tile_rows=config.grid)
     return state.ema
+
+
+def _no_alarm(scalars: dict[str, float]) -> dict[str, float]:
+    return {}
 
 
 def _drawn(directory: epath.Path) -> list[str]:

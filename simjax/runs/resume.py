@@ -28,6 +28,7 @@ FREE = {
     "remat": "what a backward pass recomputes",
     "scan_blocks": "how blocks are compiled; they are stored alike",
     "fsdp": "over how many devices states are split; checkpoints fit any mesh",
+    "probe": "whether the teacher is looked at before, and bounds are watched",
     "grid": "size of the pictures",
     "log_every": "when something is logged",
     "sample_every": "when pictures are drawn",

@@ -4,7 +4,7 @@ Called from encode_prompts.py, which makes the cache (caption_cache.py), and fro
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -56,6 +56,18 @@ def survey(path: epath.PathLike) -> Survey:
     if not count:
         raise ConfigError(f"{path} has no prompts; expected one a line, or a list of them.")
     return Survey(count, skipped, digest.hexdigest())
+
+
+def given(prompts: Sequence[str], file: str | None) -> list[str]:
+    """Those of a command: given one by one, then those of a file.
+
+    Raises:
+      ConfigError: a file without any.
+    """
+    if file is None:
+        return [*prompts]
+    survey(file)  # refuses what has none
+    return [*prompts, *read_prompts(file)]
 
 
 class Reader(Stream):

@@ -7,8 +7,10 @@ import sys
 import pytest
 from PIL import Image
 
+from tests.helpers import text_to_image
 from tests.helpers.command import refused, simjax
 from tests.helpers.configs import TEACHER, load
+from tests.helpers.encoder_files import write_encoder
 from tests.helpers.runs import make_run
 
 pytestmark = pytest.mark.whole_runs
@@ -18,12 +20,29 @@ pytestmark = pytest.mark.whole_runs
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probe")
     make_run(folder / "run", load("digits"), TEACHER)
+    text_to_image.write_pixart(folder / "pixart")
+    text_to_image.write_autoencoder(folder / "vae")
+    write_encoder(folder / "t5")
+    (folder / "prompts.txt").write_text("a blue dog\n")
     return folder
 
 
+QUICK = ("--samples=8", "--steps=4", "--levels=9", "--noexplain")
+
+
+def test_published_text_to_image_weights_with_prompts(folder):
+    """Of latents, which an autoencoder decodes for the picture, or which it shows as they are."""
+    given = ("--source=pixart", "--encoder=t5", "--prompt=a red cat", "--prompts=prompts.txt")
+    for out, more in (("seen", ("--autoencoder=vae",)), ("latents", ())):
+        done = simjax("probe", *given, *more, *QUICK, f"--out={out}", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert "WARNING" in done.stdout  # random weights
+        assert len(json.loads((folder / out / "probe.json").read_text())["curves"]["error"]) == 9
+        assert (folder / out / "probe.png").exists()
+
+
 def test_it_writes_curves_a_picture_and_a_config_that_a_run_accepts(folder):
-    quick = ("--samples=8", "--steps=4", "--levels=9", "--noexplain")
-    done = simjax("probe", "--source=run", *quick, "--write=mine.py", cwd=folder)
+    done = simjax("probe", "--source=run", *QUICK, "--write=mine.py", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "WARNING (uncalibrated)" in done.stdout  # it was never trained
     assert "generator.sigma_init" in done.stdout and "--config=" in done.stdout
@@ -53,6 +72,10 @@ def test_it_writes_curves_a_picture_and_a_config_that_a_run_accepts(folder):
         (("--source=none",), "none"),
         (("--source=run", "--write=mine.txt"), "expected a Python file, as configs/mine.py"),
         (("--source=run", "--levels=2"), "levels"),
+        (("--source=run", "--prompt=a cat"), "SongUNet reads no prompts"),
+        (("--source=pixart",), "give prompts and the encoder that reads them"),
+        (("--source=pixart", "--prompt=a cat"), "reads no prompts; leave them out, or give the"),
+        (("--source=run", "--encoder=t5"), "reads no captions; leave the encoder out"),
     ],
 )
 def test_what_is_refused(folder, flags, message):

@@ -11,31 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from flax import nnx
 from PIL import Image
 
 from simjax import config
 from simjax.models import build, port, samplers
 from simjax.models.model import Model
-from simjax.networks.vae import Autoencoder
-from simjax.porting.maps import pixart, rules
 from simjax.runs import report
 from simjax.runtime import checkpoint
 from simjax.runtime.monitor import to_uint8
 from simjax.text import captions
-from tests.helpers import checkpoints, subprocesses
+from tests.helpers import checkpoints, subprocesses, text_to_image
 from tests.helpers.configs import TEACHER, load
 from tests.helpers.encoder_files import write_encoder
-from tests.helpers.runs import keep_best, make_run, random_weights
-from tests.helpers.transformer_files import CONFIG, write_folder
+from tests.helpers.runs import keep_best, make_run
 
 pytestmark = pytest.mark.whole_runs  # a minute of one processor
 
 ROOT = Path(__file__).parent.parent
 MOST = 12  # samples of a line that is compared
-PIXART = config.PixArt(
-    resolution=8, width=48, depth=2, heads=3, caption_channels=32, caption_length=0
-)
 CAPTIONED = config.PixArt(
     resolution=8,
     image_channels=1,
@@ -135,12 +128,9 @@ def made(tmp_path_factory):
     captioned = make_run(folder / "captioned", load("captioned_digits"), CAPTIONED)
     checkpoints.write(folder / "net.pkl", TEACHER)
     for name, channels in (("pixart", 32), ("wide", 20)):
-        network = config.PixArt(**vars(PIXART) | {"caption_channels": channels})
-        options = config.complete(config.Config(), network, "ddpm_linear", 1.0)
-        tensors = rules.export(pixart.DIFFUSERS, random_weights(options, 0), network.depth)
-        write_folder(folder / name, tensors, CONFIG | {"caption_channels": channels})
+        text_to_image.write_pixart(folder / name, channels)
     write_encoder(folder / "t5")
-    write_autoencoder(folder / "vae")
+    text_to_image.write_autoencoder(folder / "vae")
     (folder / "prompts.txt").write_text(f"{PROMPTS[1]}\n\n")
     (folder / "empty.txt").write_text("\n")
     (folder / "broken").mkdir()
@@ -280,45 +270,6 @@ def test_pixart_with_its_encoder_and_autoencoder(made):
     pictures = tiles(grid, 4, 2)[:, 4:-4, 4:-4]
     assert len(np.unique(pictures, axis=0)) == 8
     assert pictures.std() > 10
-
-
-def write_autoencoder(folder):
-    """Random weights of a small AutoencoderKL, under diffusers' names."""
-    sizes = {"channels": (8,) * 4, "groups": 4, "blocks": 1} | {
-        "image_channels": 3,
-        "latent_channels": 4,
-        "scaling": 0.5,
-    }
-    like = nnx.eval_shape(lambda: Autoencoder(**sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    draw, tensors = np.random.default_rng(0), {}
-    for path, leaf in jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(like))):
-        value = 0.3 * draw.standard_normal(leaf.shape, np.float32)
-        *_, last = names = [key.key for key in path]
-        if last == "kernel":
-            value = np.ascontiguousarray(value.transpose(3, 2, 0, 1))
-        tensors[diffusers_name(".".join(names))] = value
-    values = {"block_out_channels": [8] * 4, "norm_num_groups": 4, "layers_per_block": 1}
-    values |= {"latent_channels": 4, "scaling_factor": 0.5, "_class_name": "AutoencoderKL"}
-    write_folder(folder, tensors, values)
-
-
-def diffusers_name(ours):
-    for pattern, theirs in (
-        (r"^encoder\.blocks\.level(\d)", r"encoder.down_blocks.\1"),
-        (r"^decoder\.blocks\.level(\d)", r"decoder.up_blocks.\1"),
-        (r"_block(\d)\.", r".resnets.\1."),
-        (r"_(down|up)\.conv", r".\1samplers.0.conv"),
-        (r"blocks\.mid\.resnets", "mid_block.resnets"),
-        (r"blocks\.mid_attention\.norm", "mid_block.attentions.0.group_norm"),
-        (r"blocks\.mid_attention\.(q|k|v)\w*", r"mid_block.attentions.0.to_\1"),
-        (r"blocks\.mid_attention\.proj", "mid_block.attentions.0.to_out.0"),
-        (r"\.mid_block(\d)\.", r".mid_block.resnets.\1."),
-        (r"\.skip\.", ".conv_shortcut."),
-        (r"\.norm_out\.", ".conv_norm_out."),
-        (r"\.(kernel|scale)$", ".weight"),
-    ):
-        ours = re.sub(pattern, theirs, ours)
-    return ours
 
 
 @pytest.mark.parametrize("line", list(MISTAKES))

@@ -9,14 +9,10 @@ import pytest
 from simjax import data
 from simjax.errors import ConfigError
 from tests.helpers import memory
+from tests.helpers.idx_files import encoded
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
 LABELS = np.array([3, 0, 1, 3, 2, 0], np.uint8)
-
-
-def encoded(array: np.ndarray) -> bytes:
-    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
-    return header + array.tobytes()
 
 
 @pytest.fixture

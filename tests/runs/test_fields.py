@@ -46,7 +46,7 @@ READ_BY_EVERY_RUN = {
     *("adversarial.fake_score_scale", "adversarial.generator_scale", "adversarial.divergence"),
     *("loss.name", "loss.distance", "loss.units", "loss.scale"),
     *("evaluation.reference", "evaluation.teacher_steps", "evaluation.batch"),
-    *("grid", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"),
+    *("probe", "grid", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"),
     "checkpoint_limit",  # of runs with several processes: the machines decide, not the config
 }
 

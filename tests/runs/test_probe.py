@@ -15,7 +15,7 @@ from simjax.errors import ConfigError
 from simjax.runs import probe as probing
 from simjax.runs.probe import files, proposals
 from simjax.runtime import sharding
-from tests.helpers import subprocesses
+from tests.helpers import idx_files, subprocesses
 
 CLASSES, MODES, SHAPE, NARROW = 3, 4, (4, 4, 1), 0.15
 
@@ -39,8 +39,10 @@ def centres() -> np.ndarray:
     return drawn.astype(np.float32)
 
 
-def teacher(change=lambda denoise: denoise, **fields) -> simjax.Model:
-    options = config.Config()
+def teacher(
+    change=lambda denoise: denoise, *, classes=CLASSES, data=config.Data(), **fields
+) -> simjax.Model:
+    options = config.Config(data=data)
     options.evaluation.batch = 256
     for name, value in fields.items():
         setattr(options.teacher, name, value)
@@ -49,7 +51,7 @@ def teacher(change=lambda denoise: denoise, **fields) -> simjax.Model:
         return change(lambda *args: exact(params, *args))(xt, sigma, cond)
 
     params = {"centres": centres()}
-    return simjax.from_function(called, params, shape=SHAPE, classes=CLASSES, config=options)
+    return simjax.from_function(called, params, shape=SHAPE, classes=classes, config=options)
 
 
 def names(found: probing.Probe) -> list[str]:
@@ -100,6 +102,54 @@ def test_parameters_that_are_not_finite_are_named():
     assert "centres" in found.findings[0].told
     assert found.curves is None and not found.changes
     json.dumps(found.to_dict())
+
+
+def test_classes_in_another_order_than_the_data_are_named(tmp_path):
+    """Without data nobody could tell: sampler and denoiser share the mistake."""
+    drawn = np.random.default_rng(1).normal(0, NARROW, (30, CLASSES, *SHAPE))
+    images = drawn + centres()[:, 0]
+    pixels = np.clip(np.round(127.5 * (images + 1)), 0, 255).astype(np.uint8)
+    labels = np.tile(np.arange(CLASSES, dtype=np.uint8), 30)
+    source = idx_files.write(tmp_path, pixels.reshape(-1, *SHAPE[:2]), labels)
+
+    def moved(denoise):
+        return lambda x, s, cond: denoise(x, s, jnp.roll(cond, 1, axis=-1))
+
+    assert names(probing.probe(teacher(moved))) == []
+    found = probing.probe(teacher(moved, data=config.Data(source=source)))
+    assert names(found) == ["labels"]
+    assert "class 0" in found.table() and "the network's class 2 best, and 3 of 3" in found.table()
+    assert names(probing.probe(teacher(data=config.Data(source=source)))) == []
+
+
+def test_more_classes_than_the_network_has_are_named():
+    def clamped(denoise):
+        return lambda x, s, cond: denoise(
+            x, s, jax.nn.one_hot(jnp.minimum(cond.argmax(-1), CLASSES - 1), CLASSES)
+        )
+
+    found = probing.probe(teacher(clamped, classes=5))
+    assert names(found) == ["labels"]
+    assert "the same for classes 2 and 3, 2 of 5" in found.findings[0].told
+
+
+def test_classes_that_are_not_read_are_named():
+    found = probing.probe(teacher(lambda denoise: lambda x, s, cond: denoise(x, s, 0 * cond)))
+    assert names(found) == ["labels"] and "does not read" in found.findings[0].told
+
+
+def test_a_call_whose_samples_diverge_is_named_by_what_mends_it():
+    """D is finite wherever the sampler begins, and its samples are not."""
+
+    def changed(denoise):
+        def called(x, s, cond):
+            far = (s > 60)[:, None, None, None]  # only a doubled sigma comes there
+            return denoise(x, 2 * s, cond) + jnp.where(far, 1e12 * x, 0)
+
+        return called
+
+    found = probing.probe(teacher(changed))
+    assert names(found) == ["sigma"] and "are not finite. Called" in found.findings[0].told
 
 
 def test_what_nothing_mends_is_said_to_be_so():

@@ -1,7 +1,7 @@
 """What is wrong with how a teacher is called: named by the correction that mends its curves."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from simjax.runs.probe.look import Look
 from simjax.runtime import sharding
 from simjax.typing import Condition, Denoise
 
+CONFIRMED = 3  # corrections that are tried once more with all samples; our choice
 GUIDED_SLOPE = 0.5  # our choice: scales up to 2 keep it on small teachers, 5 does not
 
 
@@ -26,7 +27,7 @@ class Finding:
 
     Attributes:
       name: weights, overflow (numbers that are not finite), sigma, scale, shift, family, guidance,
-        steps (the sampler stops early), or uncalibrated: nothing known mends the curves.
+        steps (the sampler stops early), labels, or uncalibrated: nothing known mends the curves.
       told: what was seen, and what to do.
     """
 
@@ -45,36 +46,40 @@ def not_finite(model: Model) -> list[str]:
     return [jax.tree_util.keystr(path) for path, is_finite in leaves if not is_finite]
 
 
-def overflow(look: Look, model: Model) -> Finding:
-    """The levels at which D is not finite, on noise of the data's scale."""
+def diverging(look: Look, model: Model, steps: int, explain: bool) -> Finding:
+    """Why samples are not finite: D is not, or the call is wrong."""
     shape = (look.count, *build.image_shape(model.config))
     deviation = model.config.teacher.sigma_data
     x0 = np.random.default_rng(look.seed).normal(0, deviation, shape).astype(np.float32)
-    found = look.curves(model, x0)
-    told = calibration.faults(found).get("finite", "the samples of its sampler are not finite")
+    curves = look.curves(model, x0)  # on noise of the data's scale
+    told = calibration.faults(curves).get("finite", "the samples of its sampler are not finite")
+    if explain and curves.is_finite:
+        found = _explained(look, corrections(model, curves, steps))
+        if found is not None:
+            return Finding(found.name, f"{told}. {found.remedy}")
     return Finding("overflow", f"{told}; compute in float32 or bfloat16.")
 
 
 def findings(
     look: Look, model: Model, curves: Curves, steps: int, explain: bool
 ) -> tuple[Finding, ...]:
-    """What is wrong with the call, named by the first correction that mends the curves."""
+    """What is wrong with the call, named by the correction that mends the curves."""
     faults = calibration.faults(curves)
     if not faults:
         return ()
     told = "; ".join(faults.values())
     if "finite" in faults:
         return (Finding("overflow", f"{told}; compute in float32 or bfloat16."),)
-    for correction in corrections(model, curves, steps) if explain else ():
-        x0 = look.drawn(correction.model, correction.steps)
-        if x0 is not None and not calibration.faults(look.curves(correction.model, x0)):
-            return (Finding(correction.name, f"{told}. {correction.remedy}"),)
-    if explain:
-        told += (
-            ". Guidance, sigma, scale, shift, preconditioning and the sampler's steps were varied"
-        )
-        told += ", and nothing mended it"
-    return (Finding("uncalibrated", f"{told}."),)
+    if not explain:
+        return (Finding("uncalibrated", f"{told}."),)
+    found = _explained(look, corrections(model, curves, steps))
+    if found is not None:
+        return (Finding(found.name, f"{told}. {found.remedy}"),)
+    told += (
+        ". Guidance, sigma, scale, shift, preconditioning and the sampler's steps were varied, and "
+        "nothing mended it."
+    )
+    return (Finding("uncalibrated", told),)
 
 
 def of_guidance(look: Look, model: Model, steps: int) -> tuple[Finding, ...]:
@@ -105,82 +110,103 @@ class Correction:
     remedy: str
 
 
-def corrections(model: Model, curves: Curves, steps: int) -> list[Correction]:
-    """Ways of calling the network that would mend the curves, if the name's fault is there."""
-    found = []
+def _explained(look: Look, groups: Iterable[list[Correction]]) -> Correction | None:
+    """The first group's correction whose curves have no faults, the best of its group."""
+    for group in groups:
+        ranked = []
+        for number, correction in enumerate(group):  # one batch of samples, for an impression
+            x0 = look.drawn(correction.model, correction.steps, first=True)
+            if x0 is not None:
+                strain = calibration.strain(look.curves(correction.model, x0))
+                ranked.append((strain, number, correction))
+        for _, _, correction in sorted(ranked, key=lambda found: found[:2])[:CONFIRMED]:
+            if _mends(look, correction):
+                return correction
+    return None
 
-    def add(name: str, denoise: Denoise, remedy: str) -> None:
-        found.append(Correction(name, dataclasses.replace(model, denoise=denoise), steps, remedy))
 
-    own, null = model.denoise, model.config.network.condition.null
-    found.append(
-        Correction(
-            "steps",
-            model,
-            4 * steps,
-            f"With {4 * steps} steps of the sampler instead of {steps} it is right: "
-            "teacher.sampler and its steps cut it short.",
-        )
+def _mends(look: Look, correction: Correction) -> bool:
+    """Whether all samples of the corrected call have curves without faults."""
+    x0 = look.drawn(correction.model, correction.steps)
+    return x0 is not None and not calibration.faults(look.curves(correction.model, x0))
+
+
+def corrections(model: Model, curves: Curves, steps: int) -> Iterator[list[Correction]]:
+    """Ways of calling the network that would mend the curves, if the name's fault is there.
+
+    In groups, the quick ones first: calls that differ in numbers alone share what is compiled.
+    """
+    config = model.config
+    told = (
+        f"With {4 * steps} steps of the sampler instead of {steps} it is right: teacher.sampler "
+        "and its steps cut it short."
     )
+    yield [Correction("steps", model, 4 * steps, told)]
+    yield list(_of_numbers(model, curves, steps))
+    if config.network.label_dim or config.network.condition.reads_prompts:
+        yield list(_of_scales(model, steps))
+    for families in _other_families(config):
+        yield [_of_family(model, family, steps) for family in families]
+
+
+def _of_numbers(model: Model, curves: Curves, steps: int) -> Iterator[Correction]:
+    """Another sigma, scale or shift."""
+    denoise = _changed(model.denoise)
+
+    def changed(name: str, remedy: str, **call: float) -> Correction:
+        params = {"network": model.params, "call": jax.tree.map(np.float32, UNCHANGED | call)}
+        called = dataclasses.replace(model, denoise=denoise, params=params)
+        return Correction(name, called, steps, remedy)
+
     for factor in (0.5, 2.0, 1e-3, 1e3):
-        add(
-            "sigma",
-            _with_sigma(own, factor),
-            f"Called with {factor:g} times sigma it is right: its convention of sigma is another.",
-        )
+        told = f"Called with {factor:g} times sigma it is right: another convention of sigma."
+        yield changed("sigma", told, sigma=factor)
     for factor in (0.5, 2.0):
-        add(
-            "scale",
-            _with_scale(own, factor),
-            f"Called with {factor:g} times xt it is right: its data are of another scale.",
-        )
+        told = f"Called with {factor:g} times xt it is right: its data are of another scale."
+        yield changed("scale", told, scale=factor)
     shift = float(curves.bias[0])
     if abs(shift) > 1e-3 * curves.deviation:
-        add(
-            "shift",
-            _with_shift(own, shift),
-            f"Called with xt - {shift:.3g} it is right: its data are shifted by that.",
+        told = f"Called with xt - {shift:.3g} it is right: its data are shifted by that."
+        yield changed("shift", told, shift=shift)
+
+
+def _of_scales(model: Model, steps: int) -> Iterator[Correction]:
+    """Without guidance of some scale."""
+    denoise = _without_guidance(model.denoise, model.config.network.condition.null)
+    for scale in (1.5, 2.0, 3.0, 4.0, 5.0, 7.5):
+        params = {"network": model.params, "scale": np.float32(scale)}
+        plain = dataclasses.replace(model, denoise=denoise, params=params)
+        told = (
+            f"It looks like guidance of scale {scale:g} inside the function: give the denoiser "
+            "itself, and the scale as teacher.guidance."
         )
-    found += [_of_family(model, family, steps) for family in _other_families(model.config)]
-    if model.config.network.label_dim or model.config.network.condition.reads_prompts:
-        for scale in (1.5, 2.0, 3.0, 4.0, 5.0, 7.5):
-            add(
-                "guidance",
-                _without_guidance(own, scale, null),
-                f"It looks like guidance of scale {scale:g} inside the function: give the "
-                "denoiser itself, and the scale as teacher.guidance.",
-            )
-    return found
+        yield Correction("guidance", plain, steps, told)
 
 
-def _with_sigma(denoise: Denoise, factor: float) -> Denoise:
-    def called(params, xt, sigma, cond, **options):
-        return denoise(params, xt, factor * sigma, cond, **options)
-
-    return called
+UNCHANGED = {"scale": 1.0, "shift": 0.0, "sigma": 1.0}
 
 
-def _with_scale(denoise: Denoise, factor: float) -> Denoise:
-    def called(params, xt, sigma, cond, **options):
-        return denoise(params, factor * xt, sigma, cond, **options)
+def _changed(denoise: Denoise) -> Denoise:
+    """D(scale xt - shift; sigma times a factor), of {"network": parameters, "call": the three}."""
 
-    return called
+    def changed(params, xt, sigma, cond, **options):
+        call = params["call"]
+        xt = call["scale"] * xt - call["shift"]
+        return denoise(params["network"], xt, call["sigma"] * sigma, cond, **options)
 
-
-def _with_shift(denoise: Denoise, shift: float) -> Denoise:
-    def called(params, xt, sigma, cond, **options):
-        return denoise(params, xt - shift, sigma, cond, **options)
-
-    return called
+    return changed
 
 
-def _without_guidance(denoise: Denoise, scale: float, null: Callable[[Condition], Condition]):
-    def called(params, xt, sigma, cond, **options):
-        guided = denoise(params, xt, sigma, cond, **options)
-        plain = denoise(params, xt, sigma, null(cond), **options)
-        return plain + (guided - plain) / scale
+def _without_guidance(denoise: Denoise, null: Callable[[Condition], Condition]) -> Denoise:
+    """What was guided by a scale, of {"network": parameters, "scale": it}."""
 
-    return called
+    def plain(params, xt, sigma, cond, **options):
+        network, scale = params["network"], params["scale"]
+        guided = denoise(network, xt, sigma, cond, **options)
+        without = denoise(network, xt, sigma, null(cond), **options)
+        return without + (guided - without) / scale
+
+    return plain
 
 
 def _tells_variances(network: c.Network) -> bool:
@@ -188,20 +214,17 @@ def _tells_variances(network: c.Network) -> bool:
     return any(field.name == "learn_sigma" for field in dataclasses.fields(network))
 
 
-def _other_families(config: c.Config) -> list[str]:
-    """Families whose networks have as many outputs as this one."""
+def _other_families(config: c.Config) -> list[list[str]]:
+    """Families whose networks have as many outputs as this one; then those that may have."""
     if isinstance(config.network, c.Own):
         return []
     own = config.teacher.precondition
-    return [
-        name
-        for name, family in FAMILIES.items()
-        if name != own
-        and (
-            _tells_variances(config.network)
-            or family.learned_variance == FAMILIES[own].learned_variance
-        )
-    ]
+    alike, others = [], []
+    for name, family in FAMILIES.items():
+        is_alike = family.learned_variance == FAMILIES[own].learned_variance
+        (alike if is_alike else others).append(name)
+    alike.remove(own)
+    return [alike, others] if _tells_variances(config.network) else [alike]
 
 
 def _of_family(model: Model, family: str, steps: int) -> Correction:

@@ -26,7 +26,7 @@ def picture(found: Probe) -> Image.Image:
         _draw_curves(above.subplots(2, 2), found)
         axes = below.subplots(len(found.images), 1, squeeze=False)[:, 0]
         for axis, (name, images) in zip(axes, found.images.items(), strict=True):
-            tiles = grid(to_uint8(images), len(images))
+            tiles = grid(to_uint8(images[..., :3]), len(images))  # of latents the first channels
             axis.imshow(tiles.squeeze(), cmap="gray", vmin=0, vmax=255, aspect="equal")
             axis.set_ylabel(name, rotation=0, ha="right", va="center")
             axis.set(xticks=[], yticks=[])

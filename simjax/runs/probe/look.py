@@ -1,12 +1,15 @@
 """A teacher's samples, and its denoiser's curves and one-call pictures on them."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from simjax import config as c
+from simjax.diffusion.families import FAMILIES
 from simjax.errors import ConfigError
 from simjax.evaluation import calibration
 from simjax.evaluation.calibration import Curves
@@ -14,95 +17,156 @@ from simjax.models import build, samplers
 from simjax.models.model import Model
 from simjax.runs import report
 from simjax.runtime import sharding
-from simjax.typing import Condition, Denoise, Float
+from simjax.typing import Condition, Denoise, Float, Images, PerExample
 
 SIGMA_INITS = (0.5, 1.0, 2.0)  # times the proposed one, of the pictures
+PICTURES = 10  # of each
+
+
+def conditions(model: Model, count: int, prompts: Sequence[str] = ()) -> Condition:
+    """What `count` samples are conditioned on: the prompts, the run's captions or the classes.
+
+    Raises:
+      ConfigError: a text-to-image model without any; prompts that nothing reads.
+    """
+    if prompts:
+        if model.read is None:
+            name = type(model.config.network).__name__
+            raise ConfigError(f"{name} reads no prompts; leave them out, or give the encoder.")
+        cond = model.read(prompts)
+        rows = np.arange(count) % len(prompts)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], cond)
+    if model.config.network.condition.reads_prompts and model.captions is None:
+        raise ConfigError(
+            "the probe of a text-to-image model needs captions: give prompts and the encoder that "
+            "reads them, or probe a run directory, which has its own."
+        )
+    classes = np.arange(count, dtype=np.int32) % max(model.classes, 1)
+    return jax.tree.map(np.asarray, model.asked(classes))
 
 
 class Look:
-    """Samples, noise and conditions of a probe, for the model and for its corrections."""
+    """Samples, noise and conditions of a probe, for a model and for other calls of its network.
 
-    def __init__(self, model: Model, samples: int, levels: int, seed: int):
-        if model.config.network.condition.reads_prompts and model.captions is None:
-            raise ConfigError(
-                "the probe of a text-to-image model needs captions: probe a run directory, which "
-                "has its own."
-            )
-        self.batch = sharding.rounded_up(min(model.config.evaluation.batch, samples), model.mesh)
-        self.count = -(-samples // self.batch) * self.batch
-        classes = np.arange(self.count, dtype=np.int32) % max(model.classes, 1)
-        self.cond = jax.tree.map(np.asarray, model.asked(classes))
+    What is compiled is kept for each denoiser; those that differ in their parameters alone share
+    it.
+
+    Args:
+      cond: of every sample, numpy.
+      levels: how many noise levels the curves have.
+    """
+
+    def __init__(self, model: Model, cond: Condition, levels: int, seed: int):
+        given = len(jax.tree.leaves(cond)[0])
+        self.batch = sharding.rounded_up(min(model.config.evaluation.batch, given), model.mesh)
+        self.count = -(-given // self.batch) * self.batch
+        self.rows = np.arange(self.count) % given
+        self.cond = jax.tree.map(lambda leaf: leaf[self.rows], cond)
         self.levels, self.seed = levels, seed
+        plain = dataclasses.replace(model, decode=lambda samples: samples)
+        self._drawing = report.drawing_of(plain, self.cond, self.count, seed)
+        self._made: dict[tuple[Any, ...], Any] = {}
 
-    def drawn(self, model: Model, steps: int) -> Float[np.ndarray, "n h w c"] | None:
-        """Samples of the model's own sampler, data units; None if they are not finite."""
-        sampler = samplers.many_steps(model, steps)
-        drawing = report.drawing_of(
-            dataclasses.replace(model, decode=lambda samples: samples),
-            self.cond,
-            self.count,
-            self.seed,
-        )
+    def drawn(
+        self, model: Model, steps: int, *, first: bool = False
+    ) -> Float[np.ndarray, "n h w c"] | None:
+        """Samples of the model's own sampler, data units; None if they are not finite.
+
+        Args:
+          first: of one batch alone.
+        """
+        sampler = self._kept(model, steps, lambda: samplers.many_steps(model, steps))
+        batches = self._drawing.images(sampler.function, model.params)
         try:
-            return np.concatenate(list(drawing.images(sampler.function, sampler.params)))
+            return next(batches) if first else np.concatenate(list(batches))
         except ConfigError:
             return None
 
-    def curves(self, model: Model, x0: Float[np.ndarray, "n h w c"]) -> Curves:
-        """The model's curves on these samples."""
-        denoise = _called(model)
+    def curves(
+        self, model: Model, x0: Float[np.ndarray, "n h w c"], *, trace: bool = True
+    ) -> Curves:
+        """The model's curves on these samples, as many as there are or one batch."""
+        program = self._program(model, trace)
         mean = x0.mean(0, keepdims=True)
-
-        @jax.jit
-        def program(params, x0, eps, sigma, cond):
-            def at(xt, sigma, cond):
-                return denoise(params, xt, sigma, cond)
-
-            return calibration.statistics(at, x0, eps, sigma, cond, mean)
-
         sigmas = calibration.levels(float(x0.std()), self.levels)
         eps = calibration.matched_noise(x0, self.seed)
         found = []
         for sigma in sigmas:
             level = np.full(self.batch, sigma, np.float32)
             parts = [
-                program(model.params, *self._placed(model, x0[rows], eps[rows], level, cond))
-                for rows, cond in self._batches()
+                program(model.params, mean, *_placed(model, x0[rows], eps[rows], level, cond))
+                for rows, cond in self._batches(len(x0))
             ]
             parts = [sharding.to_host(part) for part in parts]
             found.append({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
         sums = {name: np.stack([each[name] for each in found]) for name in found[0]}
-        return calibration.curves(sigmas, sums, x0)
+        return calibration.curves(sigmas, sums, x0, predicts_noise=_predicts_noise(model.config))
+
+    def denoised(
+        self, model: Model, xt: Float[np.ndarray, "n h w c"], sigma: float, cond: Condition
+    ) -> Float[np.ndarray, "n h w c"]:
+        """D of any number of examples, at one level; data units."""
+        denoise = self._kept(model, "denoised", lambda: jax.jit(called(model)))
+        level = np.full(self.batch, sigma, np.float32)
+        found = []
+        for start in range(0, len(xt), self.batch):
+            rows = np.arange(start, start + self.batch) % len(xt)
+            some, of_some = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (xt, cond))
+            inputs = _placed(model, some.astype(np.float32), level, of_some)
+            found.append(sharding.to_host(denoise(model.params, *inputs)))
+        return np.concatenate(found)[: len(xt)]
 
     def pictures(
         self, model: Model, x0: Float[np.ndarray, "n h w c"], sigma_init: float
     ) -> dict[str, Float[np.ndarray, "n h w c"]]:
         """Of the sampler, and of one call at the proposed sigma_init, half of it and twice it."""
-        rows = slice(0, min(self.batch, 10))
-        cond = jax.tree.map(lambda leaf: leaf[: self.batch], self.cond)
-        eps = np.random.default_rng(self.seed).standard_normal((self.batch, *x0.shape[1:]))
-        denoise = jax.jit(_called(model))
-        found = {"teacher": model.decode(x0[rows])}
-        for times in SIGMA_INITS:
-            sigma = np.full(self.batch, times * sigma_init, np.float32)
-            inputs = self._placed(model, np.float32(eps * times * sigma_init), sigma, cond)
-            called = sharding.to_host(denoise(model.params, *inputs))
-            found[f"sigma_init = {times * sigma_init:.3g}"] = model.decode(called[rows])
+        count = min(self.count, PICTURES)
+        cond = jax.tree.map(lambda leaf: leaf[:count], self.cond)
+        z = np.random.default_rng(self.seed).standard_normal((count, *x0.shape[1:]))
+        found = {"teacher": model.decode(x0[:count])}
+        for sigma in (times * sigma_init for times in SIGMA_INITS):
+            images = self.denoised(model, sigma * z, sigma, cond)
+            found[f"sigma_init = {sigma:.3g}"] = model.decode(images)
         return found
 
-    def _batches(self) -> Iterator[tuple[slice, Condition]]:
-        """Rows of all samples, and their conditions."""
-        for start in range(0, self.count, self.batch):
+    def _program(self, model: Model, trace: bool) -> Callable:
+        """`calibration.statistics` of the model's calls, compiled."""
+
+        def program(params, mean, x0, eps, sigma, cond):
+            def at(xt: Images, sigma: PerExample, cond: Condition) -> Images:
+                return called(model)(params, xt, sigma, cond)
+
+            return calibration.statistics(at, x0, eps, sigma, cond, mean, trace=trace)
+
+        return self._kept(model, ("curves", trace), lambda: jax.jit(program))
+
+    def _kept(self, model: Model, what: Any, make: Callable[[], Any]) -> Any:
+        """What was made for such calls of the network before, or is made now."""
+        key = model.denoise, model.config.teacher.guidance, what
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _batches(self, count: int) -> Iterator[tuple[slice, Condition]]:
+        """Rows of so many samples, and their conditions."""
+        for start in range(0, count, self.batch):
             rows = slice(start, start + self.batch)
             yield rows, jax.tree.map(lambda leaf, rows=rows: leaf[rows], self.cond)
 
-    @staticmethod
-    def _placed(model: Model, *trees: Any) -> Any:
-        where = sharding.batch_split(model.mesh)
-        return jax.tree.map(lambda leaf: sharding.placed(leaf, where), trees)
 
-
-def _called(model: Model) -> Denoise:
+def called(model: Model) -> Denoise:
     """D as the model calls it: on its devices, with its guidance."""
     denoise = build.on_devices(model.denoise, model.mesh, model.config)
     return build.guided(model.config, denoise, model.config.teacher.guidance)
+
+
+def _predicts_noise(config: c.Config) -> bool:
+    """Whether D's errors are its network's times sigma, at high levels."""
+    family = FAMILIES[config.teacher.precondition].precondition(config.teacher.sigma_data)
+    high = 1e3 * config.teacher.sigma_data
+    return bool(abs(family(jnp.full(1, high)).c_out[0]) > 0.1 * high)
+
+
+def _placed(model: Model, *trees: Any) -> Any:
+    where = sharding.batch_split(model.mesh)
+    return jax.tree.map(lambda leaf: sharding.placed(leaf, where), trees)

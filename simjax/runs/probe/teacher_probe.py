@@ -6,6 +6,7 @@ evaluation/calibration.py; from them settings for a distillation, and what is wr
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,9 @@ import numpy as np
 from simjax.evaluation import calibration
 from simjax.evaluation.calibration import Curves, Proposal
 from simjax.models.model import Model
-from simjax.runs.probe import diagnosis
+from simjax.runs.probe import diagnosis, labels
 from simjax.runs.probe.diagnosis import Finding
-from simjax.runs.probe.look import Look
+from simjax.runs.probe.look import Look, conditions
 from simjax.runs.probe.proposals import changes_of
 from simjax.runtime import settings, values
 from simjax.typing import Float
@@ -63,12 +64,8 @@ class Probe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as probe.json holds them."""
-        curves = self.curves and {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in dataclasses.asdict(self.curves).items()
-        }
         return {
-            "curves": curves,
+            "curves": self.curves and calibration.to_dict(self.curves),
             "proposal": self.proposal and dataclasses.asdict(self.proposal),
             "changes": {name: list(found) for name, found in self.changes.items()},
             "findings": [dataclasses.asdict(found) for found in self.findings],
@@ -86,10 +83,12 @@ def probe(
     levels: int = LEVELS,
     seed: int = 0,
     explain: bool = True,
+    prompts: Sequence[str] = (),
 ) -> Probe:
     """Looks at a teacher, in steps of its sampler and at noise levels of its data's scale.
 
     Args:
+      prompts: in turn, of a text-to-image model with an encoder; a run has captions of its own.
       explain: look for what would mend a call that is wrong; each possibility costs as much again.
 
     Raises:
@@ -104,14 +103,14 @@ def probe(
         model.config, teacher=dataclasses.replace(model.config.teacher, guidance=1.0)
     )
     plain = dataclasses.replace(model, config=config)
-    look = Look(plain, samples, levels, seed)
+    look = Look(plain, conditions(model, samples, prompts), levels, seed)
     if broken := diagnosis.not_finite(model):
         told = f"{broken[0]} and {len(broken) - 1} more" if broken[1:] else broken[0]
         told += " hold numbers that are not finite; port the weights again."
         return _nothing(Finding("weights", told), steps, began)
     x0 = look.drawn(plain, steps)
     if x0 is None:
-        return _nothing(diagnosis.overflow(look, plain), steps, began)
+        return _nothing(diagnosis.diverging(look, plain, steps, explain), steps, began)
     curves = look.curves(plain, x0)
     findings = diagnosis.findings(look, plain, curves, steps, explain)
     if model.config.teacher.guidance != 1 and not findings:
@@ -119,6 +118,8 @@ def probe(
     if not curves.is_finite:
         return dataclasses.replace(_nothing(findings[0], steps, began), curves=curves)
     proposal = calibration.propose(curves)
+    if not findings and (told := labels.fault(look, plain, x0, proposal.half)):
+        findings = (Finding("labels", told),)
     images = look.pictures(model, x0, proposal.sigma_init)
     seconds = time.monotonic() - began
     changes = changes_of(model.config, proposal)
