@@ -26,7 +26,7 @@ FINISHED = os.environ.get("README_RUN")
 # What a command needs that is not here: why it is left out.
 ELSEWHERE = {
     r"benchmark --config=configs/cifar10": "an accelerator, or an hour",
-    r"cifar10|imagenet|ffhq|DiT-XL": "weights from the network",
+    r"cifar10|imagenet|ffhq|DiT-XL|PixArt-XL": "weights from the network",
     r"sid\.pkl|sim\.pth|FOLDER|_FOLDER|CACHE": "weights or prompts of the reader's",
     r"--topology": "libtpu; tests/with_libtpu",
     r"idx:DIR": "data of the reader's",
