@@ -152,6 +152,7 @@ def test_nothing_else_is_left(continued, bucket):
         "checkpoints",
         "checkpoints_damaged",
         "best",
+        "probe.json",
         "report.json",
     }
 
