@@ -17,3 +17,15 @@ def write(folder: Path, images: np.ndarray, labels: np.ndarray, split: str = "tr
     (folder / f"{split}-images-idx3-ubyte").write_bytes(encoded(images))
     (folder / f"{split}-labels-idx1-ubyte").write_bytes(encoded(labels))
     return f"idx:{folder}"
+
+
+def write_squares(folder: Path, count: int, side: int, classes: int) -> str:
+    """Grey squares on black, the wider the higher their class, of any shade and place."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((count, side, side), np.uint8)
+    labels = np.arange(count) % classes
+    for image, label in zip(images, labels, strict=True):
+        width = 1 + label * (side - 1) // classes
+        row, column = rng.integers(0, side - width + 1, 2)
+        image[row : row + width, column : column + width] = rng.integers(100, 256)
+    return write(folder, images, labels.astype(np.uint8))
