@@ -1,31 +1,42 @@
-"""Score distillation methods side by side on the digits: figures from stored numbers, or anew.
+"""Score distillation methods side by side: figures from stored numbers, or anew.
 
-python notebooks/compare.py --plot              # the figure again, from comparison.json
-python notebooks/compare.py --out=FOLDER        # every run that FOLDER/comparison.json lacks
+python notebooks/compare.py --plot                # the figure again, from comparison.json
+python notebooks/compare.py --out=FOLDER          # every curve that FOLDER/comparison.json lacks
 python notebooks/compare.py --quick --out=FOLDER  # two minutes: whether it works, nothing more
+python notebooks/compare.py --config=configs/fashion.py --teacher=runs/fashion --out=FOLDER
 
-Five methods with the settings of configs/digits.py, at learning rates of 3e-4 (generator)
-and 6e-4 (fake score) and at ten times those,
-three seeds, each with a teacher of its own. As SIM's figure 2 (arXiv:2410.16794) in question, not
-in scale.
+On the digits: five methods with the settings of configs/digits.py, at learning rates of 3e-4
+(generator) and 6e-4 (fake score) and at ten times those, three seeds, each with a teacher of its
+own. With another config: six methods at 1, 3 and 10 times its learning rates, all from the teacher
+of one run. As SIM's figure 2 (arXiv:2410.16794) in question, not in scale.
+
+A curve is stored as soon as it is done. The same command again goes on where a kill ended it, and
+with other --seeds or --factors it adds their curves.
 """
 
 import argparse
+import copy
 import dataclasses
 import json
+import math
+import os
 import platform
 import runpy
 import tempfile
+import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib
 
 import simjax
+from simjax import config as c
 from simjax.models import samplers
 from simjax.runs import report, teacher
-from simjax.runtime import processes, storage
+from simjax.runtime import checkpoint, processes, storage
 from simjax.runtime.monitor import Monitor
 from simjax.typing import Params
 
@@ -34,52 +45,108 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
+DIGITS = "configs/digits.py"
+Metrics = dict[str, float]
+
+
+class Method(NamedTuple):
+    """A colour, Okabe and Ito's, and the fields of config.loss."""
+
+    color: str
+    loss: dict[str, Any]
+
+
 METHODS = {
-    "SIM, Pseudo-Huber": {"name": "sim", "distance": "pseudo_huber"},
-    "SIM, squared L2": {"name": "sim", "distance": "l2_squared", "c": simjax.Config().loss.c},
-    "SiD, alpha 1.0": {"name": "sid", "alpha": 1.0},
-    "SiD, alpha 1.2": {"name": "sid", "alpha": 1.2},
-    "Diff-Instruct": {"name": "diff_instruct"},
+    "SIM, Pseudo-Huber": Method("#0072b2", {"name": "sim", "distance": "pseudo_huber"}),
+    "SIM, squared L2": Method(
+        "#56b4e9", {"name": "sim", "distance": "l2_squared", "c": c.Loss().c}
+    ),
+    "SiD, alpha 1.0": Method("#d55e00", {"name": "sid", "alpha": 1.0}),
+    "SiD, alpha 1.2": Method("#e69f00", {"name": "sid", "alpha": 1.2}),
+    "SiD, alpha 0.5": Method("#cc79a7", {"name": "sid", "alpha": 0.5}),
+    "Diff-Instruct": Method("#009e73", {"name": "diff_instruct"}),
 }
-FACTORS = (1, 10)  # of both learning rates
-SEEDS = (0, 1, 2)
-STEPS, EVERY = 240, 40  # between measurements. Our choice
-SAMPLES = 600  # a measurement, against all 1797 real digits; our choice
-COLORS = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73")  # Okabe and Ito's
-METRIC = "pixels/frechet"
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
-    """How much is computed."""
+class Study:
+    """What is computed. Numbers are our choice.
 
-    methods: tuple[str, ...] = tuple(METHODS)
-    factors: tuple[int, ...] = FACTORS
-    seeds: tuple[int, ...] = SEEDS
-    steps: int = STEPS
-    every: int = EVERY
-    teacher_steps: int = 0  # 0: 1500
-    samples: int = SAMPLES
+    Args:
+      factors: of both learning rates.
+      every: steps between measurements.
+      teacher_steps: of a teacher that is trained here; 0: the config's.
+      samples: of a measurement.
+      config: relative to the repository.
+      teacher: the sha256 of the one that all curves start from; empty: trained here for each seed.
+    """
+
+    methods: tuple[str, ...] = tuple(name for name in METHODS if name != "SiD, alpha 0.5")
+    factors: tuple[float, ...] = (1, 10)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 240
+    every: int = 40
+    teacher_steps: int = 0
+    samples: int = 600
+    features: tuple[str, ...] = ("pixels",)
+    config: str = DIGITS
+    teacher: str = ""
 
 
-QUICK = Size(
-    methods=tuple(METHODS)[::2], factors=(1,), seeds=(0,), steps=4, every=2, teacher_steps=20
+OTHERS = Study(
+    methods=tuple(METHODS),
+    factors=(1, 3, 10),
+    seeds=(0,),
+    steps=600,
+    every=100,
+    samples=2000,
+    features=("pixels", "classifier"),
 )
+GROWING = ("methods", "factors", "seeds")  # a stored study may be given more of these
 
 
-def settings(size: Size, seed: int) -> simjax.Config:
-    """configs/digits.py, with a seed and the study's lengths."""
-    config = runpy.run_path(str(HERE.parent / "configs" / "digits.py"))["get_config"]()
-    config.seed, config.steps = seed, size.steps
+def quick(study: Study) -> Study:
+    """A few steps of half of the methods."""
+    few = {"factors": (1,), "seeds": (0,), "steps": 4, "every": 2, "teacher_steps": 20}
+    return dataclasses.replace(study, methods=study.methods[::2], **few)
+
+
+def settings(study: Study, seed: int) -> simjax.Config:
+    """The config's, with a seed and the study's lengths."""
+    config = runpy.run_path(str(ROOT / study.config))["get_config"]()
+    if study.config == DIGITS:
+        _with_a_better_teacher(config)
+    config.seed, config.steps = seed, study.steps
+    config.teacher.steps = study.teacher_steps or config.teacher.steps
+    config.evaluation.features = study.features
+    config.evaluation.samples = study.samples
+    return config
+
+
+def _with_a_better_teacher(config: simjax.Config) -> None:
+    """The digits' study: more attention and steps than configs/digits.py, and its own rates."""
     config.network.attention_resolutions = (4,)
-    config.teacher.steps = size.teacher_steps or 1500
+    config.teacher.steps = 1500
     config.teacher.optim.lr, config.teacher.optim.warmup_steps = 3e-3, 100
     config.teacher.ema.half_life_kimg, config.generator.ema.half_life_kimg = 8.85, 4.41
     config.generator.optim.lr, config.fake_score.optim.lr = 3e-4, 6e-4
-    config.evaluation.features = ("pixels",)
-    config.evaluation.metrics = ("frechet", "precision_recall")
-    config.evaluation.samples = size.samples
-    return config
+
+
+def train_teacher(study: Study, seed: int) -> simjax.Model:
+    """A teacher of this seed, with the study's settings."""
+    with tempfile.TemporaryDirectory() as scratch:
+        workdir = storage.absolute(scratch)
+        return teacher.obtain(settings(study, seed), workdir, Monitor(workdir))
+
+
+def teacher_of(run: str, study: Study, seed: int) -> simjax.Model:
+    """The teacher of a run, with the study's settings and the run's data."""
+    found = simjax.load(run, network="teacher")
+    config, made = settings(study, seed), found.config.teacher
+    config.data = found.config.data
+    config = c.complete(config, found.config.network, made.precondition, made.sigma_data)
+    return dataclasses.replace(found, config=config)
 
 
 class Measure:
@@ -91,68 +158,96 @@ class Measure:
         self._drawing = report.drawing(model, self._classes, 0)
         (self._one_step,) = samplers.generated(model, {"generator": model.params})
 
-    def generator(self, params: Params) -> dict[str, float] | None:
-        """Of one-step samples; None where they are not finite."""
+    def generator(self, params: Params) -> Metrics | None:
+        """Of one-step samples; None where these or a metric are not finite."""
         try:
-            return self.sampler(dataclasses.replace(self._one_step, params=params))
-        except simjax.ConfigError:
-            return None
+            found = self.sampler(dataclasses.replace(self._one_step, params=params))
+        except simjax.ConfigError as error:
+            if "not finite" in f"{error}":
+                return None
+            raise
+        return found if all(map(math.isfinite, found.values())) else None
 
-    def sampler(self, contestant: samplers.Sampler) -> dict[str, float]:
+    def sampler(self, contestant: samplers.Sampler) -> Metrics:
         """Of any sampler."""
         batches = self._drawing.draw(contestant.function, contestant.params)
         return self._evaluator.measure(batches, self._classes)[0]
 
 
 def curve(
-    model: simjax.Model, measure: Measure, size: Size, method: str, factor: int
-) -> list[dict[str, float] | None]:
+    model: simjax.Model, measure: Measure, study: Study, method: str, factor: float
+) -> list[Metrics | None]:
     """Metrics of the generator every so many steps; None once it has diverged."""
-    config = settings(size, model.config.seed)
-    for name, value in METHODS[method].items():
+    config = copy.deepcopy(model.config)
+    for name, value in METHODS[method].loss.items():
         setattr(config.loss, name, value)
     config.generator.optim.lr *= factor
     config.fake_score.optim.lr *= factor
     distillation = simjax.Distillation(model, config)
-    found = []
-    for step in range(0, size.steps + 1, size.every):
-        if step:
-            distillation.train(size.every)
+    found = [measure.generator(distillation.generator.params)]
+    points = 1 + study.steps // study.every
+    while len(found) < points and found[-1] is not None:  # a moving average stays not finite
+        distillation.train(study.every)
         found.append(measure.generator(distillation.generator.params))
-    return found
+    return found + [None] * (points - len(found))
 
 
-def run(folder: Path, size: Size) -> None:
-    """Every curve that is not stored yet; each is stored when it is done."""
+def run(folder: Path, study: Study, of_run: str = "") -> None:
+    """Every curve that is not stored yet; each is stored when it is done.
+
+    Args:
+      of_run: the directory of the run whose teacher is distilled; empty: one is trained a seed.
+    """
+    if of_run:
+        sha256 = checkpoint.params_sha256(simjax.load(of_run, network="teacher").params)
+        study = dataclasses.replace(study, teacher=sha256)
     stored = folder / "comparison.json"
-    sizes = json.loads(json.dumps(dataclasses.asdict(size)))  # tuples as lists
-    study = {"size": sizes, "curves": [], "teachers": {}}
-    if stored.exists():
-        study = json.loads(stored.read_text())
-        if study["size"] != sizes:
-            raise SystemExit(f"{stored} holds a study of another size: choose another --out.")
-    study["versions"] = versions()
-    done = {(c["method"], c["factor"], c["seed"]) for c in study["curves"]}
-    for seed in size.seeds:
-        wanted = [(m, f, seed) for f in size.factors for m in size.methods]
-        wanted = [key for key in wanted if key not in done]
+    found = _begun(stored, study)
+    done = {(one["method"], one["factor"], one["seed"]) for one in found["curves"]}
+    for seed in study.seeds:
+        wanted = [(method, factor) for factor in study.factors for method in study.methods]
+        wanted = [(m, factor) for m, factor in wanted if (m, factor, seed) not in done]
         if not wanted:
             continue
-        config = settings(size, seed)
-        with tempfile.TemporaryDirectory() as scratch:
-            workdir = storage.absolute(scratch)
-            model = teacher.obtain(config, workdir, Monitor(workdir))
+        model = teacher_of(of_run, study, seed) if of_run else train_teacher(study, seed)
         measure = Measure(model)
-        many = samplers.many_steps(model, model.config.evaluation.teacher_steps[0])
-        study["teachers"][str(seed)] = measure.sampler(many)
-        for method, factor, _ in wanted:
-            print(f"seed {seed}, {method}, learning rates x {factor}", flush=True)
-            found = curve(model, measure, size, method, factor)
-            study["curves"].append(
-                {"method": method, "factor": factor, "seed": seed, "metrics": found}
-            )
-            storage.write_json(stored, study)
+        if str(seed) not in found["teachers"]:
+            many = samplers.many_steps(model, model.config.evaluation.teacher_steps[0])
+            found["teachers"][str(seed)] = measure.sampler(many)
+            storage.write_json(stored, found)
+        for method, factor in wanted:
+            print(f"seed {seed}, {method}, learning rates x {factor:g}", flush=True)
+            begun = time.monotonic()
+            metrics = curve(model, measure, study, method, factor)
+            if None in metrics:
+                print(f"diverged before step {study.every * metrics.index(None)}", flush=True)
+            key = {"method": method, "factor": factor, "seed": seed}
+            seconds = round(time.monotonic() - begun, 1)
+            found["curves"].append(key | {"seconds": seconds, "metrics": metrics})
+            storage.write_json(stored, found)
     print(f"written to {stored}")
+
+
+def _begun(stored: Path, study: Study) -> dict[str, Any]:
+    """What comparison.json holds, with what the study adds to it; or a new one."""
+    found = {"size": dataclasses.asdict(study), "curves": [], "teachers": {}}
+    if stored.exists():
+        found = json.loads(stored.read_text())
+        before = _study(found)
+        union = {n: (*getattr(before, n), *getattr(study, n)) for n in GROWING}
+        union = {name: tuple(dict.fromkeys(values)) for name, values in union.items()}
+        if dataclasses.replace(before, **union) != dataclasses.replace(study, **union):
+            raise SystemExit(
+                f"{stored} holds a study of another size or teacher: choose another --out."
+            )
+        found["size"] = dataclasses.asdict(dataclasses.replace(study, **union))
+    return found | {"versions": versions()}
+
+
+def _study(found: dict[str, Any]) -> Study:
+    """The study that a comparison.json is of."""
+    values = found["size"].items()
+    return Study(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
 
 
 def versions() -> dict[str, str]:
@@ -163,44 +258,69 @@ def versions() -> dict[str, str]:
 
 
 def plot(folder: Path) -> None:
-    """comparison.png: a panel for each learning rate; mean, minimum and maximum of the seeds."""
-    study = json.loads((folder / "comparison.json").read_text())
-    size = Size(**study["size"])
+    """comparison.png: a row for each feature space, a column for each factor."""
+    found = json.loads((folder / "comparison.json").read_text())
+    study = _study(found)
+    rows, columns = len(study.features), len(study.factors)
     figure, axes = plt.subplots(
-        1, len(size.factors), figsize=(4.6 * len(size.factors), 3.8), sharey=True, squeeze=False
+        rows, columns, figsize=(4.6 * columns, 3.8 * rows), sharey="row", squeeze=False
     )
-    steps = range(0, size.steps + 1, size.every)
-    teachers = [metrics[METRIC] for metrics in study["teachers"].values()]
-    reference = sum(teachers) / len(teachers)
-    for axis, factor in zip(axes[0], size.factors, strict=True):
-        for color, method in zip(COLORS, METHODS, strict=True):
-            curves = [
-                [None if at is None else at[METRIC] for at in c["metrics"]]
-                for c in study["curves"]
-                if (c["method"], c["factor"]) == (method, factor)
-            ]
-            whole = [at for at in zip(*curves, strict=True) if None not in at]
-            if not whole:
-                continue
-            shown = steps[: len(whole)]
-            axis.plot(shown, [sum(at) / len(at) for at in whole], color=color, label=method)
-            axis.fill_between(
-                shown, [min(at) for at in whole], [max(at) for at in whole], color=color, alpha=0.15
-            )
-        axis.axhline(reference, color="black", linestyle=":", linewidth=1)
-        axis.set_title("learning rates of configs/digits.py" + (f" x {factor}" * (factor != 1)))
-        axis.set_xlabel("distillation step")
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("Frechet distance in pixels")
+    for row, space in zip(axes, study.features, strict=True):
+        metric = f"{space}/frechet"
+        teachers = [metrics[metric] for metrics in found["teachers"].values()]
+        reference = sum(teachers) / len(teachers)
+        for axis, factor in zip(row, study.factors, strict=True):
+            curves = [one for one in found["curves"] if one["factor"] == factor]
+            _draw(axis, study, curves, metric)
+            axis.axhline(reference, color="black", linestyle=":", linewidth=1)
+            axis.set_title(f"learning rates of {study.config}" + f" x {factor:g}" * (factor != 1))
+        row[0].set_ylabel(f"Frechet distance in {SPACES[space]}")
+        row[0].text(0, reference * 1.03, "teacher, 35 evaluations", fontsize=8)
     axes[0, -1].legend(frameon=False, fontsize=8)
-    axes[0, 0].text(0, reference * 1.03, "teacher, 35 evaluations", fontsize=8)
     figure.tight_layout()
     figure.savefig(folder / "comparison.png", dpi=110)
+    plt.close(figure)
     print(f"drawn as {folder / 'comparison.png'}")
+
+
+SPACES = {"pixels": "pixels", "classifier": "the classifier's features"}
+
+
+def _draw(axis: plt.Axes, study: Study, curves: Sequence[dict[str, Any]], metric: str) -> None:
+    """Mean, minimum and maximum of the seeds; a cross where the first of them diverges."""
+    steps = range(0, study.steps + 1, study.every)
+    for name in study.methods:
+        color = METHODS[name].color
+        values = [
+            [None if at is None else at[metric] for at in one["metrics"]]
+            for one in curves
+            if one["method"] == name
+        ]
+        whole = [at for at in zip(*values, strict=True) if None not in at]
+        if not whole:
+            continue
+        shown, means = steps[: len(whole)], [sum(at) / len(at) for at in whole]
+        axis.plot(shown, means, color=color, label=name)
+        axis.fill_between(
+            shown, [min(at) for at in whole], [max(at) for at in whole], color=color, alpha=0.15
+        )
+        if len(whole) < len(steps):
+            axis.plot(shown[-1], means[-1], "x", color=color)
+    axis.set_xlabel("distillation step")
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.grid(alpha=0.3)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """A flag's list.
+
+    >>> numbers("1,3,0.5")
+    (1, 3, 0.5)
+    """
+    return tuple(json.loads(f"[{text}]"))
 
 
 def main() -> None:
@@ -209,11 +329,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "comparison")
     parser.add_argument("--plot", action="store_true", help="only draw what is stored")
     parser.add_argument("--quick", action="store_true", help="whether it works; no result")
+    parser.add_argument("--config", type=Path, default=ROOT / DIGITS, help="default: the digits")
+    parser.add_argument("--teacher", default="", help="run directory; default: trained here")
+    parser.add_argument("--seeds", type=numbers, help="as 0,1,2")
+    parser.add_argument("--factors", type=numbers, help="of the learning rates, as 1,3,10,30")
+    parser.add_argument("--steps", type=int, help="of distillation")
+    parser.add_argument("--every", type=int, help="steps between measurements")
+    parser.add_argument("--samples", type=int, help="of a measurement")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     processes.reuse_compiled()
     if not given.plot:
-        run(given.out, QUICK if given.quick else Size())
+        config = os.path.relpath(given.config.resolve(), ROOT.resolve())
+        study = Study() if config == DIGITS else dataclasses.replace(OTHERS, config=config)
+        study = quick(study) if given.quick else study
+        fields = ("seeds", "factors", "steps", "every", "samples")
+        chosen = {n: getattr(given, n) for n in fields if getattr(given, n) is not None}
+        run(given.out, dataclasses.replace(study, **chosen), given.teacher)
     plot(given.out)
 
 

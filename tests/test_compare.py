@@ -1,0 +1,113 @@
+"""notebooks/compare.py: stored numbers become a figure, and a study goes on where it ended."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import simjax
+from simjax import config as c
+from tests.helpers import idx_files
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+SIDE, CLASSES = 4, 3
+METHODS = ("SIM, Pseudo-Huber", "SiD, alpha 0.5")
+TOO_LARGE = 1e50  # times a learning rate: infinite in float32
+
+
+@pytest.fixture(scope="module")
+def compare():
+    spec = importlib.util.spec_from_file_location("compare", NOTEBOOKS / "compare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def study(compare, tmp_path, monkeypatch):
+    """Two methods from a linear denoiser, on squares of 4 x 4 pixels; seconds."""
+    source = idx_files.write_squares(tmp_path, count=60, side=SIDE, classes=CLASSES)
+
+    def teacher(study, seed):
+        config = c.Config(seed=seed, steps=study.steps, batch=4)
+        config.data.source = source
+        config.evaluation = c.Evaluation(
+            features=study.features, samples=study.samples, teacher_steps=(2,), batch=8
+        )
+
+        def denoise(params, xt, sigma, cond):
+            shade = (cond @ params["shade"])[:, None, None, None]
+            return shade + params["gain"] * xt / (1 + sigma[:, None, None, None] ** 2)
+
+        params = {"shade": [-0.5, 0.0, 0.5], "gain": 0.5}
+        params = {name: np.asarray(value, np.float32) for name, value in params.items()}
+        shape = (SIDE, SIDE, 1)
+        return simjax.from_function(denoise, params, shape=shape, classes=CLASSES, config=config)
+
+    monkeypatch.setattr(compare, "train_teacher", teacher)
+    few = {"factors": (1, TOO_LARGE), "seeds": (0,), "steps": 4, "every": 2, "samples": 16}
+    return compare.Study(METHODS, **few, features=("pixels", "classifier"), config="configs/x.py")
+
+
+def stored(folder: Path) -> dict:
+    return json.loads((folder / "comparison.json").read_text())
+
+
+def test_the_digits_stored_numbers_are_drawn(compare, tmp_path):
+    shutil.copy(NOTEBOOKS / "comparison" / "comparison.json", tmp_path)
+    compare.plot(tmp_path)
+    committed = Image.open(NOTEBOOKS / "comparison" / "comparison.png").size
+    assert Image.open(tmp_path / "comparison.png").size == committed
+
+
+def test_a_curve_that_diverges_is_recorded_and_ends_nothing_else(compare, study, tmp_path):
+    study = dataclasses.replace(study, methods=METHODS[1:], factors=(TOO_LARGE, 1))
+    compare.run(tmp_path, study)
+    diverged, good = stored(tmp_path)["curves"]
+    assert (diverged["factor"], good["factor"]) == study.factors
+    assert diverged["metrics"] == [good["metrics"][0], None, None]  # from the same noise
+    assert None not in good["metrics"] and len(good["metrics"]) == 3
+    named = {"pixels/frechet", "classifier/frechet", "classifier/class_agreement"}
+    assert all(named <= set(metrics) for metrics in good["metrics"])
+    compare.plot(tmp_path)
+    assert Image.open(tmp_path / "comparison.png").size == (2 * 506, 2 * 418)
+
+
+def test_a_killed_study_computes_what_it_lacks(compare, study, tmp_path, monkeypatch):
+    computed = []
+
+    def curve(model, measure, study, method, factor):
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+        computed.append((model.config.seed, method, factor))
+        return [{"pixels/frechet": 1.0}] * 3
+
+    monkeypatch.setattr(compare, "curve", curve)
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(tmp_path, study)
+    assert len(stored(tmp_path)["curves"]) == 3
+    before, computed[:] = computed[:], []
+    compare.run(tmp_path, study)
+    assert [*before, *computed] == [(0, name, f) for f in study.factors for name in METHODS]
+    computed.clear()
+    compare.run(
+        tmp_path, dataclasses.replace(study, seeds=(1,), factors=(1,))
+    )  # of which it lacks all
+    assert computed == [(1, name, 1) for name in METHODS]
+    assert stored(tmp_path)["size"]["seeds"] == [0, 1]
+    assert set(stored(tmp_path)["teachers"]) == {"0", "1"}
+
+
+@pytest.mark.parametrize("change", [{"samples": 17}, {"steps": 6}, {"teacher": "another's"}])
+def test_a_study_of_another_kind_is_refused(compare, study, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(compare, "curve", lambda *_: [None] * 3)
+    compare.run(tmp_path, dataclasses.replace(study, factors=(1,)))
+    before = stored(tmp_path)
+    with pytest.raises(SystemExit, match="another size or teacher: choose another --out"):
+        compare.run(tmp_path, dataclasses.replace(study, **change))
+    assert stored(tmp_path) == before
