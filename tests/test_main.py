@@ -1,10 +1,7 @@
 """The command as a user runs it: a whole run, kills and restarts, mistakes, a finished run."""
 
 import json
-import os
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +9,8 @@ import pytest
 from PIL import Image
 
 from simjax.models import exported
-from tests.helpers import subprocesses
-from tests.helpers.command import TINY, command, refused, run
-
-
-def checksums(workdir: Path) -> dict[str, int]:
-    """Of every tree of the last checkpoint, from the note beside it."""
-    note = workdir / "checkpoints" / "24" / "note" / "metadata"
-    return json.loads(note.read_text())["checksums"]
-
-
-def logged(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+from tests.helpers import killed, subprocesses
+from tests.helpers.command import TINY, refused, run
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +55,7 @@ def test_a_run_leaves_everything_that_a_person_looks_for(finished):
 
 def test_metrics_show_training_health(finished):
     workdir, _ = finished
-    lines = [line for line in logged(workdir) if line["stage"] == "sim"]
+    lines = killed.logged(workdir, "sim")
     assert [line["step"] for line in lines] == list(range(2, 25, 2))
     keys = set().union(*lines)
     assert {
@@ -115,38 +102,14 @@ def test_a_finished_run_is_sampled_and_exported(finished, tmp_path):
 @pytest.mark.whole_runs
 def test_killed_twice_and_started_again_a_run_ends_bitwise_equal(finished, tmp_path):
     workdir = tmp_path / "run"
-    for kill_after in (5, 14):  # steps logged; neither is where a checkpoint was written
-        process = subprocess.Popen(
-            command(workdir, *TINY),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ,
-        )
-        while process.poll() is None and not has_reached(workdir, kill_after):
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert not (workdir / "report.json").exists()
+    for steps in (5, 14):  # neither is where a checkpoint was written
+        killed.kill_at(workdir, steps, TINY)
     last = run(workdir, *TINY)
     assert last.returncode == 0, last.stderr
     assert "continuing from step" in last.stdout
-    assert checksums(workdir) == checksums(finished[0])
-    shas = [
-        json.loads((path / "report.json").read_text())["generator_sha256"]
-        for path in (workdir, finished[0])
-    ]
-    assert shas[0] == shas[1]
-    steps = [line["step"] for line in logged(workdir) if line["stage"] == "sim"]
+    killed.assert_equal(workdir, finished[0], step=24)
+    steps = [line["step"] for line in killed.logged(workdir, "sim")]
     assert steps == list(range(2, 25, 2))  # what the killed runs logged too far is forgotten
-
-
-def has_reached(workdir: Path, step: int) -> bool:
-    try:
-        text = (workdir / "metrics.jsonl").read_text()
-    except FileNotFoundError:
-        return False
-    lines = [json.loads(line) for line in text.splitlines()[:-1]]
-    return any(line["stage"] == "sim" and line["step"] >= step for line in lines)
 
 
 @pytest.mark.parametrize(
