@@ -21,14 +21,16 @@ from tests.helpers.configs import DIRECTORY, PARAMETERS, load, shrunk, small
 
 WITH_SID = ("cifar10", "cifar10_uncond", "imagenet64", "ffhq64", "afhqv2_64")
 LATENTS = ("imagenet256_dit", "imagenet256_sit", "pixart512")
-EXPERIMENTS = ("digits", "captioned_digits", *WITH_SID, *LATENTS)
+EXPERIMENTS = ("digits", "captioned_digits", "emoji", "fashion", *WITH_SID, *LATENTS)
 VARIANTS = (
     *((name, "sid") for name in (*WITH_SID, "imagenet256_sit")),
     *((name, "lsg") for name in ("imagenet256_dit", "imagenet256_sit")),
     *(("digits", method) for method in ("flow", "flow_guided", "sid", "sid_half", "real_uid")),
+    *(("fashion", method) for method in ("sid", "sid_half", "diff_instruct", "real_uid")),
 )
 WITH_LOGITS = (
     ("digits", "sida"),
+    ("fashion", "sida"),
     *((name, method) for name in WITH_SID for method in ("sida", "sid2a")),
 )
 OTHER_TEACHERS = {
@@ -183,6 +185,9 @@ SEVERAL = {
     ("digits", "two_steps"): (1.25, 0.3846),
     ("digits", "four_steps"): (1.25, 0.7143, 0.3846, 0.1613),
     ("captioned_digits", "four_steps"): (1.25, 0.7143, 0.3846, 0.1613),
+    ("fashion", "two_steps"): (2.33, 0.5381),
+    ("fashion", "four_steps"): (2.33, 1.1043, 0.5381, 0.2120),
+    ("emoji", "four_steps"): (5.0, 1.6667, 0.7143, 0.2632),
     ("imagenet256_sit", "four_steps"): (999.0, 2.988, 0.998, 0.3329),  # SiD-DiT
     ("imagenet256_sit", "sim_four_steps"): (999.0, 2.988, 0.998, 0.3329),
     ("pixart512", "four_steps"): (2.5, 1.1538, 0.5556, 0.2174),

@@ -30,6 +30,7 @@ ELSEWHERE = {
     r"sid\.pkl|sim\.pth|FOLDER|_FOLDER|CACHE": "weights or prompts of the reader's",
     r"--topology": "libtpu; tests/with_libtpu",
     r"idx:DIR": "data of the reader's",
+    r"emoji": "a colour font, and hours; tests/test_emoji.py",
     r"gs://": "a bucket; tests/whole_runs/test_bucket.py",
     r"^pytest|^pip install": "these tests themselves",
     r"^tensorboard|xprof": "a server",

@@ -1,0 +1,181 @@
+"""Emoji for the text path in colour: a captioned zip from a colour font, a strip of samples.
+
+python notebooks/emoji.py --out=data/emoji.zip              # what configs/emoji.py reads
+python notebooks/emoji.py --font=FILE --out=data/emoji.zip  # a font that is not installed
+python notebooks/emoji.py --strip RUN_ONE RUN_FOUR --out=notebooks/images/emoji.png
+
+The zip has EDM's format: 32 x 32 RGB images on white, a class for each emoji of configs/emoji.py,
+and in dataset.json the classes' captions, their Unicode names. A demonstration, not a benchmark:
+the images are small shifts and sizes of one drawing an emoji, and all of them train the teacher.
+"""
+
+import argparse
+import io
+import json
+import runpy
+import textwrap
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+import simjax
+from simjax import config as c
+
+matplotlib.use("Agg")  # no screen is needed
+import matplotlib.pyplot as plt  # noqa: E402
+
+HERE = Path(__file__).parent
+CONFIG = runpy.run_path(str(HERE.parent / "configs" / "emoji.py"))
+FONT = "NotoColorEmoji"  # bitmaps of 136 x 128 pixels, at one size alone
+FONT_SIZE, GLYPH = 109, (136, 128)
+NO_CHARACTER = "\U0010ffff"  # that no font has
+INSTALL = "apt install fonts-noto-color-emoji on Debian and Ubuntu, or --font=FILE"
+
+# All our choice.
+SIDE = 32  # pixels of an image
+SIDES = range(26, 31)  # of the emoji inside it
+SHIFT = 1  # pixels from the centre, at most
+EACH = 16  # images of an emoji
+SEED = 0  # of sizes and shifts
+SHOWN = "🦊🐸🐧🍓🍕🌵🚀🎈"  # in the strip, before the emoji that were left out of training
+COLUMN = 14  # characters of a prompt in a line
+
+Draw = Callable[[str], Image.Image]  # a character -> its picture, RGBA
+
+
+def find_font(given: Path | None) -> Path:
+    """The font that was given, or the first of its name among the installed ones."""
+    if given is not None:
+        if not given.is_file():
+            raise SystemExit(f"--font={given}: no such file; expected {FONT}.ttf ({INSTALL}).")
+        return given
+    installed = [Path(path) for path in font_manager.findSystemFonts()]
+    found = sorted(path for path in installed if path.stem == FONT)
+    if not found:
+        raise SystemExit(
+            f"No {FONT}.ttf among the {len(installed)} fonts that are installed: {INSTALL}."
+        )
+    return found[0]
+
+
+def drawing(font: Path) -> Draw:
+    """Draws characters with a colour font."""
+    try:
+        loaded = ImageFont.truetype(str(font), FONT_SIZE)
+    except OSError as error:
+        raise SystemExit(
+            f"{font}: {error}; expected {FONT}.ttf with bitmaps of size {FONT_SIZE} ({INSTALL})."
+        ) from error
+
+    def drawn(character: str) -> Image.Image:
+        picture = Image.new("RGBA", GLYPH)
+        ImageDraw.Draw(picture).text((0, 0), character, font=loaded, embedded_color=True)
+        return picture
+
+    missing = drawn(NO_CHARACTER)
+
+    def draw(character: str) -> Image.Image:
+        picture = drawn(character)
+        if picture == missing:
+            raise SystemExit(
+                f"{font} lacks {character} (U+{ord(character):X}); expected {FONT}.ttf of 2020 or "
+                f"later ({INSTALL})."
+            )
+        return picture
+
+    return draw
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """A square RGB picture with the drawing in its middle."""
+    side = max(picture.size)
+    square = Image.new("RGBA", (side, side), "white")
+    corner = ((side - picture.width) // 2, (side - picture.height) // 2)
+    square.alpha_composite(picture.convert("RGBA"), corner)
+    return square.convert("RGB")
+
+
+def placed(square: Image.Image, side: int, shift: tuple[int, int]) -> Image.Image:
+    """An image of SIDE pixels with the square, resized to `side`, shifted from the centre."""
+    image = Image.new("RGB", (SIDE, SIDE), "white")
+    left, top = ((SIDE - side) // 2 + by for by in shift)
+    image.paste(square.resize((side, side), Image.Resampling.LANCZOS), (left, top))
+    return image
+
+
+def make_zip(out: Path, characters: str, captions: tuple[str, ...], draw: Draw) -> np.ndarray:
+    """Writes EACH images of every character; returns them, uint8 (n, h, w, 3).
+
+    Files sort by number, then by class: the first images are of all classes in turn.
+    """
+    rng = np.random.default_rng(SEED)
+    squares = [on_white(draw(character)) for character in characters]
+    images, labels = [], []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(out, "w") as archive:
+        for number in range(EACH):
+            for label, square in enumerate(squares):
+                shift = tuple(rng.integers(-SHIFT, SHIFT + 1, 2).tolist())
+                image = placed(square, int(rng.choice(SIDES)), shift)
+                name, content = f"{number:05d}/img{label:08d}.png", io.BytesIO()
+                image.save(content, format="png")
+                archive.writestr(zipfile.ZipInfo(name), content.getvalue())  # of no time of day
+                images.append(np.asarray(image))
+                labels.append((name, label))
+        about = json.dumps({"labels": labels, "captions": captions})
+        archive.writestr(zipfile.ZipInfo("dataset.json"), about)
+    return np.stack(images)
+
+
+def strip(one: str, four: str, out: Path) -> None:
+    """Samples of both runs' generators and of the first one's teacher, for the same prompts."""
+    names = dict(zip(CONFIG["EMOJI"], CONFIG["WORDS"], strict=True)) | CONFIG["LEFT_OUT"]
+    teacher = simjax.load(one, network="teacher")
+    template = teacher.config.text.held_out[0]
+    shown = [*SHOWN, *CONFIG["LEFT_OUT"]]
+    given = {"count": len(shown), "prompts": [template.format(names[each]) for each in shown]}
+    steps = teacher.config.evaluation.teacher_steps[0]
+    rows = {"teacher": simjax.draw(teacher, steps=steps, **given)}
+    for run in (four, one):
+        generator = simjax.load(run)
+        calls = len(c.generator_levels(generator.config.generator))
+        rows["one step" if calls == 1 else f"{calls} steps"] = simjax.draw(generator, **given)
+    figure, axes = plt.subplots(len(rows), len(shown), figsize=(0.8 * len(shown), 3.0))
+    for row, (name, images) in zip(axes, rows.items(), strict=True):
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for axis, image in zip(row, images, strict=True):
+            axis.imshow((image.clip(-1, 1) + 1) / 2, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    for axis, prompt in zip(axes[0], given["prompts"], strict=True):
+        axis.set_title(textwrap.fill(prompt, COLUMN), fontsize=7)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(out, dpi=120)
+
+
+def main() -> None:
+    """Reads the flags; makes the zip or the strip."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="the zip, or the strip's PNG")
+    parser.add_argument("--font", type=Path, help=f"default: the installed {FONT}.ttf")
+    parser.add_argument("--strip", nargs=2, metavar=("RUN_ONE", "RUN_FOUR"))
+    given = parser.parse_args()
+    if given.strip:
+        strip(*given.strip, given.out)
+    else:
+        draw = drawing(find_font(given.font))
+        images = make_zip(given.out, CONFIG["EMOJI"], CONFIG["WORDS"], draw) / 127.5 - 1
+        print(
+            f"{len(images)} images of {len(CONFIG['EMOJI'])} emoji; mean {images.mean():.2f}, "
+            f"deviation {images.std():.2f} (teacher.sigma_data)"
+        )
+    print(f"written to {given.out}")
+
+
+if __name__ == "__main__":
+    main()
