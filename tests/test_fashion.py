@@ -50,8 +50,8 @@ def test_a_shortened_run_ends_with_its_table_and_pictures(finished):
     assert {"pixels", "classifier"} == set(report["protocol"])
     for row in report["rows"]:
         assert np.isfinite(list(row["metrics"].values())).all()
-    assert Image.open(finished / "samples" / "teacher.png").size == (280, 280)
-    assert Image.open(finished / "samples" / "progress.png").size[0] == 280
+    assert Image.open(finished / "samples" / "teacher.png").size == (640, 640)
+    assert Image.open(finished / "samples" / "progress.png").size[0] == 640
 
 
 @pytest.mark.whole_runs
