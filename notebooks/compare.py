@@ -78,6 +78,7 @@ class Study:
       every: steps between measurements.
       teacher_steps: of a teacher that is trained here; 0: the config's.
       samples: of a measurement.
+      batch: images in a step of distillation; 0: the config's.
       config: relative to the repository.
       teacher: the sha256 of the one that all curves start from; empty: trained here for each seed.
     """
@@ -89,6 +90,7 @@ class Study:
     every: int = 40
     teacher_steps: int = 0
     samples: int = 600
+    batch: int = 0
     features: tuple[str, ...] = ("pixels",)
     config: str = DIGITS
     teacher: str = ""
@@ -101,6 +103,7 @@ OTHERS = Study(
     steps=600,
     every=100,
     samples=2000,
+    batch=32,
     features=("pixels", "classifier"),
 )
 GROWING = ("methods", "factors", "seeds")  # a stored study may be given more of these
@@ -119,6 +122,7 @@ def settings(study: Study, seed: int) -> simjax.Config:
         _with_a_better_teacher(config)
     config.seed, config.steps = seed, study.steps
     config.teacher.steps = study.teacher_steps or config.teacher.steps
+    config.batch = study.batch or config.batch
     config.evaluation.features = study.features
     config.evaluation.samples = study.samples
     return config
@@ -336,6 +340,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of distillation")
     parser.add_argument("--every", type=int, help="steps between measurements")
     parser.add_argument("--samples", type=int, help="of a measurement")
+    parser.add_argument("--batch", type=int, help="images in a step; 0: the config's")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     processes.reuse_compiled()
@@ -343,7 +348,7 @@ def main() -> None:
         config = os.path.relpath(given.config.resolve(), ROOT.resolve())
         study = Study() if config == DIGITS else dataclasses.replace(OTHERS, config=config)
         study = quick(study) if given.quick else study
-        fields = ("seeds", "factors", "steps", "every", "samples")
+        fields = ("seeds", "factors", "steps", "every", "samples", "batch")
         chosen = {n: getattr(given, n) for n in fields if getattr(given, n) is not None}
         run(given.out, dataclasses.replace(study, **chosen), given.teacher)
     plot(given.out)

@@ -54,6 +54,12 @@ def study(compare, tmp_path, monkeypatch):
     return compare.Study(METHODS, **few, features=("pixels", "classifier"), config="configs/x.py")
 
 
+@pytest.mark.parametrize(("batch", "expected"), [(0, 64), (32, 32)])
+def test_the_batch_is_the_config_s_unless_the_study_has_one(compare, batch, expected):
+    study = dataclasses.replace(compare.OTHERS, config="configs/fashion.py", batch=batch)
+    assert compare.settings(study, seed=0).batch == expected
+
+
 def stored(folder: Path) -> dict:
     return json.loads((folder / "comparison.json").read_text())
 
