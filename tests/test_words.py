@@ -46,7 +46,7 @@ NOT = {
     r"\bis a teacher by itself\b": "works as a teacher",
     r"\bnever ended\b": "did not finish, hung",
     GENITIVE: "a noun, no genitive sentence",
-    r"\b(network|teacher|generator) evaluations\b": "NFE",
+    r"\b(teacher|generator) evaluations\b": "NFE",
     r"\bevaluations? (of the network|a sample|an image)\b": "NFE",
     r"\ba step a call\b|\ban image and step\b": "per",
 }
