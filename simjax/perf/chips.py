@@ -1,7 +1,7 @@
-"""What is published of accelerators: sizes, rates and topologies of TPUs, rates of GPUs.
+"""Published specifications of TPUs and GPUs: memory, peak FLOP/s, bandwidth, topologies.
 
-Sources: Google Cloud's page of each generation, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,
-tpu7x}, whose peaks are those of bfloat16; NVIDIA's datasheet of each GPU. Called from
+Sources: Google Cloud's page of each TPU generation, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,
+v6e,tpu7x} (bfloat16 peaks); NVIDIA's datasheet of each GPU. Called from
 simjax/commands/aot.py, simjax/perf/footprint.py and simjax/perf/timing.py.
 """
 
@@ -14,12 +14,12 @@ from simjax.errors import ConfigError
 
 GIB = 2**30
 
-# For libtpu on a machine without TPUs; what is already set stays.
+# Lets libtpu start on a machine without TPUs; variables that are already set keep their value.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no chip to be alone with
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # any: it is not used, but missed
+    "TPU_SKIP_MDS_QUERY": "1",  # no metadata server here
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no chip to lock
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # required, its value is unused
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
@@ -28,19 +28,19 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip: HBM (bytes), products and sums (flops a second), HBM's rate (bytes a second)."""
+    """One TPU chip: HBM size, peak FLOP/s and HBM bandwidth."""
 
-    memory: float
-    flops: float
-    bandwidth: float
-    example: str  # of a topology
-    kinds: tuple[str, ...]  # JAX's device_kind: the first as libtpu says it, all as JAX knows them
-    devices: int = 1  # that JAX sees; memory and rates are shared evenly
-    options: tuple[tuple[str, str], ...] = ()  # of the topology's description
+    memory: float  # HBM, bytes
+    flops: float  # bfloat16 peak, FLOP/s
+    bandwidth: float  # HBM, bytes/s
+    example: str  # a valid topology
+    kinds: tuple[str, ...]  # every device_kind that JAX uses; the first is libtpu's
+    devices: int = 1  # JAX devices per chip; they share memory and rates evenly
+    options: tuple[tuple[str, str], ...] = ()  # extra arguments of the topology description
 
 
 CHIPS = {
-    # Two cores that JAX sees as one device on Cloud TPU VMs; libtpu's own default is two.
+    # Megacore: two cores are one JAX device on Cloud TPU VMs; libtpu's default is two devices.
     "v4": Chip(
         32 * GIB,
         275e12,
@@ -52,16 +52,16 @@ CHIPS = {
     "v5e": Chip(16 * GIB, 197e12, 819e9, "2x4", ("TPU v5 lite", "TPU v5e")),
     "v5p": Chip(95 * GIB, 459e12, 2765e9, "2x2x2", ("TPU v5", "TPU v5p")),
     "v6e": Chip(32 * GIB, 918e12, 1638e9, "4x4", ("TPU v6 lite", "TPU v6e")),
-    # Two halves, two devices.
+    # Two dies, one JAX device each.
     "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, "2x2x1", ("TPU7x",), devices=2),
 }
 
-# Passes of bfloat16 that a product of networks in this dtype takes: jax.lax.Precision.HIGHEST,
-# which networks/denoiser.py asks for in float32, is six on a TPU (JAX's documentation of it).
+# bfloat16 passes per matmul for each compute dtype: networks/denoiser.py sets
+# jax.lax.Precision.HIGHEST in float32, which takes six passes on a TPU (docstring of Precision).
 PASSES = {"bfloat16": 1, "float32": 6}
 
-# JAX's device_kind -> flops a second. bfloat16 is that of tensor cores without sparsity, half of
-# what the datasheets of Hopper and Ada print; float32 that without tensor cores.
+# JAX's device_kind -> peak FLOP/s. bfloat16: dense tensor cores, half of the figure with sparsity
+# in the datasheets of Hopper and Ada; float32: without tensor cores.
 GPUS = {
     "NVIDIA H200": {"bfloat16": 989.5e12, "float32": 67e12},
     "NVIDIA H200 NVL": {"bfloat16": 835.5e12, "float32": 60e12},
@@ -79,8 +79,11 @@ GPUS = {
 def find(topology: str) -> Chip:
     """The chip of a topology such as v5e:2x4.
 
+    >>> find("v5e:2x4").memory / GIB
+    16.0
+
     Raises:
-      ConfigError: it is of no known generation.
+      ConfigError: unknown generation, or no layout after the colon.
     """
     name, colon, layout = topology.partition(":")
     if name not in CHIPS or not layout:
@@ -89,39 +92,43 @@ def find(topology: str) -> Chip:
 
 
 def examples() -> str:
-    """A topology of each generation."""
+    """One valid topology per generation.
+
+    >>> examples()
+    'v4:2x2x1, v5e:2x4, v5p:2x2x2, v6e:4x4, tpu7x:2x2x1'
+    """
     return ", ".join(f"{name}:{chip.example}" for name, chip in CHIPS.items())
 
 
 def prepare(topology: str) -> None:
-    """Readies this process for `devices`; call it before anything imports JAX.
+    """Sets the environment for `devices`; call it before importing JAX.
 
     Raises:
-      ConfigError: the topology is of no known generation, or there is no libtpu.
+      ConfigError: unknown topology, or libtpu is not installed.
     """
     find(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
-            "compiling for TPUs needs libtpu, in an environment of its own: python -m venv tpu && "
-            'tpu/bin/pip install -e ".[tpu]", then tpu/bin/python -m simjax aot ...; it needs no '
-            "TPU."
+            "compiling for TPUs needs libtpu in a separate environment: python -m venv tpu && "
+            'tpu/bin/pip install -e ".[tpu]", then tpu/bin/python -m simjax aot ...; no TPU is '
+            "needed."
         )
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 def devices(topology: str) -> list[Any]:
-    """The devices of a topology: programs can be compiled for them, and not run.
+    """Compile-only devices of a topology.
 
     Raises:
-      ConfigError: libtpu refuses the topology.
+      ConfigError: libtpu rejects the topology.
     """
     import jax
     from jax.experimental import topologies
 
     options = dict(find(topology).options)
     if set(topology.partition(":")[2]) <= set("1x"):
-        options["chips_per_host_bounds"] = (1, 1, 1)  # libtpu expects four chips
+        options["chips_per_host_bounds"] = (1, 1, 1)  # libtpu's default: four chips
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except jax.errors.JaxRuntimeError as error:
@@ -132,10 +139,16 @@ def devices(topology: str) -> list[Any]:
 
 
 def peak_flops(kind: str, dtype: str) -> float | None:
-    """Flops a second of one device, for networks in this dtype; None: it is not in the tables.
+    """Published peak FLOP/s of one JAX device, or None if unknown.
+
+    >>> peak_flops("NVIDIA H200", "bfloat16") / 1e12
+    989.5
+    >>> peak_flops("TPU v5e", "float32") / 1e12  # six bfloat16 passes per matmul
+    32.833...
 
     Args:
       kind: JAX's device_kind.
+      dtype: compute dtype of the networks.
     """
     for chip in CHIPS.values():
         if kind in chip.kinds:
@@ -144,13 +157,19 @@ def peak_flops(kind: str, dtype: str) -> float | None:
 
 
 def roofline(flops: float, moved: float, chip: Chip, passes: int) -> tuple[float, str]:
-    """The larger of flops over peak and bytes over bandwidth, seconds, and which it is.
+    """Lower bound on a program's time: max(FLOPs / peak, bytes / bandwidth).
 
-    An estimate: it knows no communication, no latency, and how well the compiler fused.
+    It leaves out communication and latency; the bytes depend on how the compiler fused.
+
+    >>> roofline(flops=1e12, moved=8e9, chip=CHIPS["v5e"], passes=1)
+    (0.00976..., 'bytes')
 
     Args:
-      flops, moved: of one device, flops and bytes.
-      passes: of the bfloat16 unit for a product, see PASSES.
+      flops, moved: FLOPs and bytes of memory traffic of one device.
+      passes: bfloat16 passes per matmul, see PASSES.
+
+    Returns:
+      Seconds, and the limit that sets them: "flops" or "bytes".
     """
     times = {
         "flops": flops * passes * chip.devices / chip.flops,

@@ -1,6 +1,6 @@
-"""What programs cost: flops as they are lowered; memory, bytes, collectives as compiled.
+"""FLOPs of lowered programs; memory, traffic and collectives of compiled ones.
 
-What a compiled program tells is of one device.
+The figures of a compiled program are per device.
 """
 
 import collections
@@ -43,13 +43,17 @@ _LARGEST = re.compile(r"Size: (\S+)\n(?:\s+Operator: (.*)\n)?\s+Shape: (\S+)")
 
 
 def of_program(config: c.Config, name: str) -> dict[str, float]:
-    """Flops an image, and an image's forward, by XLA's analysis of programs not yet compiled.
+    """FLOPs per image of a lowered program and of one forward.
 
-    Calls of GPU libraries would hide products in compiled ones. JAX analyses what is lowered for
-    the CPU alone, so the programs are, for one CPU. The whole batch of one step at a time: only
-    the loops of samplers and of a generator's calls, whose bodies it counts once, are left to
-    multiply. Of transformers every block is written out, and convolutions take the forms of the
-    devices that are here.
+    Counted before compilation, because compiled GPU programs hide matmuls in library calls. JAX
+    runs this analysis only on programs lowered for the CPU, so they are lowered for one CPU. XLA
+    counts a loop body once, so loops are avoided: one step, the whole batch at once, transformer
+    blocks unrolled. Only the loops of samplers and of a multi-step generator remain; their counts
+    are multiplied. Convolutions have the implementation that the local backend uses.
+
+    Returns:
+      "flops_per_image", "flops_per_forward" (D, one image), "forwards" (the minimum number of
+      forwards per image), "over_forwards" (flops_per_image / (forwards * flops_per_forward)).
     """
     config = dataclasses.replace(config, accumulate=1, steps_per_call=1, scan_blocks=False)
     denoise, like = build.blank(config)
@@ -68,25 +72,26 @@ def of_program(config: c.Config, name: str) -> dict[str, float]:
 
 
 def counting_device() -> jax.Device:
-    """The CPU that costs are counted on; nothing runs there.
+    """The CPU device that costs are counted on; nothing runs there.
 
     Raises:
-      ConfigError: JAX has been told to leave it out.
+      ConfigError: JAX_PLATFORMS excludes the CPU.
     """
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         raise ConfigError(
-            f"costs are counted on the CPU, which JAX_PLATFORMS={platforms} leaves out; "
+            f"costs are counted on the CPU, which JAX_PLATFORMS={platforms} excludes; "
             f"set JAX_PLATFORMS={platforms},cpu, or unset it."
         ) from error
 
 
 def memory(compiled: Compiled) -> dict[str, int]:
-    """Bytes: arguments, outputs that have no argument's place, temporaries, code; peak of all.
+    """Bytes: arguments, outputs without donated buffers, temporaries, code, total, peak.
 
-    Their sum, `total`, is on the safe side of `peak`, which knows what is alive together.
+    `total` is the sum of the first four, an upper bound on `peak`, which takes buffer lifetimes
+    into account.
     """
     stats = compiled.memory_analysis()
     parts = {
@@ -99,13 +104,18 @@ def memory(compiled: Compiled) -> dict[str, int]:
 
 
 def cost(compiled: Compiled) -> tuple[float, float]:
-    """Flops and bytes moved to and from memory; the body of a loop counts once."""
+    """FLOPs and bytes of memory traffic; a loop body counts once."""
     found = compiled.cost_analysis()
     return found["flops"], found["bytes accessed"]
 
 
 def held(tree: Any) -> int:
-    """Bytes of an argument on one device; leaves have shapes, types and shardings."""
+    """Bytes per device of a tree of arrays or ShapeDtypeStructs with shardings.
+
+    >>> here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    >>> held({"w": jax.ShapeDtypeStruct((8, 3), "float32", sharding=here)})
+    96
+    """
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -113,13 +123,23 @@ def held(tree: Any) -> int:
 
 
 def collective_traffic(text: str) -> dict[str, dict[str, int]]:
-    """By kind, how many collectives one execution runs, and the bytes of their results.
+    """Count and result bytes of the collectives in one execution, by kind.
 
-    A loop counts as often as it turns. A collective that the compiler overlaps with products is
-    written down at each of them, with one channel: it counts once.
+    A loop counts once per iteration. A collective that the compiler overlaps with matmuls appears
+    in several fusions with the same channel; it counts once.
+
+    >>> collective_traffic('''
+    ... ENTRY %main (p: f32[4]) -> f32[4] {
+    ...   ROOT %x = f32[4]{0} all-reduce(%p), channel_id=1, to_apply=%main.add
+    ... }
+    ...
+    ... %main.add (a: f32[], b: f32[]) -> f32[] {
+    ...   ROOT %sum = f32[] add(%a, %b)
+    ... }''')
+    {'all-reduce': {'count': 1, 'bytes': 16}}
 
     Args:
-      text: of the optimized program (Compiled.as_text).
+      text: optimized HLO (Compiled.as_text).
     """
     bodies, entry = _computations(text)
     times = collections.Counter()
@@ -141,11 +161,17 @@ def collective_traffic(text: str) -> dict[str, dict[str, int]]:
 
 
 def exhausted(message: str) -> dict[str, Any] | None:
-    """What the compiler says of a program that is too large; None: it says something else.
+    """Parses the compiler's out-of-memory message; None for any other message.
+
+    >>> found = exhausted(
+    ...     "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 63.80G of 30.75G hbm."
+    ... )
+    >>> found["needed"] / 2**30, found["available"] / 2**30
+    (63.8, 30.75)
 
     Returns:
-      "needed" and "available" (bytes), "reason" (its sentence), "largest" (size and shape of the
-      allocations that it names, if it does).
+      "needed" and "available" (bytes), "reason" (the compiler's sentence), "largest" (up to three
+      allocations from the message, each with size, shape and operation).
     """
     if "RESOURCE_EXHAUSTED" not in message or "Ran out of memory" not in message:
         return None
@@ -159,13 +185,13 @@ def exhausted(message: str) -> dict[str, Any] | None:
 
 
 def _operation(described: str) -> str:
-    """The path in the traced program, from the compiler's description of an operation."""
+    """op_name, the path in the traced program, from the compiler's description."""
     name = re.search(r'op_name="([^"]*)"', described)
     return name.group(1) if name else ""
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Lines of each computation that matter here, and the name of the entry."""
+    """Relevant lines by computation, and the name of the entry computation."""
     headers = list(_COMPUTATION.finditer(text))
     ends = [h.start() for h in headers[1:]] + [len(text)]
     bodies = {
@@ -185,7 +211,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 def _count_runs(
     name: str, runs: int, bodies: dict[str, list[str]], times: collections.Counter
 ) -> None:
-    """Adds how often a computation and all that it calls are run."""
+    """Adds the executions of a computation and its callees to `times`."""
     times[name] += runs
     for line in bodies[name]:
         if loop := _WHILE.search(line):
@@ -197,13 +223,13 @@ def _count_runs(
 
 
 def _turns(condition: list[str]) -> int:
-    """How often a scan turns: the one constant of its condition; 1 where that cannot be read."""
+    """Iterations of a scan: its condition's only constant; 1 if ambiguous."""
     bounds = [int(found.group(1)) for line in condition if (found := _CONSTANT.search(line))]
     return bounds[0] if len(bounds) == 1 else 1
 
 
 def _result_bytes(shape: str, kind: str, is_start: bool) -> int:
-    """Bytes of what arrives; the start of an asynchronous collective returns its operands too."""
+    """Bytes of a collective's results; an asynchronous start also returns its operands."""
     arrays = [
         math.prod(map(int, filter(None, axes.split(",")))) * int(bits or 8) // 8
         for dtype, bits, axes in _ARRAY.findall(shape)

@@ -1,7 +1,7 @@
-"""A config's program compiled for a TPU topology, without TPUs: what it needs there.
+"""Ahead-of-time compilation for a TPU topology without TPUs: memory and cost.
 
-The program is the one that a run compiles, on arguments that have shapes, types and shardings but
-no values: no checkpoint is read. Called from simjax/commands/aot.py.
+The program is the one that a run compiles. Its arguments are ShapeDtypeStructs with shardings, so
+no checkpoint is read. Called from simjax/commands/aot.py.
 """
 
 import time
@@ -21,19 +21,20 @@ from simjax.runtime import versions
 
 
 def compile_for(config: c.Config, topology: str, program: str, *, effort: float) -> dict[str, Any]:
-    """Compiles a program of programs.PROGRAMS, and one forward to compare it with.
+    """Compiles a program, and one forward as the unit of its FLOPs.
 
     Args:
-      effort: of the compiler's optimizations for speed; 0 is its default.
+      program: a key of programs.PROGRAMS.
+      effort: exec_time_optimization_effort of XLA; 0 is its default.
 
     Returns:
-      what tables.describe puts into words: bytes, flops and seconds, of one device.
+      The result that tables.describe prints: bytes, FLOPs and seconds of one device.
 
     Raises:
-      ConfigError: the config does not fit the topology, or the program its memory.
+      ConfigError: the topology does not suit the config, or the program exceeds device memory.
     """
     devices, chip = chips.devices(topology), chips.find(topology)
-    # The text encoder reads fields that no training does.
+    # encode_text reads fields that training does not.
     checked = check.check_values if program == "encode_text" else check.check
     checked(config, len(devices))
     c.require_teacher(config)
@@ -75,7 +76,7 @@ def compile_for(config: c.Config, topology: str, program: str, *, effort: float)
 def _compile(
     function: Callable, arguments: tuple[Any, ...], effort: float
 ) -> tuple[Compiled, dict[str, float]]:
-    """The compiled program, and the seconds of lowering and of compiling it."""
+    """The compiled program, and the seconds for lowering and compilation."""
     begun = time.monotonic()
     lowered = function.lower(*arguments)
     lowering = time.monotonic() - begun
@@ -87,10 +88,10 @@ def _compile(
 def _compile_to_fit(
     made: Program, what: dict[str, Any], config: c.Config, chip: chips.Chip, effort: float
 ) -> tuple[Compiled, dict[str, int], dict[str, float]]:
-    """The compiled program, its memory and seconds.
+    """The compiled program, its memory and the seconds of `_compile`.
 
     Raises:
-      ConfigError: it needs more memory than there is.
+      ConfigError: it needs more than the available device memory.
     """
     available = chip.memory / chip.devices
     try:
@@ -107,7 +108,7 @@ def _compile_to_fit(
 
 
 def _forward(made: Program, device: Any, rows: int, effort: float) -> tuple[float, float]:
-    """Flops an image of D alone, by the same analysis, compiled for one device; and the seconds."""
+    """FLOPs per image of D alone on one device, and the seconds."""
     binary, seconds = _compile(*made.forward(device, rows), effort)
     return costs.cost(binary)[0] / rows, sum(seconds.values())
 
@@ -115,11 +116,11 @@ def _forward(made: Program, device: Any, rows: int, effort: float) -> tuple[floa
 def _costs(
     binary: Compiled, made: Program, forward: float, chip: chips.Chip, what: dict[str, Any]
 ) -> dict[str, Any]:
-    """Flops and bytes of a step (or batch) on one device, an image's flops, the roofline.
+    """FLOPs, bytes and roofline of a step (or batch) on one device.
 
-    The analysis counts a loop's body once, so that what lies outside the loop counts `turns` times
-    here: with gradient accumulation that adds the optimizers' part once more for each slice. Bytes
-    hold one call of a generator's chain before its last.
+    XLA counts a loop body once, so its totals are multiplied by `turns`. This also multiplies the
+    code outside the loop: with gradient accumulation the optimizer update counts once per
+    microbatch. For a multi-step generator, the bytes include one call before the last.
     """
     flops, moved = (made.turns * cost for cost in costs.cost(binary))
     images = made.batch / what["devices"]
@@ -143,7 +144,10 @@ def _costs(
 def _costs_of_stack(
     config: c.Config, program: str, made: Program, chip: chips.Chip, what: dict[str, Any]
 ) -> dict[str, Any]:
-    """`_costs` where blocks are scanned, of which the compiler counts one: as lowered, no bytes."""
+    """`_costs` with scanned blocks: FLOPs of the lowered program, no bytes.
+
+    The compiler counts one iteration of the scan over blocks.
+    """
     found = costs.of_program(config, program)
     images = made.batch / what["devices"]
     flops = found["flops_per_image"] * images

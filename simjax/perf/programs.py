@@ -1,6 +1,7 @@
-"""The programs that a run executes, one at a time, with arguments as shapes or as values.
+"""Every jitted program of a run, with abstract or concrete arguments.
 
-An update alone is compiled as the whole step is. Called from footprint.py and timing.py.
+A single update is compiled in the same way as a whole step. Called from footprint.py, costs.py and
+timing.py.
 """
 
 import dataclasses
@@ -31,20 +32,22 @@ Arguments = tuple[Any, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function, its arguments as shapes with shardings, and what an execution is.
+    """A jitted function, its abstract arguments, and the work of one execution.
 
     Args:
+      arguments: ShapeDtypeStructs with shardings.
       trees: the arguments by name, for their sizes.
-      batch: images of a step, or samples of a batch, on all devices.
-      steps: of a call.
-      turns: of the loop that does nearly all of a step's work; the compiler's costs hold one of
-        them.
-      rows: images that one device's network sees at a time.
-      forwards: of the network that an image needs at least; of a chain of calls, on average.
-      uncounted: of these, in loops of a length that is drawn: the compiler's costs hold one turn.
-      forward: (device, rows) -> the network alone on that device, and its arguments as shapes.
-      values: arguments with values, from parameters that every process holds whole.
-      after: (results, arguments) of a call -> arguments of the next one; a state is donated.
+      batch: images per step, or samples per batch, over all devices.
+      steps: training steps per call; 1 for samplers.
+      turns: iterations of the main loop (accumulation or sampler), which holds nearly all of a
+        step's work; the compiler's costs count one.
+      rows: per-device batch of one forward.
+      forwards: minimum number of network forwards per image; the mean for a multi-step generator.
+      uncounted: forwards among these that the compiler's costs miss, because the length of their
+        loop is drawn at run time and a loop body counts once.
+      forward: (device, rows) -> D alone on that device, and its abstract arguments.
+      values: parameters (whole in every process) -> concrete arguments.
+      after: (results, arguments) of a call -> arguments of the next; the state is donated.
     """
 
     function: Callable
@@ -62,9 +65,13 @@ class Program:
 
 
 def random_params(like: Params) -> Params:
-    """Parameters from N(0, 1 / inputs of an output); speed depends little on values, but on zeros.
+    """Random parameters from N(0, 1 / fan_in), for timing.
 
-    A GPU that multiplies zeros draws less power, and runs faster, than one in use.
+    Zeros would flatter a GPU: it draws less power multiplying zeros and runs faster.
+
+    >>> drawn = random_params({"kernel": np.zeros((3, 3, 64, 256), np.float32)})
+    >>> print(f"{drawn['kernel'].std():.2f}")  # 1 / sqrt(9 * 64)
+    0.04
     """
     rng = np.random.default_rng(0)
 
@@ -78,7 +85,7 @@ def random_params(like: Params) -> Params:
 def forward(
     config: c.Config, denoise: Denoise, params: Params, device: jax.Device, rows: int
 ) -> tuple[Callable, Arguments]:
-    """D alone on one device, which all costs are compared with, and its arguments as shapes."""
+    """D alone on one device (the unit of costs), and abstract arguments."""
     shapes = ((rows, *build.image_shape(config)), (rows,))
     inputs = (jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)  # xt, sigma
     cond = jax.eval_shape(functools.partial(_draw_cond, config, rows))
@@ -87,7 +94,7 @@ def forward(
 
 
 def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
-    """What prompts become before a text-to-image run: its text encoder, not its denoiser."""
+    """The text encoder of a text-to-image run, without the denoiser."""
     encode, params = encoders.encoding(config.text.t5, unroll=not config.scan_blocks)
     batch = sharding.rounded_up(config.evaluation.batch, mesh)
 
@@ -120,7 +127,10 @@ def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) 
 
 
 def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
-    """The fake score's update alone: G, and three forwards of the score."""
+    """The fake-score update alone: generator forward, fake-score forward and backward.
+
+    A backward costs two forwards, so 4 in all for one step.
+    """
     forwards = generator_of(config).training_evaluations + _learning(config)
     made = _alone(config, denoise, params, mesh, "fake_score", forwards)
     read = {name: tree for name, tree in made.trees.items() if name != "teacher"}
@@ -128,13 +138,16 @@ def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -
 
 
 def generator(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
-    """The generator's update alone: G and two forwards to go back, four of the scores."""
+    """The generator update alone, 7 forwards for one step.
+
+    Forward and backward through the generator (3), and through both scores to their input (2 each).
+    """
     forwards = generator_of(config).training_evaluations + 6 + _guidance(config)
     return _alone(config, denoise, params, mesh, "generator", forwards)
 
 
 def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
-    """The distillation call, as a run makes it."""
+    """The whole distillation call of a run: both updates, `steps_per_call` times."""
     made = setup.distillation(config, denoise, mesh)
     calls = generator_of(config).training_evaluations
     of_fake_score = config.fake_score_updates * (calls + _learning(config))
@@ -143,14 +156,14 @@ def train(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Pro
 
 
 def sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
-    """The generator's samples, in the batches of evaluation."""
+    """Sampling from the generator with the evaluation batch."""
     sampler = samplers.generator_sampler(denoise, config, mesh)
     evaluations = generator_of(config).evaluations
     return _sampling(config, sampler, denoise, params, mesh, evaluations, evaluations)
 
 
 def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
-    """The teacher's samples, in the first of evaluation.teacher_steps."""
+    """Sampling from the teacher with the first of evaluation.teacher_steps."""
     steps = config.evaluation.teacher_steps[0]
     sampler = samplers.teacher_sampler(denoise, config, steps, mesh)
     evaluations = samplers.evaluations(config.teacher, steps)
@@ -169,16 +182,19 @@ PROGRAMS = {
 
 
 def _guidance(config: c.Config) -> int:
-    """Forwards that guidance adds to the generator's update: of each network one, and backwards."""
+    """Forwards that guidance adds to the generator update: 2 per guided score.
+
+    The extra evaluation (unconditional) and its backward to the input.
+    """
     scales = (config.teacher.guidance, c.fake_score_scales(config)[1])
     return 2 * sum(guidance.evaluations(scale) - 1 for scale in scales)
 
 
 def _learning(config: c.Config) -> int:
-    """Forwards of the fake score, and their way back, while it learns.
+    """Forwards of the fake score's own update, backward included (3 per evaluation).
 
-    RealUID's are of real images too; a discriminator reads those by its encoder alone, some third
-    of a forward, which "at least" leaves out.
+    RealUID also evaluates real images. A discriminator runs only the encoder on them, about a third
+    of a forward, which this minimum leaves out.
     """
     learnt, _ = c.fake_score_scales(config)
     pairs = 2 if config.loss.name in WITH_REAL_IMAGES else 1
@@ -186,7 +202,7 @@ def _learning(config: c.Config) -> int:
 
 
 def _uncounted(config: c.Config) -> float:
-    """Forwards of a chain's loop, on average, beyond the one that the compiler counts."""
+    """Mean forwards in a multi-step generator's loop, minus the counted one."""
     generator = generator_of(config)
     return generator.training_evaluations - 2 if generator.evaluations > 1 else 0.0
 
@@ -194,7 +210,7 @@ def _uncounted(config: c.Config) -> float:
 def _alone(
     config: c.Config, denoise: Denoise, params: Params, mesh: Mesh, role: str, forwards: float
 ) -> Program:
-    """A distillation whose steps are one update."""
+    """A distillation program whose step is the first update with this role."""
     every = setup.updates_of(config, setup.step_fns(config, denoise, mesh), mesh)
     chosen = [each for each in every if each.role == role][:1]
     call = compile_steps(
@@ -214,7 +230,11 @@ def _training(
     forwards: float,
     chains: int,
 ) -> Program:
-    """Of so many chains of calls a step, without their last ones."""
+    """The program of a distillation call.
+
+    Args:
+      chains: generator samples drawn per step, each with one loop over calls before its last.
+    """
     state, constants, key = setup.arguments_like(config, made, params)
     beside = {"captions": constants.captions, "real_images": constants.real}
     beside = {name: rows for name, rows in beside.items() if rows is not None}
@@ -258,7 +278,7 @@ def _sampling(
     turns: int,
     evaluations: int,
 ) -> Program:
-    batch = sharding.rounded_up(config.evaluation.batch, mesh)  # as evaluation/drawing.py
+    batch = sharding.rounded_up(config.evaluation.batch, mesh)  # as in evaluation/drawing.py
     where = sharding.batch_split(mesh)
     draw = functools.partial(_draw_inputs, config, batch)
     like = sharding.abstract(params, mesh)
@@ -282,7 +302,7 @@ def _sampling(
 
 
 def _draw_inputs(config: c.Config, batch: int) -> tuple[Images, Condition, Array]:
-    """z, condition and keys of a batch of samples."""
+    """z, conditions and noise keys of a batch of samples."""
     z_key, noise_key = jax.random.split(build.key(config, "evaluation"))
     return (
         jax.random.normal(z_key, (batch, *build.image_shape(config))),

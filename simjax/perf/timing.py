@@ -1,6 +1,6 @@
-"""How long programs take on the devices that are here, and what share of their peak that is.
+"""Times programs on the local devices: seconds, images/s, MFU, memory.
 
-Parameters are random: speed does not depend on what a network has learnt. Called from
+Parameters are random; training does not change the speed of a network. Called from
 simjax/commands/benchmark.py.
 """
 
@@ -28,19 +28,19 @@ from simjax.runs import check
 from simjax.runtime import processes, sharding, versions
 from simjax.typing import Params
 
-WARM_UP = 2  # calls before those that count; our choice
-TRACED = 3  # calls that a profile shows; our choice
-PRODUCT = 4096  # rows of the square matrices whose product stands for an unknown peak; our choice
-LONG_ENOUGH = 0.2  # seconds of products that a rate is taken from; our choice
+WARM_UP = 2  # untimed calls first; our choice
+TRACED = 3  # calls in a profile; our choice
+PRODUCT = 4096  # side of the square matmuls that measure an unknown peak; our choice
+LONG_ENOUGH = 0.2  # minimum seconds of matmuls for a peak; our choice
 
 Clock = Callable[[], float]
 
 
 def prepare(config: c.Config, swept: dict[str, list]) -> list[c.Config]:
-    """The configs of a sweep, complete and checked: nothing is measured before all are good.
+    """The complete configs of a sweep, all checked before the first measurement.
 
     Raises:
-      ConfigError: one of them is not possible here.
+      ConfigError: a combination that is invalid on these devices.
     """
     costs.counting_device()
     c.require_teacher(config)
@@ -51,7 +51,12 @@ def prepare(config: c.Config, swept: dict[str, list]) -> list[c.Config]:
 
 
 def combinations(config: c.Config, swept: dict[str, list[Any]]) -> list[c.Config]:
-    """The config with every combination of values; a swept batch is that of samples too."""
+    """One config per combination of values; `batch` also sets evaluation.batch.
+
+    >>> swept = combinations(c.Config(), {"batch": [8, 16], "steps_per_call": [1, 4]})
+    >>> [(each.batch, each.evaluation.batch, each.steps_per_call) for each in swept]
+    [(8, 8, 1), (8, 8, 4), (16, 16, 1), (16, 16, 4)]
+    """
     return [
         _with(config, dict(zip(swept, chosen, strict=True)))
         for chosen in itertools.product(*swept.values())
@@ -59,7 +64,10 @@ def combinations(config: c.Config, swept: dict[str, list[Any]]) -> list[c.Config
 
 
 def _with(config: c.Config, changes: dict[str, Any]) -> c.Config:
-    """What a whole run needs besides, teacher's training and intervals, is made to fit any call."""
+    """The config with `changes`, and with intervals rounded up to whole calls.
+
+    Teacher training and online evaluation, which only a whole run needs, are switched off.
+    """
     config = dataclasses.replace(config, **changes)
     calls = config.steps_per_call
     intervals = ("steps", "log_every", "sample_every", "checkpoint_every")
@@ -74,14 +82,14 @@ def _with(config: c.Config, changes: dict[str, Any]) -> c.Config:
 
 
 def label(row: dict[str, Any]) -> str:
-    """A folder's name for one combination."""
+    """Folder name for one row's trace."""
     mesh = "x".join(str(size) for size in row["mesh"].values())
     parts = ("program", "batch", "accumulate", "steps_per_call", "compute_dtype")
     return "_".join([*(str(row[part]) for part in parts), mesh])
 
 
 def surroundings(configs: list[c.Config]) -> dict[str, Any]:
-    """What all rows have in common: versions, devices, their peak in each dtype of the sweep."""
+    """Common to all rows: versions, devices, peak FLOP/s for each dtype."""
     mesh = build.mesh(configs[0])
     dtypes = sorted({config.compute_dtype for config in configs})
     return {
@@ -101,12 +109,12 @@ def measure_all(
     repeats: int,
     profile: pathlib.Path | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """A row for each program and config, as soon as it is known; equal ones are measured once.
+    """Yields one row per program and config; identical combinations are measured once.
 
     Args:
-      peaks: of all devices by dtype, as `surroundings` finds them.
-      repeats: calls that are timed.
-      profile: folder for traces of calls, a subfolder a row.
+      peaks: peak FLOP/s of all devices by dtype, from `surroundings`.
+      repeats: number of timed calls.
+      profile: folder for traces, one subfolder per row.
     """
     _, like = build.blank(configs[0])
     params = programs.random_params(like)
@@ -140,7 +148,7 @@ def timed_calls(
     count: int,
     clock: Clock = time.perf_counter,
 ) -> tuple[list[float], Arguments]:
-    """Seconds of each call until its results are there, and the arguments of a next one."""
+    """Seconds of each call until its results are ready, and next arguments."""
     seconds = []
     for _ in range(count):
         begun = clock()
@@ -153,10 +161,10 @@ def timed_calls(
 def rates(
     made: Program, seconds: list[float], flops_per_forward: float, peak_flops: float
 ) -> dict[str, Any]:
-    """What follows from the seconds of calls.
+    """Median seconds, images/s and MFU from the seconds of the calls.
 
-    MFU, as in PaLM (arXiv:2204.02311, appendix B), counts what the model needs, k forwards an
-    image: neither recomputation nor the optimizer.
+    MFU as in PaLM (arXiv:2204.02311, appendix B): it counts the k forwards that an image needs,
+    not rematerialization or the optimizer.
     """
     median = statistics.median(seconds)
     images_per_second = made.batch * made.steps / median
@@ -168,16 +176,16 @@ def rates(
 
 
 def peak(mesh: Mesh, dtype: str) -> dict[str, Any]:
-    """Flops a second of all devices, for networks in this dtype: published, or else measured."""
+    """Peak FLOP/s of all devices in this dtype: published, otherwise measured."""
     published = chips.peak_flops(mesh.devices.flat[0].device_kind, dtype)
     if published is not None:
         return {"flops": published * mesh.size, "source": "published"}
-    source = f"measured by products of {PRODUCT} x {PRODUCT} matrices"
+    source = f"measured with {PRODUCT} x {PRODUCT} matmuls"
     return {"flops": _measured_peak(mesh, dtype), "source": source}
 
 
 def _measured_peak(mesh: Mesh, dtype: str) -> float:
-    """Flops a second of matrix products, one on each device, as exact as those of networks."""
+    """Measured matmul FLOP/s of all devices, at the networks' precision."""
     where = sharding.batch_split(mesh)
     exact = "highest" if dtype == "float32" else None  # networks/denoiser.py
 
@@ -186,21 +194,23 @@ def _measured_peak(mesh: Mesh, dtype: str) -> float:
         return w.astype(build.DTYPES[dtype])
 
     @functools.partial(jax.jit, out_shardings=where)
-    def multiply(w, turns):
-        return jax.lax.fori_loop(0, turns, lambda _, x: jnp.matmul(x, w, precision=exact), w)
+    def multiply(w, iterations):
+        return jax.lax.fori_loop(0, iterations, lambda _, x: jnp.matmul(x, w, precision=exact), w)
 
     w = jax.jit(draw, out_shardings=where)()
     jax.block_until_ready(multiply(w, 1))
-    turns, seconds = 1, 0.0
+    iterations, seconds = 1, 0.0
     while seconds < LONG_ENOUGH:
-        turns *= 2
-        (taken,), _ = timed_calls(multiply, (w, turns), lambda _, arguments: arguments, count=1)
-        seconds = float(processes.from_first(np.float32(taken)))  # all stop together
-    return turns * mesh.size * 2 * PRODUCT**3 / seconds
+        iterations *= 2
+        (taken,), _ = timed_calls(
+            multiply, (w, iterations), lambda _, arguments: arguments, count=1
+        )
+        seconds = float(processes.from_first(np.float32(taken)))  # the same count in every process
+    return iterations * mesh.size * 2 * PRODUCT**3 / seconds
 
 
 def _program(config: c.Config, name: str) -> tuple[dict[str, Any], Program]:
-    """A program, and all that tells it from the others of a sweep."""
+    """A program and the values that identify it within a sweep."""
     mesh = build.mesh(config)
     made = programs.PROGRAMS[name](config, *build.blank(config), mesh)
     what = {
@@ -217,7 +227,7 @@ def _program(config: c.Config, name: str) -> tuple[dict[str, Any], Program]:
 def _measure(
     made: Program, params: Params, repeats: int, trace_to: pathlib.Path | None
 ) -> tuple[list[float], dict[str, Any]]:
-    """Seconds of calls, and what else a program must be compiled and run for.
+    """Seconds of the timed calls; memory and compilation time.
 
     Raises:
       JaxRuntimeError: RESOURCE_EXHAUSTED.
@@ -240,7 +250,7 @@ def _compile(made: Program) -> tuple[Compiled, float]:
 
 
 def _allocated() -> dict[str, int]:
-    """The most bytes that a device has held since this process began, where devices say so."""
+    """Peak bytes of the fullest device, if the backend reports them."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [found["peak_bytes_in_use"] for found in stats if "peak_bytes_in_use" in found]
     return {"allocator_peak": max(peaks)} if peaks else {}

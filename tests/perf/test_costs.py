@@ -1,4 +1,4 @@
-"""What is read off compiled programs: texts as libtpu 0.0.42 wrote them, shortened, and a CPU's."""
+"""Costs read from compiled programs: shortened libtpu 0.0.42 HLO, and a CPU program."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from simjax.perf import costs
 
-# A scan of 8 turns around a sum over 8 devices, after a gather. A fusion adds; nothing in it moves.
+# An all-gather, then a scan of 8 iterations with an all-reduce over 8 devices. The fusion adds.
 LOOP = """\
 HloModule jit_g, is_scheduled=true, num_partitions=8
 
@@ -42,7 +42,7 @@ condition=%wide.region_2.3_spmd, body=%wide.region_0.2_spmd, metadata={op_name="
 }
 """
 
-# One gather that is overlapped with two products: three fusions hold it.
+# One all-gather overlapped with two matmuls: it appears in three fusions.
 OVERLAPPED = """\
 HloModule jit_split, is_scheduled=true
 
@@ -78,14 +78,14 @@ def entry(*lines: str) -> str:
     return f"HloModule m\n\nENTRY %main (p: f32[4]) -> f32[4] {{\n{body}\n}}\n"
 
 
-def test_a_loops_collectives_count_once_a_turn():
+def test_collectives_in_a_loop_count_once_per_iteration():
     assert costs.collective_traffic(LOOP) == {
         "all-gather": {"count": 1, "bytes": 4 * 1024 * 1024},
         "all-reduce": {"count": 8, "bytes": 8 * 4 * 1024},
     }
 
 
-def test_a_loop_whose_turns_cannot_be_read_counts_once():
+def test_a_loop_of_unknown_length_counts_once():
     second = "  %constant.99 = s32[] constant(5)\n  ROOT %lt.4"
     text = LOOP.replace("  ROOT %lt.4", second)
     assert costs.collective_traffic(text)["all-reduce"]["count"] == 1
@@ -110,11 +110,11 @@ def test_an_overlapped_collective_counts_once():
         ("(pred[4]{0}, pred[4]{0}) all-to-all(%a, %b), channel_id=1", "all-to-all", 8),
     ],
 )
-def test_bytes_are_those_of_what_arrives(line, kind, size):
+def test_bytes_are_those_of_the_results(line, kind, size):
     assert costs.collective_traffic(entry(line)) == {kind: {"count": 1, "bytes": size}}
 
 
-def test_the_end_of_an_asynchronous_collective_is_no_second_one():
+def test_the_done_of_an_asynchronous_collective_is_not_counted_again():
     lines = [
         "(f32[2]{0}, f32[8]{0}) all-gather-start(%a), channel_id=1",
         "f32[8]{0} all-gather-done(%x.0)",
@@ -134,28 +134,28 @@ def test_no_collectives():
 
 @pytest.fixture(scope="module")
 def program():
-    """x -> 2 x + w w: x is donated; arguments have 64 and 256 bytes."""
+    """(x, w) -> (2 x + sum(w w), w) with x donated; arguments of 64 and 256 bytes."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     x, w = (jax.ShapeDtypeStruct(shape, np.float32, sharding=here) for shape in ((16,), (8, 8)))
     function = jax.jit(lambda x, w: (2 * x + (w @ w).sum(), w), donate_argnums=0)
     return function.lower(x, w).compile()
 
 
-def test_memory_leaves_out_outputs_that_take_an_arguments_place(program):
+def test_memory_excludes_outputs_in_donated_buffers(program):
     found = costs.memory(program)
     assert found["arguments"] == 64 + 256
-    assert 256 <= found["outputs"] < 256 + 64  # w; a table of pointers comes with it
+    assert 256 <= found["outputs"] < 256 + 64  # w and a table of pointers
     parts = ("arguments", "outputs", "temporaries", "code")
     assert found["total"] == sum(found[part] for part in parts)
 
 
-def test_costs_are_the_compilers(program):
+def test_costs_are_those_of_the_compiler(program):
     flops, moved = costs.cost(program)
     assert flops >= 2 * 8**3
     assert moved >= 64 + 256
 
 
-def test_an_argument_is_held_in_parts():
+def test_held_bytes_are_those_of_the_shards():
     mesh = Mesh(
         np.array(jax.devices() * 8)[:8].reshape(2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2
     )
@@ -195,7 +195,7 @@ Total hbm usage >= 65.05G:
 """
 
 
-def test_a_refusal_says_how_much_was_needed():
+def test_out_of_memory_message_gives_needed_and_available_bytes():
     found = costs.exhausted(BRIEF)
     assert found["needed"] == pytest.approx(20.39 * 2**30)
     assert found["available"] == 15.75 * 2**30
@@ -203,7 +203,7 @@ def test_a_refusal_says_how_much_was_needed():
     assert found["largest"] == []
 
 
-def test_a_refusal_names_the_largest_allocations():
+def test_out_of_memory_message_gives_the_largest_allocations():
     found = costs.exhausted(FULL)
     assert (found["needed"], found["available"]) == (63.8 * 2**30, 30.75 * 2**30)
     assert found["largest"] == [
@@ -212,6 +212,6 @@ def test_a_refusal_names_the_largest_allocations():
     ]
 
 
-def test_other_errors_are_not_about_memory():
+def test_other_errors_are_not_out_of_memory():
     assert costs.exhausted("INTERNAL: the compiler has a bug; 2.00G") is None
     assert costs.exhausted("RESOURCE_EXHAUSTED: too many open files") is None

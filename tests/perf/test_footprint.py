@@ -1,6 +1,6 @@
-"""Dry runs without libtpu: chips and rooflines, programs as they are compiled, messages, the table.
+"""`simjax aot` without libtpu: chips, rooflines, programs, messages, the table.
 
-tests/with_libtpu compiles for real.
+tests/with_libtpu compiles for TPUs.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ GIB = 2**30
 
 
 def result(**changes) -> dict:
-    """A round one, of a 2 x 4 slice."""
+    """A footprint with round numbers for a 2 x 4 slice."""
     made = {
         "command": "python -m simjax aot --config=configs/cifar10.py --topology=v5e:2x4",
         "config": "cifar10",
@@ -73,25 +73,25 @@ def result(**changes) -> dict:
 
 
 def test_a_roofline_is_the_slower_of_flops_and_bytes():
-    v5e = chips.CHIPS["v5e"]  # 197e12 flops, 819e9 bytes a second
+    v5e = chips.CHIPS["v5e"]  # 197e12 FLOP/s, 819e9 bytes/s
     assert chips.roofline(197e12, 0.0, v5e, passes=1) == (1.0, "flops")
     assert chips.roofline(197e12, 3 * 819e9, v5e, passes=1) == (3.0, "bytes")
     assert chips.roofline(197e12, 3 * 819e9, v5e, passes=6) == (6.0, "flops")
 
 
-def test_a_device_of_half_a_chip_has_half_its_rates():
+def test_each_of_two_devices_on_a_chip_has_half_its_rates():
     assert chips.roofline(2307e12, 7380e9, chips.CHIPS["tpu7x"], passes=1)[0] == 2.0
 
 
 def test_float32_takes_the_passes_of_the_highest_precision():
-    # What the denoiser asks for, and how many passes of bfloat16 JAX says that is.
+    # The denoiser sets Precision.HIGHEST; JAX's docstring gives its number of bfloat16 passes.
     assert chips.PASSES.keys() == build.DTYPES.keys()
     said = jax.lax.Precision.__doc__.split("HIGHEST:")[1]
     assert f"{chips.PASSES['float32']}\n    bfloat16" in said
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "v5e:", "v5litepod-8", ""])
-def test_an_unknown_topology_is_refused_with_examples(topology):
+def test_an_unknown_topology_raises_with_examples(topology):
     with pytest.raises(ConfigError) as error:
         chips.prepare(topology)
     assert f"--topology={topology} is not known" in str(error.value)
@@ -99,13 +99,13 @@ def test_an_unknown_topology_is_refused_with_examples(topology):
         assert example in str(error.value)
 
 
-def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
+def test_without_libtpu_the_message_has_the_install_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install -e ".\[tpu\]"'):
         chips.prepare("v5e:2x4")
 
 
-def test_what_the_environment_has_stays(monkeypatch):
+def test_variables_that_are_set_keep_their_value(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     for name in chips.ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
@@ -135,7 +135,7 @@ def test_the_flag_offers_every_program():
     assert flags.FLAGS[aot.PROGRAM.name].parser.enum_values == list(programs.PROGRAMS)
 
 
-def test_training_is_the_runs_call_with_its_state(plan):
+def test_train_is_the_call_of_a_run_with_its_state(plan):
     made = on_cpu(plan, "train")
     parameters = 4 * build.count(made.trees["teacher"])
     sizes = {name: costs.held(tree) for name, tree in made.trees.items()}
@@ -157,7 +157,7 @@ def test_training_is_the_runs_call_with_its_state(plan):
 
 
 @pytest.mark.parametrize(("program", "forwards"), [("fake_score", 4), ("generator", 7)])
-def test_an_update_alone_keeps_the_runs_state(plan, program, forwards):
+def test_a_single_update_keeps_the_state_of_a_run(plan, program, forwards):
     made, whole = on_cpu(plan, program), on_cpu(plan, "train")
     assert made.arguments == whole.arguments
     assert (made.batch, made.turns, made.rows, made.forwards) == (16, 2, 8, forwards)
@@ -168,7 +168,7 @@ def test_an_update_alone_keeps_the_runs_state(plan, program, forwards):
     assert losses & metrics.keys() == {f"{program}/loss"}
 
 
-def test_samplers_take_the_evaluations_batch(plan):
+def test_samplers_have_the_batch_of_evaluation(plan):
     one, many = on_cpu(plan, "sample"), on_cpu(plan, "teacher_sample")
     assert (one.batch, one.turns, one.forwards) == (3, 1, 1)
     assert (many.batch, many.turns, many.forwards) == (3, 35, 35)  # 18 steps
@@ -177,8 +177,8 @@ def test_samplers_take_the_evaluations_batch(plan):
         assert out.shape == (3, *build.image_shape(plan))
 
 
-def test_costs_count_every_turn_of_the_loop():
-    # Two products of 64 x 64 matrices for each of 2 devices' 5 images, in as many turns.
+def test_costs_count_every_iteration_of_the_loop():
+    # Two matmuls of 64 x 64 in two iterations; 5 images on each of 2 devices.
     def function(w):
         return jax.lax.scan(lambda x, _: (x @ w, None), w, length=2)[0]
 
@@ -202,7 +202,7 @@ def test_a_forward_is_per_image(plan):
     assert flops[0] == pytest.approx(flops[1], rel=0.02)
 
 
-def test_fixed_constants_of_a_network_need_no_file():
+def test_networks_with_fixed_constants_need_no_file():
     options = small()
     options.network.embedding = "fourier"
     options = port.plan(options)
@@ -217,7 +217,7 @@ def refused(shortage: dict, options: config.Config, **changes) -> str:
     return tables.refusal(what, options, shortage)
 
 
-def test_a_refusal_names_amounts_largest_terms_and_what_would_help():
+def test_out_of_memory_error_has_amounts_largest_terms_and_remedies():
     shortage = {
         "needed": 40 * GIB,
         "available": 15.75 * GIB,
@@ -227,14 +227,16 @@ def test_a_refusal_names_amounts_largest_terms_and_what_would_help():
     options = load("cifar10")
     options.fsdp = 4
     lines = refused(shortage, options).splitlines()
-    assert lines[0] == "train does not fit v5e:2x4: 40.000 GiB a device, 15.750 GiB available."
+    assert lines[0] == (
+        "train does not fit v5e:2x4: it needs 40.000 GiB per device, 15.750 GiB available."
+    )
     assert lines[1] == ("Largest: temporaries 40.000 GiB, generator 0.500 GiB, teacher 0.250 GiB.")
     assert lines[2:4] == [
         "The compiler: Ran out of memory",
         "  2.00G f32[32,4096,4096] jit(step)/dot_general",
     ]
     assert [line.split()[0] for line in lines[5:]] == [
-        "--config.accumulate=4",  # 2 would leave 20 GiB
+        "--config.accumulate=4",  # with 2: 20 GiB
         "--config.remat=blocks",
         "--config.fsdp=8",
         "--config.teacher.dtype=bfloat16",
@@ -243,7 +245,7 @@ def test_a_refusal_names_amounts_largest_terms_and_what_would_help():
     ]
 
 
-def test_a_refusal_offers_nothing_that_is_set_already_or_impossible():
+def test_remedies_exclude_flags_already_set_or_impossible():
     options = load("cifar10")
     options.batch, options.remat, options.compute_dtype = 8, "blocks", "bfloat16"
     options.teacher.dtype = "bfloat16"
@@ -257,49 +259,49 @@ def test_a_refusal_offers_nothing_that_is_set_already_or_impossible():
     ("topology", "larger"),
     [("v5e:2x4", "v5e:4x4"), ("v5e:4x4", "v5e:4x8"), ("v4:2x2x1", "v4:2x2x2")],
 )
-def test_more_chips_are_offered_as_the_next_shape(topology, larger):
+def test_the_larger_topology_is_the_next_shape(topology, larger):
     shortage = {"needed": 17 * GIB, "available": 16 * GIB, "largest": []}
     text = refused(shortage, load("cifar10"), topology=topology)
     assert f"--topology={larger}  twice the chips" in text
 
 
-def test_an_update_alone_is_refused_and_described_as_a_step():
+def test_a_single_update_is_described_as_a_step():
     shortage = {"needed": 17 * GIB, "available": 16 * GIB, "largest": []}
     text = refused(shortage, load("cifar10"), program="generator")
     assert "--config.accumulate=2" in text
     alone = result(program="generator", accumulate=4)
     alone["costs"] = alone["costs"] | {"forwards": 7}
-    assert "a chip and step: 1.4e+13 flops" in tables.describe(alone)
-    assert "| 256 in 4 |" in tables.table([alone])
-    assert "| 1.013 (of 7 F) |" in tables.table([alone])
+    assert "per chip and step: 1.4e+13 FLOPs" in tables.describe(alone)
+    assert "| 256 in 4 parts |" in tables.table([alone])
+    assert "| 1.013 (/ 7 F) |" in tables.table([alone])
 
 
-def test_a_refused_sampler_is_told_of_its_batch():
+def test_remedy_for_a_sampler_is_a_smaller_evaluation_batch():
     shortage = {"needed": 17 * GIB, "available": 16 * GIB, "largest": []}
     text = refused(shortage, load("cifar10"), program="sample", batch=104)
     assert "--config.evaluation.batch=52" in text
     assert "accumulate" not in text
 
 
-def test_a_page_has_every_number():
+def test_the_report_has_every_number():
     text = tables.describe(result())
     for part in (
         "cifar10, train on v5e:2x4: batch 256, bfloat16, remat none, data x fsdp 2 x 4",
-        "memory a chip, GiB: 3.250 of 16.000",
+        "memory per chip, GiB: 3.250 of 16.000",
         "teacher 0.250, generator 0.500",
         "temporaries 2.000, code 0.250, peak 3.000",
-        "4.4e+11, 1.013 times 11 forwards of 3.95e+10",
-        "1.4e+13 flops, 9e+10 bytes",
-        "110 ms, bound by bytes, 291 images/s a chip",
+        "FLOPs per image: 4.4e+11, 1.013 times 11 forwards of 3.95e+10",
+        "1.4e+13 FLOPs, 9e+10 bytes",
+        "110 ms, bound by bytes, 291 images/s/chip",
         "5 all-reduce of 0.224 GB",
-        "lowering 9, compiling 146, the forward 12; effort -1; simjax 0.1.0, jax 0.10.2, libtpu",
+        "lowering 9, compilation 146, one forward 12; effort -1; simjax 0.1.0, jax 0.10.2, libtpu",
     ):
         assert part in text
-    assert "memory a 1/2 chip" in tables.describe(result(devices_per_chip=2))
-    assert "collectives a chip: none" in tables.describe(result(collectives={}))
+    assert "memory per 1/2 chip" in tables.describe(result(devices_per_chip=2))
+    assert "collectives per chip: none" in tables.describe(result(collectives={}))
 
 
-def test_the_table_has_a_row_a_file(tmp_path):
+def test_the_table_has_one_row_per_file(tmp_path):
     sample = result(program="sample", batch=600)
     sample["costs"] = sample["costs"] | {"forwards": 1, "over_forwards": 1.0}
     storage.write_json(tmp_path / "b.json", sample)
@@ -307,19 +309,19 @@ def test_the_table_has_a_row_a_file(tmp_path):
     storage.write_json(tmp_path / "a.json", result(accumulate=4))
     assert tables.table(tables.read(tmp_path)).splitlines() == [
         "| config | program | topology | data x fsdp | batch | dtype | remat | memory, GiB | "
-        "GFLOP an image | over 11 F | roofline, ms | images/s a chip | compiled in, s |",
+        "GFLOP/image | FLOPs / 11 F | roofline, ms | images/s/chip | compile, s |",
         "| --- " * 13 + "|",
-        "| cifar10 | train | v5e:2x4 | 2 x 4 | 256 in 4 | bfloat16 | none | 3.250 of 16.000 | "
-        "440 | 1.013 | 110 | 291 | 155 |",
+        "| cifar10 | train | v5e:2x4 | 2 x 4 | 256 in 4 parts | bfloat16 | none | "
+        "3.250 of 16.000 | 440 | 1.013 | 110 | 291 | 155 |",
         "| cifar10 | sample | v5e:2x4 | 2 x 4 | 600 | bfloat16 | none | 3.250 of 16.000 | "
-        "440 | 1.000 (of 1 F) | 110 | 291 | 155 |",
+        "440 | 1.000 (/ 1 F) | 110 | 291 | 155 |",
     ]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", json.dumps({"config": "cifar10"})])
-def test_a_file_of_something_else_is_named(text, tmp_path):
+def test_a_file_that_is_not_a_result_is_named(text, tmp_path):
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(ConfigError, match="other.json is no result of simjax aot"):
+    with pytest.raises(ConfigError, match="other.json is not a result of simjax aot"):
         tables.read(tmp_path)
 
 
@@ -341,7 +343,7 @@ def test_a_folder_without_results_is_named(tmp_path):
         ("--config.batch=64", "--topology is missing; examples: v4:2x2x1"),
     ],
 )
-def test_a_wrong_flag_gets_one_message(flag, message):
+def test_a_wrong_flag_raises_one_message(flag, message):
     command = [
         sys.executable,
         "-m",
@@ -353,7 +355,6 @@ def test_a_wrong_flag_gets_one_message(flag, message):
     assert message in refused_command(subprocess.run(command, capture_output=True, text=True))
 
 
-def test_the_readme_has_the_table_of_the_kept_results():
-    root = DIRECTORY.parent
-    made = tables.table(tables.read(root / "launch" / "aot"))
-    assert made in (root / "README.md").read_text()
+def test_the_readme_has_the_table_of_the_stored_results():
+    folder = DIRECTORY.parent / "launch" / "aot"
+    assert tables.table(tables.read(folder)) in (folder / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Timing of programs, of tiny networks on one CPU: what is counted, called and printed."""
+"""`simjax benchmark` with tiny networks on one CPU: FLOPs, timing, tables."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from tests.helpers.configs import LARGER as NETWORK
 
 @pytest.fixture(autouse=True)
 def known_peaks(monkeypatch):
-    """Of the CPU, so that nothing is measured."""
+    """Published peaks for the CPU, so that none is measured."""
     monkeypatch.setitem(chips.GPUS, "cpu", {"float32": 1e12, "bfloat16": 2e12})
 
 
@@ -41,7 +41,7 @@ def made(options: config.Config, program: str) -> programs.Program:
 
 
 def row(**changes) -> dict:
-    """A round one, of eight devices."""
+    """A timing with round numbers on eight devices."""
     return {
         "program": "train",
         "batch": 256,
@@ -58,7 +58,7 @@ def row(**changes) -> dict:
     } | changes
 
 
-def test_programs_are_those_that_flags_offer():
+def test_programs_are_those_of_the_flags():
     assert tuple(programs.PROGRAMS) == tables.PROGRAMS
 
 
@@ -67,7 +67,7 @@ def kinds(tree):
 
 
 @pytest.mark.whole_runs
-def test_an_update_goes_on_from_the_state_that_the_last_one_returned(plan):
+def test_an_update_continues_from_the_state_of_the_last_call(plan):
     this = made(plan, "fake_score")
     arguments = this.values(programs.random_params(build.blank(plan)[1]))
     assert kinds(arguments) == kinds(this.arguments)
@@ -78,7 +78,7 @@ def test_an_update_goes_on_from_the_state_that_the_last_one_returned(plan):
 
 
 @pytest.mark.parametrize("program", tables.SAMPLING)
-def test_samples_are_drawn_again_from_the_same_noise(program, plan):
+def test_every_call_of_a_sampler_has_the_same_noise(program, plan):
     this = made(plan, program)
     arguments = this.values(programs.random_params(build.blank(plan)[1]))
     assert kinds(arguments) == kinds(this.arguments)
@@ -88,7 +88,7 @@ def test_samples_are_drawn_again_from_the_same_noise(program, plan):
     assert this.after("images", arguments) is arguments
 
 
-def test_random_parameters_keep_the_size_of_activations():
+def test_random_parameters_preserve_the_scale_of_activations():
     like = {"kernel": np.zeros((3, 3, 64, 256), np.float32), "bias": np.zeros(4096, np.float32)}
     drawn = programs.random_params(like)
     assert drawn["kernel"].std() == pytest.approx((9 * 64) ** -0.5, rel=0.01)
@@ -115,7 +115,7 @@ LARGER = config.resolved(
         ),
     ],
 )
-def test_an_image_costs_its_forwards(program, forwards):
+def test_flops_per_image_are_those_of_its_forwards(program, forwards):
     found = costs.of_program(LARGER, program)
     assert found["forwards"] == forwards
     assert 0.95 < found["over_forwards"] < 1.05
@@ -134,8 +134,8 @@ def test_an_image_costs_its_forwards(program, forwards):
         ),
     ],
 )
-def test_a_chain_of_calls_costs_its_mean(steps, program, forwards):
-    """The compiler's analysis holds one turn of the loop of calls, whose length is drawn."""
+def test_flops_of_a_multi_step_generator_are_the_mean(steps, program, forwards):
+    """XLA's analysis counts one iteration of the loop over calls, whose length is drawn."""
     chain = dataclasses.replace(LARGER, generator=config.Generator(steps=steps))
     found = costs.of_program(chain, program)
     assert found["forwards"] == forwards
@@ -143,8 +143,8 @@ def test_a_chain_of_calls_costs_its_mean(steps, program, forwards):
 
 
 @pytest.mark.parametrize("program", [pytest.param("train", marks=pytest.mark.whole_runs), "sample"])
-def test_other_devices_are_counted_in_their_own_forms(monkeypatch, program):
-    """Those of CPUs divide convolutions of doubled images (runtime/cpu.py)."""
+def test_flops_are_those_of_the_local_backend(monkeypatch, program):
+    """The CPU implementation splits convolutions of upsampled images (runtime/cpu.py)."""
     here = costs.of_program(LARGER, program)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     there = costs.of_program(LARGER, program)
@@ -157,15 +157,15 @@ def test_other_devices_are_counted_in_their_own_forms(monkeypatch, program):
     "program",
     [*(pytest.param(n, marks=pytest.mark.whole_runs) for n in ("fake_score", "train")), "sample"],
 )
-def test_what_is_counted_is_what_runs(program):
+def test_counted_flops_are_those_of_the_executed_program(program):
     run = made(LARGER, program)
     flops = run.function.lower(*run.arguments).cost_analysis()["flops"]
     assert flops / run.batch == pytest.approx(costs.of_program(LARGER, program)["flops_per_image"])
 
 
 @pytest.mark.whole_runs
-def test_several_steps_on_a_cpu_hold_no_convolution_out_of_order():
-    """XLA runs any other order of axes a hundred times slower there, without a word."""
+def test_convolutions_of_several_steps_on_a_cpu_are_nhwc():
+    """XLA runs other layouts a hundred times slower on CPUs, without a warning."""
     run = made(dataclasses.replace(LARGER, steps_per_call=3), "fake_score")
     text = run.function.lower(*run.arguments).compile().as_text()
     assert set(re.findall(r"dim_labels=([^,\s]+)", text)) == {"b01f_01io->b01f"}
@@ -175,7 +175,7 @@ def test_several_steps_on_a_cpu_hold_no_convolution_out_of_order():
     ("program", "forwards"),
     [pytest.param("train", 13, marks=pytest.mark.whole_runs), ("teacher_sample", 10)],
 )
-def test_guidance_costs_a_second_evaluation(program, forwards):
+def test_guidance_costs_a_second_forward(program, forwards):
     guided = dataclasses.replace(LARGER, teacher=dataclasses.replace(LARGER.teacher, guidance=2.0))
     found = costs.of_program(guided, program)
     assert found["forwards"] == forwards
@@ -183,13 +183,13 @@ def test_guidance_costs_a_second_evaluation(program, forwards):
 
 
 @pytest.mark.parametrize("change", [{"steps_per_call": 2}, {"accumulate": 2}])
-def test_an_images_cost_is_the_same_however_steps_are_cut(change, plan):
+def test_accumulation_and_steps_per_call_keep_the_cost_per_image(change, plan):
     whole = costs.of_program(plan, "fake_score")
     assert costs.of_program(dataclasses.replace(plan, **change), "fake_score") == whole
 
 
 def test_rates_of_a_made_up_chip(plan):
-    # 10 images in each of 3 steps in 2 seconds, 11 forwards of 1 GFLOP, of 660 GFLOP/s.
+    # 10 images per step, 3 steps in 2 seconds; 11 forwards of 1 GFLOP; a peak of 660 GFLOP/s.
     this = dataclasses.replace(made(plan, "train"), batch=10, steps=3)
     found = timing.rates(this, [2.0, 1.5, 9.0], 1e9, 660e9)
     assert found["seconds"] == {"median": 2.0, "minimum": 1.5, "maximum": 9.0}
@@ -197,7 +197,7 @@ def test_rates_of_a_made_up_chip(plan):
     assert found["mfu"] == pytest.approx(0.25)
 
 
-def test_peaks_are_those_of_the_dtype_and_of_all_devices():
+def test_peaks_depend_on_dtype_and_number_of_devices():
     mesh = Mesh(np.array(jax.devices()[:1] * 4), ("data",))
     assert timing.peak(mesh, "bfloat16") == {"flops": 8e12, "source": "published"}
     assert chips.peak_flops("TPU v5 lite", "bfloat16") == 197e12
@@ -212,27 +212,27 @@ def test_an_unknown_peak_is_measured(monkeypatch):
     monkeypatch.setattr(timing, "PRODUCT", 64)
     monkeypatch.setattr(timing, "LONG_ENOUGH", 0.01)
     found = timing.peak(sharding.make_mesh(devices=jax.devices()[:1]), "float32")
-    assert found["source"] == "measured by products of 64 x 64 matrices"
+    assert found["source"] == "measured with 64 x 64 matmuls"
     assert 1e7 < found["flops"] < 1e13
 
 
-def test_a_rate_is_of_products_that_take_long_enough(monkeypatch):
-    turns = []
+def test_a_peak_is_measured_with_enough_matmuls(monkeypatch):
+    iterations = []
 
-    def two_a_second(function, arguments, after, count):
-        turns.append(arguments[1])
+    def two_per_second(function, arguments, after, count):
+        iterations.append(arguments[1])
         return [arguments[1] / 2], arguments
 
     monkeypatch.setattr(timing, "PRODUCT", 8)
     monkeypatch.setattr(timing, "LONG_ENOUGH", 1.5)
-    monkeypatch.setattr(timing, "timed_calls", two_a_second)
+    monkeypatch.setattr(timing, "timed_calls", two_per_second)
     rate = timing._measured_peak(sharding.make_mesh(devices=jax.devices()[:1]), "float32")
-    assert turns == [2, 4]
+    assert iterations == [2, 4]
     assert rate == 2 * (2 * 8**3)
 
 
 class Pending:
-    """A result that is there 5 seconds after it is asked for."""
+    """A result that is ready 5 seconds after block_until_ready is called."""
 
     def __init__(self, clock: list[float]):
         self.clock = clock
@@ -242,7 +242,7 @@ class Pending:
         return self
 
 
-def test_a_call_is_timed_until_its_results_are_there():
+def test_a_call_is_timed_until_its_results_are_ready():
     clock, given = [100.0], []
 
     def call(state, constant):
@@ -251,7 +251,7 @@ def test_a_call_is_timed_until_its_results_are_there():
         return Pending(clock)
 
     def after(results, arguments):
-        clock[0] += 1000.0  # is not a part of any call
+        clock[0] += 1000.0  # not timed
         return (arguments[0] + 1, arguments[1])
 
     seconds, following = timing.timed_calls(call, (0, "w"), after, 3, clock=lambda: clock[0])
@@ -266,7 +266,7 @@ def measured(configs, names, **options) -> list[dict]:
 
 
 @pytest.mark.whole_runs
-def test_rows_have_what_was_measured(plan, monkeypatch, tmp_path):
+def test_rows_have_every_measurement(plan, monkeypatch, tmp_path):
     counts, timed = [], timing.timed_calls
 
     def counted(function, arguments, after, count):
@@ -289,7 +289,7 @@ def test_rows_have_what_was_measured(plan, monkeypatch, tmp_path):
         assert found["mfu"] == pytest.approx(needed / 1e12)
         assert found["memory"]["total"] > 0
         assert found["compile_seconds"] > 0
-        assert "allocator_peak" not in found["memory"]  # CPUs do not say
+        assert "allocator_peak" not in found["memory"]  # CPUs do not report it
         assert list((tmp_path / timing.label(found)).rglob("*.xplane.pb"))
         assert (
             tables.timing_line(json.loads(json.dumps(found))).count("|") == len(tables.TIMING) + 1
@@ -298,13 +298,13 @@ def test_rows_have_what_was_measured(plan, monkeypatch, tmp_path):
 
 @pytest.mark.whole_runs
 def test_equal_programs_are_measured_once(plan):
-    # Samples know no steps a call and no slices; one device has nothing to split.
+    # Sampling does not depend on steps_per_call or accumulate; fsdp has no effect on one device.
     swept = {"accumulate": [1, 2], "steps_per_call": [1, 2], "fsdp": [1, 8], "batch": [2, 4]}
     rows = measured(timing.combinations(plan, swept), ["sample"], repeats=1)
     assert [found["batch"] for found in rows] == [2, 4]
 
 
-def test_what_does_not_fit_says_so_and_the_sweep_goes_on(plan, monkeypatch):
+def test_an_out_of_memory_row_does_not_stop_the_sweep(plan, monkeypatch):
     def measure(this, params, repeats, trace_to):
         if this.batch > 4:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 GiB.\nHere.")
@@ -337,7 +337,7 @@ def test_the_allocators_peak_is_that_of_the_fullest_device(monkeypatch):
     assert timing._allocated() == {"allocator_peak": 7}
 
 
-def test_combinations_are_all_and_fit_any_call():
+def test_every_combination_has_intervals_of_whole_calls():
     options = load("digits")
     options.steps, options.log_every, options.evaluation.every = 1001, 7, 50
     swept = {"batch": [8, 16], "steps_per_call": [1, 4], "compute_dtype": ["bfloat16"]}
@@ -346,7 +346,7 @@ def test_combinations_are_all_and_fit_any_call():
     assert all(o.evaluation.batch == o.batch for o in found)
     assert {o.compute_dtype for o in found} == {"bfloat16"}
     assert (found[1].steps, found[1].log_every) == (1004, 8)
-    assert (options.batch, options.evaluation.batch) == (64, 100)  # as it was
+    assert (options.batch, options.evaluation.batch) == (64, 100)  # unchanged
 
 
 @pytest.mark.parametrize(
@@ -356,12 +356,12 @@ def test_combinations_are_all_and_fit_any_call():
         ({"compute_dtype": ["float16"]}, "compute_dtype = 'float16' is not known; known: bfloat16"),
     ],
 )
-def test_impossible_combinations_are_refused(swept, message):
+def test_invalid_combinations_raise(swept, message):
     with pytest.raises(ConfigError, match=message):
         timing.prepare(load("digits"), swept)
 
 
-def test_without_flags_the_config_is_measured_as_it_is():
+def test_without_flags_the_config_is_unchanged():
     (only,) = timing.prepare(load("digits"), {})
     assert (only.batch, only.evaluation.batch, only.compute_dtype) == (64, 100, "float32")
 
@@ -371,7 +371,7 @@ def test_a_published_teachers_network_needs_no_file():
     assert only.network.channels == 128
 
 
-def test_a_cpu_that_jax_must_leave_out_is_asked_for(monkeypatch):
+def test_a_cpu_excluded_by_jax_platforms_raises(monkeypatch):
     def missing(backend):
         raise RuntimeError(f"Unknown backend {backend}")
 
@@ -390,32 +390,32 @@ def test_the_table():
     }
     first, blank, columns, rule = tables.timing_header("cifar10", what, 20).split("\n")
     assert first.startswith("cifar10 on 8 x TPU v5 lite, simjax 0.1.0, jax 0.10.2, jaxlib 0.10.2.")
-    assert "median (least to most) of 20 calls" in first
+    assert "median (min to max) of 20 calls" in first
     assert "1576 TFLOP/s in bfloat16 (published)" in first
     assert not blank
     assert columns == (
-        "| program | batch | dtype | data x fsdp | steps a call | step, ms | images/s | "
-        "GFLOP an image | over k F | MFU | memory, GiB | allocator, GiB | compiled in, s |"
+        "| program | batch | dtype | data x fsdp | steps/call | step, ms | images/s | "
+        "GFLOP/image | FLOPs / k F | MFU | memory, GiB | allocator, GiB | compile, s |"
     )
     assert rule == "| --- " * 13 + "|"
     assert tables.timing_line(row()) == (
-        "| train | 256 in 4 | bfloat16 | 2 x 4 | 2 | 250 (125 to 500) | 1024 | 440 | "
-        "1.013 of 11 F | 45.7 % | 3.250 | 4.000 | 61.2 |"
+        "| train | 256 in 4 parts | bfloat16 | 2 x 4 | 2 | 250 (125 to 500) | 1024 | 440 | "
+        "1.013, k = 11 | 45.7 % | 3.250 | 4.000 | 61.2 |"
     )
     silent = row(memory={"total": chips.GIB}, accumulate=1)
     assert "| 256 | bfloat16 |" in tables.timing_line(silent)
     assert "| 1.000 | - | 61.2 |" in tables.timing_line(silent)
 
 
-def test_a_row_that_did_not_fit():
+def test_row_of_an_out_of_memory_program():
     known = ("program", "batch", "accumulate", "steps_per_call", "compute_dtype", "mesh")
     failed = {name: row()[name] for name in known} | {"error": "out of memory"}
     assert tables.timing_line(failed) == (
-        "| train | 256 in 4 | bfloat16 | 2 x 4 | 2 | out of memory |" + " - |" * 7
+        "| train | 256 in 4 parts | bfloat16 | 2 x 4 | 2 | out of memory |" + " - |" * 7
     )
 
 
-def test_rows_have_folders_of_their_own():
+def test_every_row_has_its_own_trace_folder():
     assert timing.label(row()) == "train_256_4_2_bfloat16_2x4"
     changes = [{"batch": 8}, {"accumulate": 1}, {"steps_per_call": 1}, {"mesh": {"a": 8, "b": 1}}]
     assert len({timing.label(row(**change)) for change in [{}, *changes]}) == 5
@@ -443,11 +443,11 @@ def benchmark(*given: str, **options) -> subprocess.CompletedProcess:
         ("--accumulate=1,7", "batch = 64 is not divisible by accumulate = 7"),
     ],
 )
-def test_a_wrong_flag_gets_one_message(flag, message):
+def test_a_wrong_flag_raises_one_message(flag, message):
     done = benchmark(flag)
     assert message in refused(done)
     assert len(done.stderr.splitlines()) == 1
-    assert not done.stdout  # nothing is measured before all is checked
+    assert not done.stdout  # all flags are checked before the first measurement
 
 
 @pytest.mark.whole_runs
@@ -463,7 +463,7 @@ def test_the_command_prints_its_table_and_writes_the_same_rows(tmp_path):
     assert "--batch=2,3 --repeats=2" in result["command"]
     assert result["versions"].keys() == {"simjax", "python", "jax", "jaxlib"}
     assert (result["device"], result["devices"], result["repeats"]) == ("cpu", 1, 2)
-    assert result["peaks"]["float32"]["source"].startswith("measured by products of")
+    assert result["peaks"]["float32"]["source"].startswith("measured with 4096 x 4096 matmuls")
     assert [found["batch"] for found in result["rows"]] == [2, 3]
     table = tables.timing_header("digits", result, 2).splitlines() + [
         *map(tables.timing_line, result["rows"])
