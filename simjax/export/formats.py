@@ -1,7 +1,7 @@
-"""The formats that generators are exported in: written, read back, and compared with the original.
+"""Export formats: write a generator, read it back, compare.
 
-safetensors is simjax's own, edm and diffusers are state dictionaries for PyTorch, stablehlo is a
-program. models/exported.py opens the first.
+safetensors is simjax's own format (opened by models/exported.py); edm and diffusers are state dicts
+for PyTorch; stablehlo is a serialized program.
 """
 
 import functools
@@ -29,22 +29,22 @@ from simjax.runtime import storage
 from simjax.typing import Array, Condition, Denoise, Images, Params
 
 EDM_WEIGHTS, EDM_SETTINGS = "edm_state_dict.safetensors", "edm.json"
-TRANSFORMER = "transformer"  # its folder in a pipeline of diffusers
+TRANSFORMER = "transformer"  # subfolder of a diffusers pipeline
 TRANSFORMER_WEIGHTS = f"{TRANSFORMER}/diffusion_pytorch_model.safetensors"
 TRANSFORMER_SETTINGS = f"{TRANSFORMER}/config.json"
-NO_CAPTION = "network/no_caption"  # which diffusers' folders lack, and one call does not read
-SAMPLES = 3  # that are compared; our choice
-# Largest difference of images over the largest value. In bfloat16 (8 bits) a single rounding inside
-# that falls the other way shows.
+NO_CAPTION = "network/no_caption"  # unused without guidance; not in diffusers' folders
+SAMPLES = 3  # compared after reading back; our choice
+# max|a - b| / max|b| of images. In bfloat16 (8 bits of significand) one rounding difference inside
+# the network is visible.
 TOLERANCES = {"float32": 1e-6, "bfloat16": 1e-2}
 
 
 class Generator(NamedTuple):
-    """What is exported: the generator of a config, with its weights.
+    """The generator to export.
 
     Attributes:
       weights: parameters and constants, nested dicts of NumPy arrays.
-      expected: what the live generator makes of `inputs`.
+      expected: its samples for `inputs(config)`, (SAMPLES, h, w, c), data units.
     """
 
     config: c.Config
@@ -53,9 +53,13 @@ class Generator(NamedTuple):
 
 
 class Format(NamedTuple):
-    """Refuses a config, writes files (their names come back), and compares what they hold.
+    """An export format.
 
-    `compare` returns what it found, and raises a ConfigError where that is not the original.
+    Attributes:
+      require: raises a ConfigError for a config that the format does not support.
+      write: writes the files into a folder and returns their names.
+      compare: reads them back and returns a summary of the comparison; raises a ConfigError if
+        they differ from the original.
     """
 
     require: Callable[[c.Config], None]
@@ -64,12 +68,12 @@ class Format(NamedTuple):
 
 
 class Transformer(NamedTuple):
-    """A class of diffusers.
+    """A transformer class of diffusers.
 
     Attributes:
-      names: of its tensors.
-      settings: its config.json.
-      read_back: the network as its folder describes it.
+      names: map of tensor names.
+      settings: network -> its config.json.
+      read_back: network -> the network expected from porting the folder.
     """
 
     class_name: str
@@ -92,20 +96,26 @@ DIFFUSERS = {
 def sampler(
     config: c.Config, denoise: Denoise, params: Params
 ) -> Callable[[Images, Condition, Array], Images]:
-    """(z, condition, keys) -> images, as everywhere in simjax."""
+    """The generator's sampler, (z, condition, keys) -> images."""
     sample = samplers.generator_sampler(denoise, config, build.mesh(config))
     return functools.partial(sample, params)
 
 
 def inputs(config: c.Config) -> tuple[Images, Condition, Array]:
-    """Noise, conditions and keys of the samples that are compared."""
+    """Noise z, conditions and keys of the compared samples.
+
+    >>> config = c.complete(c.Config(), c.SongUNet(label_dim=10), "edm", sigma_data=0.5)
+    >>> z, labels, keys = inputs(config)
+    >>> z.shape, labels.shape, keys.shape
+    ((3, 32, 32, 3), (3, 10), (3,))
+    """
     key = build.key(config, "evaluation")
     z = jax.random.normal(key, (SAMPLES, *build.image_shape(config)))
     return z, config.network.condition.examples(key, SAMPLES), jax.random.split(key, SAMPLES)
 
 
 def _any(config: c.Config) -> None:
-    """Every network has it."""
+    """Supported for every network."""
 
 
 def _write_own(generator: Generator, folder: Path) -> list[str]:
@@ -167,15 +177,15 @@ def _require_diffusers(config: c.Config) -> None:
     if type(network) not in DIFFUSERS or precondition != identify.DDPM:
         known = ", ".join(kind.__name__ for kind in DIFFUSERS)
         raise ConfigError(
-            f"{type(network).__name__} with precondition {precondition!r} is no transformer of "
-            f"diffusers, which has {known} with {identify.DDPM}."
+            f"--format=diffusers does not support {type(network).__name__} with precondition "
+            f"{precondition!r}; supported: {known} with {identify.DDPM}."
         )
     DIFFUSERS[type(network)].settings(network)
     chain = generator_of(config)
     if chain.evaluations > 1 and not chain.draws_noise:
         raise ConfigError(
-            f"a generator of {chain.describe()}: diffusers has a scheduler for chains of fresh "
-            "noise alone; use --format=safetensors or stablehlo."
+            f"--format=diffusers cannot sample {chain.describe()}: its LCMScheduler supports "
+            "fresh noise only; use --format=safetensors or stablehlo."
         )
     scheduler.settings(chain.levels)
 
@@ -215,30 +225,42 @@ FORMATS = {
 
 
 def save(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Tensors in the safetensors format, in float32; the file is either absent or whole."""
+    """Writes tensors to a safetensors file in float32, atomically.
+
+    >>> save(Path("w.safetensors"), {"w": np.ones((2, 3), np.float16)})
+    >>> tensors = dict(read_safetensors.read(Path("w.safetensors")))
+    >>> tensors["w"].shape, tensors["w"].dtype
+    ((2, 3), dtype('float32'))
+    """
     wide = {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
     with storage.whole(file) as partial:
         partial.touch()
         mode = partial.stat().st_mode
         save_file(wide, partial)
-        partial.chmod(mode)  # safetensors would leave it to its owner alone
+        partial.chmod(mode)  # safetensors makes the file readable by its owner only
 
 
 def write(file: Path, content: bytes) -> None:
-    """A file that is either absent or whole."""
+    """Writes a file atomically."""
     with storage.whole(file) as partial:
         partial.write_bytes(content)
 
 
 def to_json(value: Any) -> bytes:
-    """For people to read too."""
+    """Indented JSON with a final newline, UTF-8.
+
+    >>> print(to_json({"sigma_init": 2.5}).decode(), end="")
+    {
+      "sigma_init": 2.5
+    }
+    """
     return f"{json.dumps(value, indent=2)}\n".encode()
 
 
 def _require_same_network(expected: c.Network, found: c.Network, file: Path) -> None:
     differing = c.differences(c.describe(expected), c.describe(found))
     if differing:
-        raise _refusal(file, f"its network is another (original -> file): {'; '.join(differing)}")
+        raise _refusal(file, f"its network differs (original -> file): {'; '.join(differing)}")
 
 
 def _compare_weights(expected: Params, found: Params, file: Path) -> str:
@@ -251,7 +273,7 @@ def _compare_weights(expected: Params, found: Params, file: Path) -> str:
         or not np.array_equal(np.asarray(expected[path], np.float32), found[path])
     ]
     if wrong:
-        raise _refusal(file, f"{len(wrong)} of {len(expected)} tensors differ, as {min(wrong)}")
+        raise _refusal(file, f"{len(wrong)} of {len(expected)} tensors differ, e.g. {min(wrong)}")
     return f"{len(expected)} tensors equal"
 
 
@@ -259,13 +281,13 @@ def _compare_images(generator: Generator, images: Images, file: Path) -> str:
     expected, images = np.asarray(generator.expected), np.asarray(images)
     tolerance = TOLERANCES[generator.config.compute_dtype]
     difference = np.abs(images - expected).max() / np.abs(expected).max()
-    if not difference <= tolerance:  # nor NaN
-        raise _refusal(file, f"its images differ by {difference:.1e}, allowed {tolerance:.0e}")
+    if not difference <= tolerance:  # also catches NaN
+        raise _refusal(file, f"its images differ by {difference:.1e}, tolerance {tolerance:.0e}")
     return f"{len(images)} images differ by {difference:.1e}"
 
 
 def _refusal(file: Path, problem: str) -> ConfigError:
     return ConfigError(
-        f"{file}, read back, is not the network that was exported: {problem}. Do not use it; check "
+        f"{file}, read back, differs from the exported network: {problem}. Do not use it; check "
         "the disk, and export again."
     )

@@ -1,6 +1,6 @@
-"""README.md of an export: what the generator is, how each of its files is used, and its numbers.
+"""Model card of an export: interface, usage of each file, provenance, metrics.
 
-The front matter is that of model cards on the Hugging Face hub.
+A README.md with the front matter of the Hugging Face hub.
 """
 
 import json
@@ -28,18 +28,18 @@ library_name: simjax
 ---"""
 LICENSE = """## License
 
-Not stated here. Weights that began as a published teacher's are subject to that teacher's license.
+Not set. Weights derived from a published teacher are subject to that teacher's license.
 """
-BATCH = 4  # samples of every example; our choice
+BATCH = 4  # samples per example; our choice
 
 
 class Told(NamedTuple):
-    """Where weights come from.
+    """Origin of the weights.
 
     Attributes:
-      settings: a run's whole config; of published weights what is known of the network.
-      provenance: by what a person reads each as.
-      report: of the run; None if there is none.
+      settings: the run's whole config; for published weights, the network's settings.
+      provenance: facts by label, such as "sha256".
+      report: report.json of the run, or None.
     """
 
     settings: Mapping[str, Any]
@@ -48,13 +48,13 @@ class Told(NamedTuple):
 
 
 class Card(NamedTuple):
-    """What a card tells.
+    """Contents of a model card; `Told` is the origin of the weights.
 
     Attributes:
-      name: its title.
-      role: what the weights are, a sentence.
-      config: completed by the network.
-      checks: what was found when each format was read back.
+      name: title.
+      role: one sentence that describes the weights.
+      config: complete config of the generator.
+      checks: result of the comparison after reading back, by format.
     """
 
     name: str
@@ -65,8 +65,8 @@ class Card(NamedTuple):
 
 
 def text(card: Card) -> str:
-    """The whole file."""
-    told = card.told
+    """The whole README.md."""
+    origin = card.told
     reads_prompts = card.config.network.condition.reads_prompts
     task = "pipeline_tag: text-to-image\n" if reads_prompts else ""
     parts = [
@@ -76,9 +76,9 @@ def text(card: Card) -> str:
             f"## {name}\n\n{USAGE[name](card.config)}\n\nRead back: {found}."
             for name, found in card.checks.items()
         ],
-        f"## Provenance\n\n{_list(told.provenance)}",
-        f"## Metrics\n\n{_metrics(told.report)}",
-        f"## Settings\n\n```json\n{json.dumps(told.settings, indent=2)}\n```",
+        f"## Provenance\n\n{_list(origin.provenance)}",
+        f"## Metrics\n\n{_metrics(origin.report)}",
+        f"## Settings\n\n```json\n{json.dumps(origin.settings, indent=2)}\n```",
         f"## Versions\n\n{_list(_versions())}",
         LICENSE,
     ]
@@ -86,51 +86,51 @@ def text(card: Card) -> str:
 
 
 def _interface(config: c.Config) -> str:
-    """What goes in and what comes out."""
+    """Inputs and outputs of the generator."""
     height, width, channels = build.image_shape(config)
-    out = "an image, about -1 to 1" if channels in (1, 3) else "a latent, for an autoencoder"
+    out = "an image, about -1 to 1" if channels in (1, 3) else "a latent of an autoencoder"
     generator = generator_of(config)
     settings = ", ".join(f"{name} = {value}" for name, value in generator.settings().items())
-    return f"""A sample is {generator.name} of the denoiser D, from z ~ N(0, I):
+    return f"""A sample takes {generator.name} of the denoiser D, from z ~ N(0, I):
 
     {generator.formula}        {settings}
 
-z and x0 have the shape ({height}, {width}, {channels}), in PyTorch ({channels}, {height}, {width});
+z and x0 have shape ({height}, {width}, {channels}), in PyTorch ({channels}, {height}, {width}).
 x0 is {out}. The condition is {config.network.condition.describe()}."""
 
 
 def _own(config: c.Config) -> str:
-    folders, asked = "", ""
+    folders, condition = "", ""
     if config.network.condition.reads_prompts:
         folders = ", encoder=T5_FOLDER, autoencoder=VAE_FOLDER"
-        asked = ', prompts=["a prompt"]'
+        condition = ', prompts=["a prompt"]'
     elif config.network.label_dim:
-        asked = ", labels=[0]"
+        condition = ", labels=[0]"
     return f"""`{exported.WEIGHTS}` and `{exported.SETTINGS}`, for simjax:
 
 ```python
 import simjax
 generator = simjax.load("."{folders})
-images = simjax.draw(generator, {BATCH}{asked})
+images = simjax.draw(generator, {BATCH}{condition})
 ```"""
 
 
 def _program(config: c.Config) -> str:
-    condition, given, told = config.network.condition, "z", ""
+    condition, given, note = config.network.condition, "z", ""
     generator, noise, shape = generator_of(config), "", build.image_shape(config)
     if generator.draws_noise:
         later = (BATCH, generator.evaluations - 1, *shape)
-        noise = f"noise = jax.random.normal(jax.random.key(1), {later})  # of the later calls\n"
+        noise = f"noise = jax.random.normal(jax.random.key(1), {later})  # later calls\n"
         given = "z, noise"
     if condition.reads_prompts:
         given += ", embedding, mask"
-        told = (
+        note = (
             f"embedding: float32 ({BATCH}, {condition.length}, {condition.channels}); mask: bool, "
-            "true where a token is no padding. "
+            "false for padding tokens. "
         )
     elif condition.count:
         given += f", jnp.arange({BATCH}, dtype=jnp.int32) % {condition.count}"
-        told = "Class -1 is none. "
+        note = "Class -1 is the null class. "
     return f"""`{stablehlo.PROGRAM}`, `{stablehlo.LOADER_NAME}` and `{exported.WEIGHTS}`, for JAX
 without simjax (`pip install jax flatbuffers`), with any batch size, on CPUs, GPUs and TPUs:
 
@@ -141,8 +141,8 @@ z = jax.random.normal(jax.random.key(0), {(BATCH, *shape)})
 {noise}x0 = generate({given})
 ```
 
-{told}Written by jax {versions.of("jax")["jax"]}; later versions are to read it for six months at
-least (jax.export's promise)."""
+{note}Written by jax {versions.of("jax")["jax"]}; jax.export guarantees that later versions read it
+for at least six months."""
 
 
 def _edm(config: c.Config) -> str:
@@ -164,7 +164,7 @@ z = torch.randn({BATCH}, {channels}, {height}, {width})
 
 
 def _called(generator: Generator, labels: str) -> str:
-    """One call of EDM's `net`, or the loop of several."""
+    """Code that calls EDM's `net` once, or in a loop."""
     if generator.evaluations == 1:
         (sigma,) = generator.levels
         return f"x0 = net({sigma} * z, torch.full([{BATCH}], {sigma}), {labels})"
@@ -185,7 +185,7 @@ def _diffusers(config: c.Config) -> str:
     xt,
     timestep=torch.full((len(z),), time),
     {options},
-).sample[:, :{channels}]  # the other channels are variances"""
+).sample[:, :{channels}]  # the other channels: variance"""
     body = (CHAIN if several else CALL).format(
         sigma=levels[0],
         time=scheduler.times(levels),
@@ -203,8 +203,8 @@ transformer = {kind}.from_pretrained("{formats.TRANSFORMER}").eval()
 {body.strip()}
 ```
 
-A pipeline's schedulers are for many steps: take from it what surrounds the transformer. TEACHER is
-the pipeline of the network that these weights began as.
+The schedulers of the pipeline are for many steps: use only its text encoder and autoencoder.
+TEACHER is the pipeline of the network that these weights were initialised from.
 
 ```python
 {pipeline}
@@ -213,7 +213,7 @@ images = pipeline.vae.decode(x0 / pipeline.vae.config.scaling_factor).sample  # 
 
 
 CALL = """
-sigma, time = {sigma}, {time[0]}  # sigma_init, and the training's time step nearest to it
+sigma, time = {sigma}, {time[0]}  # sigma_init, and the nearest DDPM time step
 
 @torch.no_grad()
 def generate(z, {given}):
@@ -223,7 +223,7 @@ def generate(z, {given}):
 """
 CHAIN = """
 scheduler = LCMScheduler.from_pretrained("scheduler")
-sigma, times = {sigma}, {time}  # of the first call; the training's time steps of all
+sigma, times = {sigma}, {time}  # sigma of the first call; DDPM time steps of all calls
 
 @torch.no_grad()
 def generate(z, {given}):
@@ -237,7 +237,7 @@ def generate(z, {given}):
 
 
 def _surroundings(network: c.Network) -> tuple[str, str, str]:
-    """The condition's names, how the transformer takes it, and where a pipeline has it from."""
+    """Code around the transformer: parameter names, keyword arguments, pipeline example."""
     noise = f"torch.randn(1, {network.image_channels}, {network.resolution}, {network.resolution})"
     if not network.condition.reads_prompts:
         pipeline = f"""from diffusers import DiTPipeline
@@ -265,15 +265,15 @@ USAGE = {"safetensors": _own, "edm": _edm, "diffusers": _diffusers, "stablehlo":
 
 def _metrics(report: Mapping[str, Any] | None) -> str:
     if report is None:
-        return "None: nothing was measured where these weights come from."
+        return "None: nothing was measured for these weights."
     seeds = ", ".join(map(str, report.get("seeds", [report["seed"]])))
-    lines = [f"The run's report, of seed {seeds}, on {report['device']}."]
-    if isinstance(report["protocol"], str):  # nothing to compare with
+    lines = [f"Report of the run, seed {seeds}, on {report['device']}."]
+    if isinstance(report["protocol"], str):  # no reference
         lines.append(report["protocol"])
     else:
         for name, space in report["protocol"].items():
             real = space["reference"]
-            lines.append(f"`{name}` compares with {real['images']} images of {real['name']}.")
+            lines.append(f"Reference of `{name}`: {real['images']} images of {real['name']}.")
     measured = table([Row(**row) for row in report["rows"]])
     return f"{' '.join(lines)}\n\n```\n{measured}\n```"
 

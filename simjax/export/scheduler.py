@@ -1,8 +1,8 @@
-"""A scheduler of diffusers that samples a chain of calls as it was trained.
+"""diffusers' LCMScheduler config for a multi-step generator.
 
-diffusers' LCMScheduler denoises at each time step and adds new noise for the next: the chain of
-models/generator.py in the variance-preserving scale. Its table of noise levels is the training's,
-but at the chain's time steps, where it holds the chain's levels.
+LCMScheduler denoises at each time step and adds fresh noise for the next one: models/generator.py's
+Chain in variance-preserving scale. Its table has the DDPM training's noise levels, except at the
+generator's time steps, which have the generator's levels.
 """
 
 from collections.abc import Sequence
@@ -17,24 +17,37 @@ FILE = "scheduler/scheduler_config.json"
 
 
 def times(levels: Sequence[float]) -> list[int]:
-    """The training's time steps nearest to noise levels, which the network is given.
+    """DDPM time steps nearest to the noise levels.
+
+    The network is conditioned on them.
+
+    >>> times([2.5, 0.5])
+    [440, 144]
+
+    Args:
+      levels: sigma of each call, data units.
 
     Raises:
-      ConfigError: two levels have the same.
+      ConfigError: two levels have the same time step.
     """
     *_, found = precondition.ddpm_linear(np.asarray(levels, np.float32))
     found = [int(time) for time in found]
     if len(set(found)) < len(found):
         raise ConfigError(
-            f"levels {tuple(levels)} have time steps {found}: those of diffusers must differ; use "
-            "--format=safetensors or stablehlo."
+            f"levels {tuple(levels)} have time steps {found}, but diffusers needs different ones; "
+            "use --format=safetensors or stablehlo."
         )
     return found
 
 
 def settings(levels: Sequence[float]) -> dict[str, Any]:
-    """The scheduler's configuration, in plain JSON."""
-    table = precondition.ddpm_linear_levels()[-2::-1].astype(np.float64)  # at times 0, 1, ...
+    """scheduler_config.json of LCMScheduler, as a dictionary.
+
+    >>> config = settings([2.5, 0.5])
+    >>> config["_class_name"], config["num_train_timesteps"], config["prediction_type"]
+    ('LCMScheduler', 1000, 'epsilon')
+    """
+    table = precondition.ddpm_linear_levels()[-2::-1].astype(np.float64)  # at time steps 0, 1, ...
     table[times(levels)] = levels
     kept = 1 / (1 + table**2)  # alpha_bar
     betas = 1 - kept / np.concatenate([[1.0], kept[:-1]])
@@ -46,5 +59,5 @@ def settings(levels: Sequence[float]) -> dict[str, Any]:
         "clip_sample": False,
         "set_alpha_to_one": True,
         "original_inference_steps": len(table),
-        "timestep_scaling": 1e6,  # D itself, without a share of xt, at every time step
+        "timestep_scaling": 1e6,  # makes c_skip zero: every step outputs D alone
     }

@@ -1,7 +1,7 @@
-"""A generator as a program that jax.export wrote: it runs where simjax is not installed.
+"""A generator as a jax.export program that runs without simjax.
 
-It takes any batch size, on CPUs, GPUs and TPUs. Parameters are arguments, so the program is small
-whatever the network; LOADER reads them from a safetensors file.
+Any batch size, on CPUs, GPUs and TPUs. Parameters are arguments, so the program is small for any
+network; LOADER reads them from a safetensors file.
 """
 
 import jax
@@ -29,7 +29,7 @@ from jax import export
 
 folder = pathlib.Path(__file__).parent
 data = np.fromfile(folder / "{WEIGHTS}", np.uint8)
-start = 8 + int(data[:8].view("<u8")[0])  # of the tensors, behind a header in JSON
+start = 8 + int(data[:8].view("<u8")[0])  # of the tensors, after the JSON header
 header = json.loads(data[8:start].tobytes())
 weights = {{}}
 for name in header.keys() - {{"__metadata__"}}:
@@ -42,11 +42,12 @@ generate = functools.partial(program, weights)
 
 
 def serialized(config: c.Config, weights: Params) -> bytes:
-    """The program of (tensors by path, z, *condition); the condition is a network's `arguments`.
+    """The serialized program of (tensors by path, z, *condition) -> x0.
 
-    A chain of calls with new noise takes it behind z, shape (b, calls - 1, h, w, c). Tensors are
-    those of `weights`; parameters are read. Constants are in the program, as in every one of
-    simjax: the compiler folds what only they and the generator decide.
+    A multi-step generator with fresh noise takes it after z, shape (b, NFE - 1, h, w, c). The
+    tensors are those of `weights`, of which the program uses the parameters; constants are part of
+    the program, so that the compiler can fold them. The condition is that of the network's
+    `condition.arguments`.
     """
     denoise, params = build.denoiser(config, weights)
     parameters, generator = flatten_dict(params, sep="/").keys(), generator_of(config)
@@ -64,7 +65,7 @@ def serialized(config: c.Config, weights: Params) -> bytes:
 
 
 def _shapes(config: c.Config) -> list[jax.ShapeDtypeStruct]:
-    """Of z, its later noise and the condition, whose first axis is any number."""
+    """Shapes of z, fresh noise and condition, with a symbolic batch axis."""
     (batch,) = export.symbolic_shape("b")
     shape, generator = build.image_shape(config), generator_of(config)
     inputs = [jax.ShapeDtypeStruct((batch, *shape), jnp.float32)]

@@ -74,8 +74,8 @@ MISTAKES = {
     "--source=run,,--out=net.pkl/inside": "--out=net.pkl/inside cannot be written",
     "--source=run,,--out=x,,--format=onnx": "--format=onnx: expected some of safetensors, edm",
     "--source=run,,--out=x,,--format=": "--format=: expected some of safetensors, edm",
-    "--source=run,,--out=x,,--format=diffusers": "SongUNet with precondition 'edm' is no "
-    "transformer of diffusers, which has DiT, PixArt with ddpm_linear",
+    "--source=run,,--out=x,,--format=diffusers": "--format=diffusers does not support SongUNet "
+    "with precondition 'edm'; supported: DiT, PixArt with ddpm_linear",
     "--source=pixart,,--out=x,,--format=edm": "PixArt with precondition 'ddpm_linear' is no "
     "denoiser of the EDM release, which has SongUNet, AdmUNet with edm, vp, ve, iddpm",
     "--source=net.pkl,,--out=x,,--network=teacher": "--network is for a run. It takes --source",
@@ -321,8 +321,8 @@ def test_every_network_comes_back(name, tmp_path):
 
 def test_what_diffusers_does_not_sample_is_refused():
     for options, message in (
-        ({"steps": 2, "renoise": "fixed"}, "a scheduler for chains of fresh noise alone"),
-        ({"levels": (2.5, 2.4999)}, "those of diffusers must differ"),
+        ({"steps": 2, "renoise": "fixed"}, "its LCMScheduler supports fresh noise only"),
+        ({"levels": (2.5, 2.4999)}, "diffusers needs different ones"),
     ):
         made = config.Config(generator=config.Generator(**options))
         options = config.complete(made, DIT, "ddpm_linear", 1.0)
