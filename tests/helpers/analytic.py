@@ -1,10 +1,10 @@
-"""A one-dimensional world in which every score, and every expectation of a loss, is exact.
+"""One-dimensional Gaussian mixtures with exact scores and exact expected losses.
 
 Teacher q and generator p_theta are Gaussian mixtures: component k of p_theta makes
-x0 = mean_k(theta) + std_k(theta) z. Expectations over (k, z, eps) are quadratures, without sampling
-noise: Gauss-Legendre panels in xt, broken where the loss has kinks, and, given xt, two
-Gauss-Hermite nodes in z for each k. Two suffice because the loss is linear in x0 at fixed xt and
-x0 is linear in z: its theta-derivative at theta0 is a quadratic in z.
+x0 = mean_k(theta) + std_k(theta) z. Expectations over (k, z, eps) are quadratures without sampling
+noise: Gauss-Legendre panels in xt, split at the kinks of the loss, and, given xt, two Gauss-Hermite
+nodes in z for each k. Two are exact: the loss is linear in x0 at fixed xt and x0 is linear in z, so
+the theta-derivative at theta0 is quadratic in z.
 """
 
 import functools
@@ -27,7 +27,7 @@ class Mixture(NamedTuple):
 
 
 class World(NamedTuple):
-    """A generator at theta0, the teacher's law of clean data, and one noise level."""
+    """A generator at theta0, the teacher's distribution of clean data, and one noise level."""
 
     generator: Callable[..., Mixture]  # theta -> p_theta
     theta0: tuple[float, ...]
@@ -40,7 +40,7 @@ class World(NamedTuple):
 
 
 class Nodes(NamedTuple):
-    """Quadrature over the generator's draws: component k, z and eps, each of shape (n,)."""
+    """Quadrature nodes of the generator's samples: component k, z and eps, each (n,)."""
 
     weight: np.ndarray
     component: np.ndarray
@@ -53,7 +53,7 @@ Q = Mixture((1.0,), (-0.5,), (math.sqrt(1.3),))
 LOCATION = World(lambda t: Mixture((1.0,), (t[0],), (math.sqrt(0.8),)), (0.4,), Q, sigma=0.7)
 SCALE = World(lambda t: Mixture((1.0,), (0.4,), (t[0],)), (math.sqrt(0.8),), Q, sigma=0.7)
 MIXTURE = World(
-    lambda t: Mixture((0.35, 0.65), (t[0], t[1]), (t[2], t[3])),  # every mean and std moves
+    lambda t: Mixture((0.35, 0.65), (t[0], t[1]), (t[2], t[3])),  # theta sets every mean and std
     (-1.1, 0.9, 0.5, 0.8),
     Mixture((0.5, 0.3, 0.2), (-0.8, 0.6, 2.0), (0.6, 0.4, 0.9)),
     0.6,
@@ -86,7 +86,7 @@ def score_gap(world: World, xt):
 
 
 def draws(world: World, levels: tuple[float, ...] = ()) -> Nodes:
-    """Nodes over (k, z, eps) for integrands with kinks where |score_gap| is one of `levels`."""
+    """Nodes over (k, z, eps) for integrands with kinks at |score_gap| in `levels`."""
     xt, dx = panels(world, levels)
     nodes = posterior(world, xt)
     density = np.exp(log_density(world.frozen, world.sigma, jnp.asarray(xt)))
@@ -94,7 +94,7 @@ def draws(world: World, levels: tuple[float, ...] = ()) -> Nodes:
 
 
 def posterior(world: World, xt: np.ndarray) -> Nodes:
-    """Nodes over (k, z, eps) given xt at theta0, those of xt[0] first; weights sum to 1 each."""
+    """Nodes over (k, z, eps) given xt at theta0, xt[0]'s first; weights sum to 1 per xt."""
     law, sigma = world.frozen, world.sigma
     means, stds = np.asarray(law.means)[:, None], np.asarray(law.stds)[:, None]  # (k, node)
     gauss, gauss_weight = np.polynomial.hermite_e.hermegauss(2)
@@ -109,14 +109,14 @@ def posterior(world: World, xt: np.ndarray) -> Nodes:
 
 
 def panels(world: World, levels: tuple[float, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes xt and weights dx of Gauss-Legendre panels that meet where |score_gap| is a level.
+    """Nodes xt and weights dx of Gauss-Legendre panels with edges at |score_gap| in `levels`.
 
-    Within each panel xt = start + width t^2 (3 - 2t), which is quadratic at both ends, so that a
-    singularity like |xt - end|^(-1/2), as in the gradient of ||y||^1.5, costs no accuracy.
+    Within each panel xt = start + width t^2 (3 - 2t), quadratic at both ends, so that a singularity
+    like |xt - end|^(-1/2), as in the gradient of ||y||^1.5, does not reduce the accuracy.
     """
     low, high = _span(world)
     kinks = sorted({x for level in levels for s in (-1, 1) for x in crossings(world, s * level)})
-    uniform = np.linspace(low, high, 49 - len(kinks))  # always 48 panels: shapes stay the same
+    uniform = np.linspace(low, high, 49 - len(kinks))  # always 48 panels: constant shapes
     edges = np.sort(np.concatenate([uniform, kinks]))
     t, weight = np.polynomial.legendre.leggauss(16)
     t, weight = (t + 1) / 2, weight / 2
@@ -126,7 +126,7 @@ def panels(world: World, levels: tuple[float, ...] = ()) -> tuple[np.ndarray, np
 
 @functools.cache
 def crossings(world: World, level: float) -> tuple[float, ...]:
-    """The points where score_gap = level, in ascending order."""
+    """The roots of score_gap = level, ascending."""
     grid = np.linspace(*_span(world), 2001)
     sign = np.sign(np.asarray(score_gap(world, jnp.asarray(grid))) - level)
 
@@ -138,15 +138,15 @@ def crossings(world: World, level: float) -> tuple[float, ...]:
 
 
 def generate(law: Mixture, nodes: Nodes):
-    """x0 of each draw, shape (n,)."""
+    """x0 of each node, shape (n,)."""
     means, stds = jnp.asarray(law.means), jnp.asarray(law.stds)
     return means[nodes.component] + stds[nodes.component] * nodes.z
 
 
 def images(world: World, theta, nodes: Nodes, fake_score: Mixture | None = None):
-    """x0, D_teacher(xt), D_fake(xt) of each draw, shape (n, 1, 1, 1), moving with theta.
+    """x0, D_teacher(xt), D_fake(xt) of each node, (n, 1, 1, 1), as functions of theta.
 
-    The networks' parameters do not move: the fake score is p_theta0's unless another is given.
+    The networks are frozen: the fake score is that of p_theta0 unless another is given.
     """
     x0 = generate(world.generator(theta), nodes)
     xt = x0 + world.sigma * nodes.eps
@@ -164,7 +164,7 @@ def _log_joint(law: Mixture, sigma: float, xt):
 
 
 def _span(world: World) -> tuple[float, float]:
-    """Beyond 12 standard deviations of every component a density is below 1e-31."""
+    """Interval of 12 standard deviations around every component; outside, density < 1e-31."""
     means, stds = np.asarray(world.frozen.means), np.asarray(world.frozen.stds)
     reach = 12 * np.hypot(stds, world.sigma)
     return np.min(means - reach), np.max(means + reach)

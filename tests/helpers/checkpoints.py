@@ -1,4 +1,4 @@
-"""Checkpoints as the EDM release has them, of any of its networks, with random weights."""
+"""Checkpoints in EDM's pickle format with random weights, for any of its networks."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ FILTER = np.full((1, 1, 2, 2), 0.25, np.float32)
 
 
 def arguments(network: config.Network) -> dict[str, Any]:
-    """Constructor arguments of EDMPrecond, as the release's training gives them."""
+    """Constructor arguments of EDMPrecond, as set by EDM's training code."""
     model = next(k for k, a in edm.ARCHITECTURES.items() if isinstance(network, a.schema))
     ours = dataclasses.asdict(network)
     values = {name: ours[field] for name, (field, _) in edm.ARCHITECTURES[model].arguments.items()}
@@ -31,7 +31,7 @@ def arguments(network: config.Network) -> dict[str, Any]:
 
 
 def tensors(network: config.Network, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights by official name, in PyTorch's layout, and the resampling filters."""
+    """Random weights and resampling filters by official name, in PyTorch layout."""
     completed = config.complete(config.Config(), network, "edm", 0.5)
     rng = np.random.default_rng(seed)
     found = {}
@@ -66,7 +66,7 @@ def write(
     """Writes a checkpoint; returns its tensors.
 
     Args:
-      suffix: of its classes' names; SiDA's release has "_EncoderDecoder".
+      suffix: appended to the class names; SiDA's release has "_EncoderDecoder".
     """
     made = tensors(network, seed)
     buffers = [name for name in made if name.endswith(("resample_filter", "freqs"))]

@@ -1,4 +1,4 @@
-"""CLIP's files as transformers writes them, small and random; and LAION's aesthetic head."""
+"""Small random CLIP folders in transformers' format, and LAION's aesthetic head."""
 
 import json
 
@@ -14,7 +14,7 @@ PROJECTION = 12
 
 
 def foreign(projection=PROJECTION):
-    """Random tensors as transformers names and lays them out, of the sizes above."""
+    """Random tensors with transformers' names and layouts, in the sizes above."""
     random = np.random.default_rng(2)
     shapes = {
         "logit_scale": (),
@@ -45,7 +45,7 @@ def foreign(projection=PROJECTION):
     tensors = {
         name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
     }
-    return tensors | {  # buffers of files that older transformers wrote
+    return tensors | {  # buffers in files of older transformers
         "text_model.embeddings.position_ids": np.arange(10)[None],
         "vision_model.embeddings.position_ids": np.arange(17)[None],
     }
@@ -56,7 +56,7 @@ VOCABULARY = 26
 
 
 def write_vocabulary(folder):
-    """vocab.json and merges.txt of a few letters; returns the number of each of 26 pieces."""
+    """Writes vocab.json and merges.txt of a few letters; returns the ids of the 26 tokens."""
     letters = "lowernst'"
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), "1</w>", "!</w>"]
     pieces += ["".join(pair) for pair in MERGES] + [START, END]
@@ -68,7 +68,7 @@ def write_vocabulary(folder):
 
 
 def write_folder(folder, projection=PROJECTION):
-    """A folder of CLIPModel: config.json, weights and tokenizer."""
+    """Writes a CLIPModel folder: config.json, weights and tokenizer."""
     towers = {
         "text_config": (TEXT, clip.TEXT, {"eos_token_id": VOCABULARY - 1}),
         "vision_config": (VISION, clip.VISION, {"hidden_act": "gelu"}),
@@ -86,7 +86,7 @@ HEAD = {"0": (768, 1024), "2": (1024, 128), "4": (128, 64), "6": (64, 16), "7": 
 
 
 def aesthetic_head():
-    """Random tensors under the published names, out x in; scores of both signs."""
+    """Random tensors under the published names, (out, in), with scores of both signs."""
     random = np.random.default_rng(0)
     tensors = {}
     for name, (features_in, features) in HEAD.items():

@@ -1,6 +1,6 @@
-"""Which recorded cases a directory holds, and which of them simjax can be checked against.
+"""Collects recorded reference cases from a directory, and the reason for each unsupported one.
 
-Everything is read from the files: a further file of a known kind is checked by dropping it there.
+Cases are read from the files: adding a file of a known kind to the directory adds its cases.
 """
 
 import dataclasses
@@ -12,22 +12,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# What is ported so far. A recorded case of anything else is deselected and named in the header.
+# The ported parts. Recorded cases of other parts are deselected and listed in the test header.
 SUPPORTED_NETWORKS = ("SongUNet", "DhariwalUNet")
 SUPPORTED_WRAPPERS = ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond")
 SUPPORTED_TRANSFORMERS = {"mlp_ratio": 4.0, "pred_sigma": True}
-# The reference's names of a sampler's parts, and simjax's.
+# Names of sampler parts: reference -> simjax.
 SUPPORTED_LADDERS = {"edm": "karras", "vp": "vp", "ve": "ve", "iddpm": "iddpm"}  # discretization
 SUPPORTED_PATHS = {("linear", "none"): "edm", ("vp", "vp"): "vp", ("ve", "none"): "ve"}
 SUPPORTED_SOLVERS = ("heun", "euler")
 SUPPORTED_AUGMENTATION = ("p", "xflip", "yflip", "rotate_int", "translate_int", "scale")
 SUPPORTED_AUGMENTATION += ("rotate_frac", "aniso", "translate_frac", "brightness", "contrast")
-SUPPORTED_AUGMENTATION += ("lumaflip", "hue", "saturation")  # their strengths are fixed
+SUPPORTED_AUGMENTATION += ("lumaflip", "hue", "saturation")  # with fixed strengths
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One recorded case: a file, a name inside it, and why it cannot be checked yet, if so."""
+    """One recorded case: file, name inside it, and reason if unsupported."""
 
     path: pathlib.Path
     name: str = ""
@@ -38,14 +38,14 @@ class Case:
 
 
 class Fixture(NamedTuple):
-    """Files of one kind, and how each is cut into (name, unsupported because)."""
+    """A file pattern, and the function that splits a file into (name, reason if unsupported)."""
 
     pattern: str
     split: Callable[[Any], Iterator[tuple[str, str]]]
 
 
 def cases(fixture: str, directory: pathlib.Path) -> list[Case]:
-    """Every recorded case for tests that take `fixture`."""
+    """Every recorded case for tests with this fixture."""
     pattern, split = FIXTURES[fixture]
     found = []
     for path in sorted(directory.glob(pattern)):
@@ -55,7 +55,7 @@ def cases(fixture: str, directory: pathlib.Path) -> list[Case]:
 
 
 def report(directory: pathlib.Path) -> list[str]:
-    """Lines for the header of a run: what is checked and what is not, and why."""
+    """Lines of the test header: files that are checked, unsupported cases with reasons."""
     everything = [case for fixture in FIXTURES for case in cases(fixture, directory)]
     checked = sorted({case.path.name for case in everything if not case.unsupported})
     other = sorted({p.name for p in directory.glob("*.npz")} - {c.path.name for c in everything})

@@ -1,4 +1,4 @@
-"""Runs `python -m simjax.main` as a user does, on a digits config that is made small by flags."""
+"""Runs `python -m simjax.main` and `simjax NAME` in subprocesses; flags for a tiny digits run."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = ROOT / "configs" / "digits.py"
-TINY = [  # seconds, not minutes; nothing is learnt
+TINY = [  # seconds instead of minutes; too short to learn
     "--config.network.channels=4",
     "--config.network.channel_mult=(1,)",
     "--config.steps=24",
@@ -40,13 +40,13 @@ def run(
 
 
 def simjax(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """Any other command: simjax NAME --FLAG=VALUE."""
+    """Runs simjax NAME --FLAG=VALUE."""
     command = [sys.executable, "-m", "simjax", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 def refused(result: subprocess.CompletedProcess) -> str:
-    """The one message of a run that was refused."""
+    """The error message of a failed command; it must not be a traceback."""
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
     return result.stderr

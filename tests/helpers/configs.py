@@ -1,4 +1,4 @@
-"""The config files of the repository, loaded as the command line loads them."""
+"""Loads the repository's config files like the command line; small networks and configs."""
 
 import dataclasses
 import importlib.util
@@ -7,7 +7,7 @@ from pathlib import Path
 from simjax import config
 
 DIRECTORY = Path(__file__).parent.parent.parent / "configs"
-TEACHER = config.SongUNet(  # quick to train a step of, and to write a file of
+TEACHER = config.SongUNet(  # fast to train and to write
     resolution=8,
     image_channels=1,
     label_dim=10,
@@ -20,7 +20,7 @@ LARGER = dataclasses.replace(TEACHER, channels=32, channel_mult=(1, 2), attentio
 NCSNPP = dataclasses.replace(
     TEACHER, embedding="fourier", noise_channels=2, encoder="residual", filter_taps=(1, 3, 3, 1)
 )
-PARAMETERS = {  # of the official networks, fixed constants not counted
+PARAMETERS = {  # of the official networks, without fixed constants
     "cifar10": 55_735_299,
     "cifar10_uncond": 55_733_891,
     "ffhq64": 61_805_571,
@@ -41,14 +41,14 @@ def load(name: str, method: str | None = None) -> config.Config:
 
 
 def small() -> config.Config:
-    """The digits, with a network that is traced in a second."""
+    """The digits config with a network that traces in a second."""
     options = load("digits")
     options.network.channels, options.network.channel_mult = 4, (1,)
     return options
 
 
 def published(source, **fields) -> config.Config:
-    """configs/cifar10.py of a small teacher, in seconds; fields by their dotted names."""
+    """configs/cifar10.py for a small teacher and few samples; fields by dotted name."""
     options = load("cifar10")
     options.teacher.source = str(source)
     options.batch, options.grid = 8, 2
@@ -60,9 +60,9 @@ def published(source, **fields) -> config.Config:
 
 
 def shrunk(network: config.Network) -> config.Network:
-    """The same kind of network with the same inputs, as small as it goes: quick to trace."""
+    """The smallest network of the same class with the same conditioning; fast to trace."""
     if isinstance(network, config.DiT | config.PixArt):
         return dataclasses.replace(network, resolution=4, width=16, depth=1, heads=2)
-    channels = 64 if isinstance(network, config.AdmUNet) else 4  # of a head of ADM
+    channels = 64 if isinstance(network, config.AdmUNet) else 4  # ADM's channels per head
     sizes = {"channels": channels, "channel_mult": (1,), "blocks": 1, "attention_resolutions": ()}
     return dataclasses.replace(network, resolution=4, **sizes)

@@ -1,4 +1,4 @@
-"""A small T5 encoder's folder as transformers writes it, with its tokenizer."""
+"""Folders of a small random T5 encoder in transformers' format, with tokenizer."""
 
 import json
 
@@ -11,7 +11,7 @@ WORDS = ["a", "red", "blue", "cat", "dog", "on", "the", "sea", "two"]
 
 
 def write_tokenizer(path):
-    """Words, and T5's three special tokens."""
+    """Writes a tokenizer of WORDS and T5's three special tokens."""
     vocabulary = {word: n for n, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     model = tokenizers.models.WordLevel(vocabulary, unk_token="<unk>")
     tokenizer = tokenizers.Tokenizer(model)
@@ -23,7 +23,7 @@ def write_tokenizer(path):
 
 
 def write_encoder(folder, seed=0, vocabulary=16):
-    """A T5 v1.1 encoder of random weights as transformers saves it, with its tokenizer."""
+    """Writes a T5 v1.1 encoder with random weights, and its tokenizer."""
     folder.mkdir()
     draw = np.random.default_rng(seed)
     width, inner, hidden = SIZES["d_model"], SIZES["d_kv"] * SIZES["num_heads"], SIZES["d_ff"]

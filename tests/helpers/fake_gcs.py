@@ -1,8 +1,8 @@
-"""Google Cloud Storage on this machine: one bucket in memory, for the clients' own code.
+"""A local fake of Google Cloud Storage: one in-memory bucket for the real client libraries.
 
-Three of them open a gs:// path. TensorStore (Orbax's arrays) and google-cloud-storage (Orbax's
-listings) are told a plain HTTP address; TensorFlow (epath's and TensorBoard's files) knows only
-https://*.googleapis.com, so that the server is also its proxy, with a certificate of its own.
+Three clients open gs:// paths. TensorStore (Orbax's arrays) and google-cloud-storage (Orbax's
+listings) accept a plain HTTP endpoint; TensorFlow (files of epath and TensorBoard) only connects to
+https://*.googleapis.com, so the server is also its HTTPS proxy, with a self-signed certificate.
 
 Reference: cloud.google.com/storage/docs/json_api/v1. Called from tests/whole_runs/test_bucket.py.
 """
@@ -24,13 +24,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 BUCKET = "bucket"
-PAGE = 20  # names in an answer; 1000 in the real one, which no test would fill
-HOSTS = ("www.googleapis.com", "storage.googleapis.com")  # those that TensorFlow asks
+PAGE = 20  # names per page of a listing; the real service has 1000, more than any test writes
+HOSTS = ("www.googleapis.com", "storage.googleapis.com")  # TensorFlow's endpoints
 
 
 @dataclass(frozen=True)
 class Blob:
-    """An object: it is replaced whole, never changed."""
+    """An immutable object version."""
 
     content: bytes
     generation: int
@@ -38,19 +38,19 @@ class Blob:
 
 @dataclass
 class Bucket:
-    """What the server holds and what it refuses."""
+    """The server's objects and failures."""
 
     blobs: dict[str, Blob] = field(default_factory=dict)
-    refuses: str | None = None  # pattern of the names that are not written, made anew or deleted
-    status: int = 503  # what is answered then
-    written: list[str] = field(default_factory=list)  # names, as often as they were
-    refused: list[str] = field(default_factory=list)  # in the same way
-    environment: dict[str, str] = field(default_factory=dict)  # leads the clients here
+    refuses: str | None = None  # pattern of names whose writes and deletions fail
+    status: int = 503  # HTTP status of these failures
+    written: list[str] = field(default_factory=list)  # one name per write
+    refused: list[str] = field(default_factory=list)  # one name per failure
+    environment: dict[str, str] = field(default_factory=dict)  # points the clients to this server
     lock: threading.RLock = field(default_factory=threading.RLock)
     generations: int = 0
 
     def names(self, prefix: str = "") -> list[str]:
-        """Of the objects, in order; directories are only prefixes of these."""
+        """Sorted object names; directories are only prefixes of them."""
         with self.lock:
             return sorted(name for name in self.blobs if name.startswith(prefix))
 
@@ -59,7 +59,7 @@ class Bucket:
         return self.blobs[name].content.decode()
 
     def write(self, name: str, content: bytes) -> Blob:
-        """Makes or replaces an object."""
+        """Creates or replaces an object."""
         with self.lock:
             self.generations += 1
             self.written.append(name)
@@ -68,7 +68,7 @@ class Bucket:
 
 
 class RefusalError(Exception):
-    """An answer that is an HTTP error."""
+    """An HTTP error response."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -76,8 +76,8 @@ class RefusalError(Exception):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # connections stay open
-    routes = (  # the first that fits; names are quoted, so that they have no slash but in the last
+    protocol_version = "HTTP/1.1"  # persistent connections
+    routes = (  # the first match; names are URL-quoted (no slash), except in the last
         ("GET", r"/storage/v1/b/[^/]+", "bucket_metadata"),
         ("GET", r"/storage/v1/b/[^/]+/storageLayout", "layout"),
         ("GET", r"/storage/v1/b/[^/]+/o", "listing"),
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile = self.connection.makefile("wb", buffering=0)
 
     def answer(self):
-        """Finds the route of a request, and sends what it returns or raises."""
+        """Dispatches a request to its route and sends the response."""
         url = urlsplit(self.path)
         self.query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         self.body = self.read_body()
@@ -107,22 +107,22 @@ class _Handler(BaseHTTPRequestHandler):
                 if self.command == method and (found := re.fullmatch(pattern, url.path)):
                     arguments = [unquote(group) for group in found.groups()]
                     if method != "GET":
-                        self.refuse_if_asked(bucket, self.query.get("name") or arguments[-1])
+                        self.refuse_if_set(bucket, self.query.get("name") or arguments[-1])
                     with bucket.lock:
                         return getattr(self, name)(bucket, *arguments)
-            raise RefusalError(501, f"{self.command} {self.path} is not known here")
+            raise RefusalError(501, f"{self.command} {self.path} is not implemented")
         except RefusalError as refusal:
             error = {"code": refusal.status, "message": str(refusal)}
             return self.reply(json.dumps({"error": error}).encode(), refusal.status)
 
-    def refuse_if_asked(self, bucket: Bucket, name: str):
-        """As a bucket that is not the caller's (403), or that is down for a while (503)."""
+    def refuse_if_set(self, bucket: Bucket, name: str):
+        """Fails like a bucket without permission (403) or a temporary outage (503)."""
         if bucket.refuses is not None and re.search(bucket.refuses, name):
             bucket.refused.append(name)
             raise RefusalError(bucket.status, f"{name} cannot be written")
 
     def read_body(self) -> bytes:
-        """What follows the headers; TensorFlow sends files in chunks, each after its size."""
+        """The request body; TensorFlow uses chunked transfer encoding."""
         if self.headers["Transfer-Encoding"] != "chunked":
             return self.rfile.read(int(self.headers["Content-Length"] or 0))
         chunks = []
@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply_json({"bucket": BUCKET, "hierarchicalNamespace": {"enabled": False}})
 
     def listing(self, bucket: Bucket):
-        """Names below a prefix; those with a delimiter beyond it are folded into prefixes."""
+        """Names with a prefix; names with a delimiter after it are folded into prefixes."""
         prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter")
         after, end = self.query.get("pageToken", ""), self.query.get("endOffset")
         found: dict[str, bool] = {}  # name or prefix, in order: whether it is an object
@@ -172,14 +172,14 @@ class _Handler(BaseHTTPRequestHandler):
         if unless is not None and int(unless) == blob.generation:
             raise RefusalError(304, "not changed")
         self.require_generation(bucket, name)
-        size, asked = len(blob.content), re.match(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
-        first, last = (int(asked[1]), int(asked[2] or size)) if asked else (0, size)
-        if asked and first >= size:
+        size, span = len(blob.content), re.match(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
+        first, last = (int(span[1]), int(span[2] or size)) if span else (0, size)
+        if span and first >= size:
             raise RefusalError(416, "range beyond the end")
         part = blob.content[first : last + 1]
-        span = {"Content-Range": f"bytes {first}-{first + len(part) - 1}/{size}"} if asked else {}
+        found = {"Content-Range": f"bytes {first}-{first + len(part) - 1}/{size}"} if span else {}
         generation = {"x-goog-generation": str(blob.generation)}
-        self.reply(part, 206 if asked else 200, span | generation)
+        self.reply(part, 206 if span else 200, found | generation)
 
     def delete(self, bucket: Bucket, name: str):
         self.require_generation(bucket, name)
@@ -192,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply_json({"done": True, "resource": self.metadata(bucket, target)})
 
     def upload(self, bucket: Bucket):
-        """The whole object, or the beginning of a session that will bring it."""
+        """Uploads an object, or starts a resumable session for it."""
         name = self.query["name"]
         self.require_generation(bucket, name)
         if self.query["uploadType"] == "resumable":
@@ -221,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def require_generation(self, bucket: Bucket, name: str):
-        """ifGenerationMatch: of the object that the client thinks it replaces; 0 for none."""
+        """Checks ifGenerationMatch, the version that the client replaces; 0 for a new object."""
         wanted = self.query.get("ifGenerationMatch")
         current = bucket.blobs[name].generation if name in bucket.blobs else 0
         if wanted is not None and int(wanted) != current:
@@ -241,15 +241,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format, *args):
-        """Nothing: the tests look into the bucket."""
+        """No log: tests read the bucket."""
 
 
 @contextlib.contextmanager
 def serve(directory: Path) -> Iterator[Bucket]:
-    """Runs the server; its certificate lies in `directory`."""
+    """Runs the server; its certificate is written to `directory`."""
     bucket = Bucket()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True  # a client that was killed leaves its connections open
+    server.daemon_threads = True  # killed clients leave connections open
     server.bucket = bucket
     server.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.tls.load_cert_chain(_certificate(directory))
@@ -272,7 +272,7 @@ def serve(directory: Path) -> Iterator[Bucket]:
 
 
 def _certificate(directory: Path) -> Path:
-    """A file with a fresh key and its certificate for HOSTS, which vouches for itself."""
+    """A file with a new key and its self-signed certificate for HOSTS."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOSTS[0])])
     now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)

@@ -1,4 +1,4 @@
-"""Every field of the schema, another value for it, and whether that is refused."""
+"""Every field of the schema, a changed value for it, and whether that has an effect."""
 
 import copy
 import dataclasses
@@ -9,7 +9,7 @@ from simjax.runs import check, fields
 
 
 def leaves(record, path: str = ""):
-    """Dotted names of all fields; a network is one."""
+    """Dotted names of all fields; `network` counts as one."""
     for field in dataclasses.fields(record):
         value, dotted = getattr(record, field.name), f"{path}.{field.name}".lstrip(".")
         yield from leaves(value, dotted) if dataclasses.is_dataclass(value) else [dotted]
@@ -19,7 +19,7 @@ LEAVES = tuple(leaves(config.Config()))
 
 
 def changed(options: config.Config, **values) -> config.Config:
-    """A copy with values at dotted paths, whose dots are double underscores here."""
+    """A copy with changed values; keyword a__b sets field a.b."""
     options = copy.deepcopy(options)
     for path, value in values.items():
         *parents, name = path.split("__")
@@ -28,12 +28,19 @@ def changed(options: config.Config, **values) -> config.Config:
 
 
 def other(path: str, value):
-    """A value that a field may have instead."""
+    """A different valid value of a field."""
     if path == "network":
         return config.SongUNet()
     known = build.NETWORK_CHOICES | check.CHOICES
     if path in known:
-        plain = (value, "float32", "lognormal", "edm", "karras", "heun")  # what empty may stand for
+        plain = (
+            value,
+            "float32",
+            "lognormal",
+            "edm",
+            "karras",
+            "heun",
+        )  # possible meanings of an empty field
         return next(name for name in known[path] if name not in plain)
     if isinstance(value, bool) or value is None:
         return not value
@@ -45,6 +52,6 @@ def other(path: str, value):
 
 
 def is_refused(base: config.Config, path: str) -> bool:
-    """Whether another value of a field has no effect."""
+    """Whether changing a field is refused because it has no effect."""
     value = other(path, config.get_field(base, path))
     return path in fields.without_effect(changed(base, **{path.replace(".", "__"): value}))

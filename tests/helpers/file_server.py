@@ -1,4 +1,4 @@
-"""A web server on this machine that serves one file, with faults to switch on."""
+"""A local web server for one file, with faults that tests switch on."""
 
 import contextlib
 import threading
@@ -9,18 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Site:
-    """What the server does, and what it did."""
+    """Behaviour of the server, and the requests it received."""
 
     content: bytes
     etag: str = '"v1"'
     content_type: str = "application/octet-stream"
-    errors: list[int] = field(default_factory=list)  # answered first, one for each request
-    cut_after: int | None = None  # bytes of the next body, then the connection ends
+    errors: list[int] = field(default_factory=list)  # status codes of the first responses
+    cut_after: int | None = None  # bytes of the next body before the connection closes
     ignores_range: bool = False
     ignores_if_range: bool = False
-    shifted: int = 0  # bytes by which a partial answer starts elsewhere than asked
+    shifted: int = 0  # wrong offset of partial responses, bytes
     redirect: str = ""
-    stall: threading.Event | None = None  # waited for before the second half of a body
+    stall: threading.Event | None = None  # blocks before the second half of a body
     requests: list[tuple[str, int]] = field(default_factory=list)  # Range header, bytes sent
     url: str = ""
 
@@ -37,8 +37,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send_file(site)
 
     def _send_file(self, site: Site):
-        asked = self.headers["Range"] or ""
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        wanted = self.headers["Range"] or ""
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
         same = self.headers["If-Range"] in (None, site.etag) or site.ignores_if_range
         start = 0 if site.ignores_range or not same else start
         if start and start >= len(site.content):
@@ -53,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", site.etag)
         cut, site.cut_after = site.cut_after, None
         body = body[:cut]
-        site.requests.append((asked, len(body)))  # before an answer that may end the connection
+        site.requests.append((wanted, len(body)))  # before a response that may close the connection
         self.end_headers()
         self.wfile.write(body[: len(body) // 2])
         if site.stall:
@@ -63,12 +63,12 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def log_message(self, format, *args):
-        """Nothing: the tests read site.requests."""
+        """No log: tests read site.requests."""
 
 
 @contextlib.contextmanager
 def serve(site: Site) -> Iterator[Site]:
-    """Runs the server; site.url is the address of its file."""
+    """Runs the server; site.url is the URL of the file."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.site = site
     site.url = f"http://127.0.0.1:{server.server_port}/folder/teacher.pkl"

@@ -1,7 +1,7 @@
-"""Writers of foreign files, laid out as torch and NVIDIA's repositories write them; no torch.
+"""Writes files in the formats of torch.save, safetensors and NVIDIA's pickles, without torch.
 
-Arrays become tensors. Those that are views of one array share its storage, offsets and strides
-included. For tests of the readers, the maps and the port.
+Arrays become tensors; views of one array share its storage, with offsets and strides. Used by tests
+of file readers, name maps and porting.
 """
 
 import functools
@@ -37,25 +37,25 @@ STORAGE_CLASSES = {
     np.dtype(np.bool_): "BoolStorage",
 }
 MODULE_SOURCE = "class EDMPrecond:\n    pass\n"
-CLASSES = {"model": "SongUNet"}  # of the modules inside; the others are blocks
+CLASSES = {"model": "SongUNet"}  # classes of inner modules; all others are "Block"
 HOOKS = ("_backward_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks")
 
 
 class _Name:
-    """Pickled as a class or function of this name, which need not exist."""
+    """Pickled as a class or function of this name, whether or not it exists."""
 
     def __init__(self, full: str):
         self.module, _, self.name = full.rpartition(".")
 
-    def __call__(self, *_):  # pickle wants it callable
+    def __call__(self, *_):  # pickle requires a callable
         raise AssertionError("only written, never called")
 
 
-Name = functools.cache(_Name)  # one object a name, which a pickle then holds once
+Name = functools.cache(_Name)  # one object per name, so that pickles memoize it
 
 
 class Call:
-    """Pickled as what `name(*args)` returns, with a state."""
+    """Pickled as the call `name(*args)`, with a state."""
 
     def __init__(self, name: str, *args: Any, state: Any = None):
         self.name, self.args, self.state = name, args, state
@@ -65,7 +65,7 @@ class Call:
 
 
 class Object:
-    """Pickled as an object of a class, built by NEWOBJ, with a state: a torch.nn module's way."""
+    """Pickled as an instance of a class by NEWOBJ with a state, like a torch.nn module."""
 
     def __init__(self, name: str, state: Any):
         self.name, self.state = name, state
@@ -89,7 +89,7 @@ class Parameter:
 
 
 class Storage:
-    """The memory of an array, pickled as a stream of its own."""
+    """The storage of an array, pickled as a nested torch.save stream."""
 
     def __init__(self, array: np.ndarray):
         self.array = array
@@ -100,7 +100,7 @@ class Storage:
 
 
 class _Pickler(pickle._Pickler):
-    """Python's own pickler, with names that need not exist and arrays as tensors."""
+    """Python's pickler, with Name, Object and Opcodes, and arrays as tensors."""
 
     dispatch = dict(pickle._Pickler.dispatch)
 
@@ -147,7 +147,7 @@ class _Pickler(pickle._Pickler):
 
 
 class _TorchPickler(_Pickler):
-    """As torch.save's: storages are written elsewhere, under the keys "0", "1", ..."""
+    """torch.save's pickler: storages are written separately, with keys "0", "1", ..."""
 
     legacy = False
 
@@ -168,7 +168,7 @@ class _LegacyPickler(_TorchPickler):
 
 
 def dumps(value: Any, protocol: int = 4) -> bytes:
-    """A plain pickle, as pickle.dump writes it."""
+    """A plain pickle with tensors, as written by pickle.dump."""
     file = io.BytesIO()
     _Pickler(file, protocol).dump(value)
     return file.getvalue()
@@ -207,7 +207,7 @@ def write_torch_zip(path: Path, value: Any, root: str = "archive") -> None:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """In the format's order: a header, then the tensors as they come."""
+    """Writes a header, then the tensors in the given order."""
     codes = {"f": "F", "i": "I", "u": "U"}
     header, contents = {"__metadata__": {"format": "pt"}}, b""
     for name, array in tensors.items():
@@ -232,12 +232,12 @@ def network(
     module_source: str = MODULE_SOURCE,
     positional: tuple = (),
 ) -> Call:
-    """A network of NVIDIA's persistent classes, to be written by `dumps`.
+    """A network of NVIDIA's persistent classes, for `dumps`.
 
     Args:
-      tensors: by state-dict name; the dots make the modules.
-      buffers, passing_buffers: which of them are buffers; the passing ones are not persistent.
-      module_dicts: modules that are plain torch.nn.ModuleDicts, as SongUNet's are.
+      tensors: by state-dict name, whose dots define the modules.
+      buffers, passing_buffers: names of persistent and of non-persistent buffers.
+      module_dicts: modules that are plain torch.nn.ModuleDicts, as in SongUNet.
     """
     kinds = dict.fromkeys((*buffers, *passing_buffers), "_buffers")
     root = _attributes(arguments, positional)
@@ -264,14 +264,14 @@ def write_network_pickle(
     protocol: int = 4,
     **options: Any,
 ) -> None:
-    """As EDM's training writes its snapshots; see `network` for the options."""
+    """Writes a snapshot as EDM's training does; see `network` for the options."""
     contents = {key: network(class_name, arguments, tensors, **options)} | dict(others or {})
     with open(path, "wb") as file:
         _Pickler(file, protocol).dump(contents)
 
 
 def _attributes(arguments: Mapping[str, Any], positional: tuple = ()) -> dict[str, Any]:
-    """A module's __dict__ when torch.nn.Module.__init__ has run, and the persistence's part."""
+    """A module's __dict__ after torch.nn.Module.__init__, with the persistence attributes."""
     state: dict[str, Any] = {
         "training": False,
         "_parameters": OrderedDict(),
@@ -284,7 +284,7 @@ def _attributes(arguments: Mapping[str, Any], positional: tuple = ()) -> dict[st
 
 
 def _module(name: str, modules: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The module's attributes; made, with those of the modules above, when new."""
+    """The module's attributes, created on first use together with its parents'."""
     if name not in modules:
         _module(name.rpartition(".")[0], modules)["_modules"][name.rpartition(".")[2]] = None
         modules[name] = _attributes({})
@@ -303,7 +303,7 @@ def _persistent(class_name: str, state: dict, source: str) -> Call:
 
 
 def _assembled(name: str, modules: dict, module_dicts: set[str], source: str) -> dict:
-    """The module's attributes with its children in place."""
+    """The module's attributes with its children filled in."""
     state = modules[name]
     for own in state["_modules"]:
         child = f"{name}.{own}".strip(".")

@@ -1,4 +1,4 @@
-"""Hostile and broken files: bytes, reader and what the refusal says. For test_hostile.py."""
+"""Hostile and corrupt files for test_hostile.py: bytes, reader, expected error."""
 
 import functools
 import io
@@ -26,7 +26,7 @@ from tests.helpers.hostile_pickles import (
 
 
 class Case(NamedTuple):
-    """A file's bytes, its reader, and what the refusal says."""
+    """A file's bytes, its reader, and a part of the expected error message."""
 
     id: str
     read: Callable
@@ -54,7 +54,7 @@ def torch_stream(value: bytes, keys: Any = ("0",), count: int = 4, system: Any =
 
 
 def raw_zip(*members: tuple, count: int | None = None) -> bytes:
-    """An archive in which each member is (name, content, {field: lie}) and any field may lie."""
+    """A zip archive of members (name, content, {field: false value})."""
     body, table = b"", b""
     for member, content, *lies in members:
         lie = dict(*lies)
@@ -93,7 +93,7 @@ def deflated() -> bytes:
 
 
 def inner_member() -> bytes:
-    """A member inside another's content, both named in the table."""
+    """A member inside another one's content, both listed in the central directory."""
     value, inner = top(storage_id()), raw_zip(("a/data/0", ONE.tobytes()))
     inside = {"offset": len("a/data.pkl") + 30 + len(value)}
     return raw_zip(("a/data.pkl", value + inner), ("a/data/0", b"", {"size": 16} | inside))
@@ -184,8 +184,8 @@ ZIPS = {
     "two pickles": (archive(top(b"N"), ("b/data.pkl", top(SYSTEM))), "2 data.pkl inside"),
     "no pickle": (raw_zip(("a/x", b"")), "0 data.pkl inside"),
     "big-endian archive": (archive(top(b"N"), ("a/byteorder", b"big")), "big-endian"),
-    "more members told": (raw_zip(("a/data.pkl", top(b"N")), count=2**16 - 1), "damaged"),
-    "fewer members told": (
+    "too many members declared": (raw_zip(("a/data.pkl", top(b"N")), count=2**16 - 1), "damaged"),
+    "too few members declared": (
         raw_zip(("a/data.pkl", top(b"N")), ("x", b""), count=1),
         "another length",
     ),
@@ -213,7 +213,7 @@ def safetensors(header: bytes, contents: bytes = b"", length: int | None = None)
 
 
 def entries(**tensors: tuple[int, int]) -> bytes:
-    """A header with float32 vectors at these offsets."""
+    """A header of float32 vectors at these offsets."""
     header = {
         name: {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
         for name, (begin, end) in tensors.items()
@@ -262,7 +262,7 @@ READERS = (read_pickle.read_network, read_torch.read, read_safetensors.read)
 
 
 def cases() -> list[Case]:
-    """Every case of the tables above, those of references in both containers."""
+    """Every case of the tables above; references in both containers, stream and zip."""
     net, torch, safe = READERS
     found = [Case(k, net, data, m) for k, (data, m) in PICKLES.items()]
     for key, (value, message) in NETWORKS.items():

@@ -1,4 +1,4 @@
-"""Hostile pickles, alone and as parts of a network, and what their refusals say. For hostile.py."""
+"""Hostile pickles for hostile.py, alone and inside a network, with expected errors."""
 
 import pickle
 import struct
@@ -15,7 +15,7 @@ CODE = f"open('{MARKER}', 'w')"
 ONE = np.ones(4, np.float32)
 
 
-# Opcodes by hand, for protocol 4.
+# Hand-written opcodes of protocol 4.
 
 
 def text(value: str) -> bytes:
@@ -130,11 +130,11 @@ PICKLES = {
 }
 
 
-# Good networks with one part replaced.
+# Valid networks with one part replaced.
 
 
 def network(**changes: Any) -> files.Call:
-    """A small network whose attributes are replaced."""
+    """A small network with replaced attributes."""
     net = files.network("Net", {"x": 1}, {"a.weight": ONE})
     net.args[0]["state"].update(changes)
     return net
@@ -151,7 +151,7 @@ def tensor(*args: Any, storage: Any = None) -> files.Call:
 
 
 def stored(storage: Any) -> dict:
-    """A network whose parameter lies in this storage."""
+    """A network with a parameter in this storage."""
     return with_parameter(tensor(0, (4,), (1,), storage=storage))
 
 

@@ -1,4 +1,4 @@
-"""Files in MNIST's idx format, as tests need them."""
+"""Writes files in MNIST's idx format."""
 
 import struct
 from pathlib import Path
@@ -7,20 +7,20 @@ import numpy as np
 
 
 def encoded(array: np.ndarray) -> bytes:
-    """An array of bytes, with its header."""
+    """A uint8 array in idx format, header included."""
     header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
     return header + array.tobytes()
 
 
 def write(folder: Path, images: np.ndarray, labels: np.ndarray, split: str = "train") -> str:
-    """Images (n, h, w) and labels (n,), uint8; returns the data source."""
+    """Writes images (n, h, w) and labels (n,), uint8; returns the data source."""
     (folder / f"{split}-images-idx3-ubyte").write_bytes(encoded(images))
     (folder / f"{split}-labels-idx1-ubyte").write_bytes(encoded(labels))
     return f"idx:{folder}"
 
 
 def write_squares(folder: Path, count: int, side: int, classes: int) -> str:
-    """Grey squares on black, the wider the higher their class, of any shade and place."""
+    """Writes random grey squares on black whose width increases with the class."""
     rng = np.random.default_rng(0)
     images = np.zeros((count, side, side), np.uint8)
     labels = np.arange(count) % classes

@@ -1,4 +1,4 @@
-"""Image files in memory: good ones, and headers that promise what is not there."""
+"""Image files in memory: valid ones, and decompression bombs."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def png(image: np.ndarray, mode: str | None = None, kind: str = "png", **options: Any) -> bytes:
-    """An image as Pillow writes it, in a mode or format of its own."""
+    """An image encoded by Pillow, optionally in another mode or format."""
     file = io.BytesIO()
     picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
     picture.convert(mode or picture.mode).save(file, format=kind, **options)
@@ -18,7 +18,7 @@ def png(image: np.ndarray, mode: str | None = None, kind: str = "png", **options
 
 
 def bomb_png(width: int, height: int, depth: int = 8) -> bytes:
-    """A well-formed header that promises width x height RGB, and hardly anything behind it."""
+    """A valid header of a width x height RGB image, with hardly any data."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)),
         (b"IDAT", zlib.compress(bytes(1000))),
@@ -32,7 +32,7 @@ def bomb_png(width: int, height: int, depth: int = 8) -> bytes:
 
 
 def bomb_webp(kind: bytes, width: int, height: int) -> bytes:
-    """Likewise, in each of WebP's layouts."""
+    """The same for WebP; kind: VP8X, VP8L or "VP8 "."""
     w, h = width - 1, height - 1
     body = {
         b"VP8X": bytes(4) + w.to_bytes(3, "little") + h.to_bytes(3, "little"),

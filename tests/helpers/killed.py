@@ -1,4 +1,4 @@
-"""Runs that are killed on the way and started again, and what they must end with."""
+"""Kills and resumes runs, and compares their final states."""
 
 import json
 import os
@@ -12,19 +12,19 @@ from tests.helpers.command import DIGITS, command
 
 
 def logged(workdir: Path, stage: str = "") -> list[dict]:
-    """Lines of metrics.jsonl, of one stage if it is named."""
+    """Lines of metrics.jsonl, optionally of one stage."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["stage"] == stage or not stage]
 
 
 def checksums(workdir: Path, step: int) -> dict[str, int]:
-    """Of every tree of a checkpoint, from the note beside it."""
+    """Checksum of every tree of a checkpoint, from its note."""
     note = workdir / "checkpoints" / f"{step}" / "note" / "metadata"
     return json.loads(note.read_text())["checksums"]
 
 
 def kill_at(workdir: Path, steps: int, flags: Sequence[str], config: Path = DIGITS) -> None:
-    """Starts the run and kills it once it has logged so many steps of the distillation."""
+    """Starts the run and kills it once this distillation step is logged."""
     process = subprocess.Popen(
         command(workdir, *flags, config=config),
         stdout=subprocess.DEVNULL,
@@ -39,7 +39,7 @@ def kill_at(workdir: Path, steps: int, flags: Sequence[str], config: Path = DIGI
 
 
 def assert_equal(workdir: Path, uninterrupted: Path, step: int) -> None:
-    """Both runs have ended, with every bit of their states the same."""
+    """Both runs finished with bitwise equal states."""
     assert checksums(workdir, step) == checksums(uninterrupted, step)
     shas = {
         json.loads((path / "report.json").read_text())["generator_sha256"]

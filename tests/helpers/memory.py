@@ -1,4 +1,4 @@
-"""The memory that Python takes."""
+"""Peak memory of a Python function."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -8,10 +8,10 @@ Result = TypeVar("Result")
 
 
 def peak(function: Callable[..., Result], *arguments: Any) -> tuple[Result, int]:
-    """The function's last result, and the bytes that a call allocates at its highest.
+    """The function's result, and the peak bytes that one call allocates.
 
-    Of three calls the least: threads that other tests have left, and what is imported at a first
-    call, are not what it takes.
+    The minimum over three calls, which excludes imports at the first call and threads of other
+    tests.
     """
     peaks = []
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Reading the reference code's arrays: layouts, networks filled by the porting rules, distances."""
+"""Reads arrays recorded from the reference code: layouts, ported networks, errors."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ Tensors = Mapping[str, np.ndarray]  # official name -> array, PyTorch layout
 
 
 class Recording:
-    """The arrays of one file."""
+    """The arrays of one recorded file."""
 
     def __init__(self, path: pathlib.Path):
         with np.load(path) as arrays:
@@ -41,7 +41,7 @@ class Recording:
         return self.arrays[key]
 
     def get(self, key: str) -> np.ndarray | None:
-        """An entry that not every file has."""
+        """An optional entry, or None."""
         return self.arrays.get(key)
 
     def json(self, key: str) -> Any:
@@ -49,15 +49,15 @@ class Recording:
         return json.loads(str(self[key]))
 
     def tensors(self, prefix: str) -> dict[str, np.ndarray]:
-        """The arrays below a prefix such as "param/", by official name."""
+        """The arrays with a prefix such as "param/", by official name."""
         return {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
 
     def images(self, key: str) -> np.ndarray:
-        """NHWC images; leading axes stay."""
+        """Images (..., c, h, w) as (..., h, w, c)."""
         return np.moveaxis(self[key], -3, -1)
 
     def labels(self, key: str, batch: int) -> np.ndarray:
-        """One-hot labels, (batch, 0) where the file has none."""
+        """One-hot labels, or (batch, 0) if the file has none."""
         return self[key] if key in self else np.zeros((batch, 0), np.float32)
 
     def per_example(self, key: str) -> np.ndarray:
@@ -70,7 +70,7 @@ read = functools.cache(Recording)
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """An official network in simjax: the denoiser, its parameters, and how official arrays map."""
+    """An official network in simjax: denoiser, parameters, and map of official names."""
 
     denoise: Denoise
     params: Params
@@ -80,7 +80,7 @@ class Network:
     official: Tensors
 
     def tree(self, tensors: Tensors) -> Params:
-        """Gradients or masks under official names, as our parameter tree; absent ones are zero."""
+        """Gradients or masks by official name as a parameter tree; missing ones are zero."""
         whole = {name: np.zeros(value.shape) for name, value in self.official.items()} | tensors
         template = nnx.to_pure_dict(nnx.state(self.module))
         return _restricted(rules.apply(self.mapping, whole, template), self.params)
@@ -90,7 +90,7 @@ _DENOISERS: dict[Any, Denoise] = {}  # equal networks share one compiled functio
 
 
 def network(config: Mapping[str, Any], tensors: Tensors) -> Network:
-    """Builds the network that the constructor arguments describe, and ports its tensors."""
+    """Builds the network of the constructor arguments and ports its tensors."""
     wrapper = edm.WRAPPERS[config["precond"]]
     family = FAMILIES[wrapper.precondition].coefficients
     constants = {k: config[k] for k in inspect.signature(family).parameters if k in config}
@@ -104,7 +104,7 @@ def network(config: Mapping[str, Any], tensors: Tensors) -> Network:
         inside = build.network(described, wrapper.precondition, jnp.float32, nnx.Rngs(0))
         return Denoiser(inside, precondition)
 
-    module = nnx.eval_shape(make)  # shapes only: every number comes from the file
+    module = nnx.eval_shape(make)  # shapes only: all values are from the file
     template = nnx.to_pure_dict(nnx.state(module))
     nnx.update(module, rules.apply(mapping, tensors, template))
     denoise, params = as_denoise(module)
@@ -115,7 +115,7 @@ def network(config: Mapping[str, Any], tensors: Tensors) -> Network:
 
 
 def path_of(name: str, mapping: Sequence[rules.Rule]) -> str:
-    """Where the porting rules put an official parameter, as "a/b/c"."""
+    """Path "a/b/c" of an official parameter under the porting rules."""
     for rule in mapping:
         if match := rules.re.fullmatch(rule.pattern, name):
             return match.expand(rule.path)
@@ -129,7 +129,7 @@ def flat(tree: Params) -> dict[str, np.ndarray]:
 
 
 def step_fns(denoise: Denoise, sigma_init: float, **options: Any) -> step.StepFns:
-    """StepFns of one denoiser for all roles."""
+    """StepFns with one denoiser for all roles."""
     shared = {
         "loss": None,
         "generate": functools.partial(OneStep(sigma_init).train_sample, denoise),
@@ -142,26 +142,26 @@ def step_fns(denoise: Denoise, sigma_init: float, **options: Any) -> step.StepFn
 
 
 def lognormal(normal: np.ndarray, hyper: Mapping[str, Any]) -> np.ndarray:
-    """sigma of EDM's training law from standard normal numbers of any shape (b, ...)."""
+    """sigma of EDM's training distribution from standard normal draws, (b, ...)."""
     law = {"mean": hyper.get("P_mean", -1.2), "std": hyper.get("P_std", 1.2)}  # EDM table 1
     return schedule.lognormal(normal.reshape(-1), **law)
 
 
 def karras(uniform: np.ndarray, hyper: Mapping[str, Any], tmax: float) -> np.ndarray:
-    """SiD's sigma at t = uniform * tmax / 1000."""
+    """SiD's sigma at t = uniform * tmax / 1000, on the Karras schedule."""
     path = {name: hyper[name] for name in ("sigma_min", "sigma_max", "rho") if name in hyper}
     return schedule.karras(uniform.reshape(-1) * np.float32(tmax / 1000), **path)
 
 
 def rel(a: Any, b: Any, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
-    """max|a - b| / max|b|, over everything or over `axis`."""
+    """max|a - b| / max|b|, over all axes or over `axis`."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     assert a.shape == b.shape, (a.shape, b.shape)
     return np.abs(a - b).max(axis) / np.abs(b).max(axis)
 
 
 def worst_tensor(ours: Params, expected: Params) -> tuple[float, str]:
-    """The largest rel of one tensor, its scale at least 1e-3 of the largest tensor's maximum."""
+    """Largest rel of a tensor, and its name; max|b| is at least 1e-3 of the global maximum."""
     ours, expected = flat(ours), flat(expected)
     assert ours.keys() == expected.keys()
     floor = 1e-3 * max(np.abs(b).max() for b in expected.values())

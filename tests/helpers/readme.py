@@ -1,4 +1,4 @@
-"""The examples that a README has: run as a reader would, who pastes them into a file."""
+"""Runs the Python examples of the folders' READMEs, as if pasted into a file."""
 
 import re
 import sys
@@ -9,7 +9,7 @@ from tests.helpers.command import ROOT
 
 
 def example(folder: str) -> str:
-    """The Python of simjax/FOLDER/README.md."""
+    """The Python block of simjax/FOLDER/README.md."""
     blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / "simjax" / folder / "README.md").read_text(), re.S
     )
@@ -18,8 +18,8 @@ def example(folder: str) -> str:
 
 
 def run(folder: str) -> dict[str, Any]:
-    """The names that the example leaves."""
-    if str(ROOT) not in sys.path:  # its configs/ is imported, as by `python -m` there
+    """Runs the example; returns its global names."""
+    if str(ROOT) not in sys.path:  # examples import configs/, as `python -m` at the root does
         sys.path.insert(0, str(ROOT))
     names: dict[str, Any] = {"__name__": f"readme_{folder}"}
     exec(compile(example(folder), f"simjax/{folder}/README.md", "exec"), names)  # noqa: S102
@@ -27,7 +27,7 @@ def run(folder: str) -> dict[str, Any]:
 
 
 def written(folder: str, directory: Path) -> Path:
-    """A config file that is the example."""
+    """Writes the example as a config file."""
     file = directory / f"{folder}.py"
     file.write_text(example(folder))
     return file

@@ -1,4 +1,4 @@
-"""Configs that keep the names of the fields that a program reads."""
+"""Configs that record which of their fields are read."""
 
 import copy
 import dataclasses
@@ -8,13 +8,13 @@ from typing import Any
 
 from simjax import config
 
-# Who only compares (as == does), refuses or writes down fields does not read them.
+# Modules that compare, check or serialize fields; their accesses are not recorded.
 BOOKKEEPING = ("simjax.config.checks", "simjax.config.schema", "simjax.config.serial")
 BOOKKEEPING += ("simjax.runs.fields", "simjax.runs.check", "simjax.runs.resume")
 
 
 def recorded(options: config.Config) -> tuple[config.Config, set[str]]:
-    """A config that is like another one, and the dotted names of what was read of it so far."""
+    """A recording copy of a config, and the (growing) set of dotted names that were read."""
     seen: set[str] = set()
     return _watched(options, "", seen), seen
 
@@ -39,7 +39,7 @@ def _watched(record: Any, path: str, seen: set[str]) -> Any:
 
 
 def _is_read(frame: FrameType | None) -> bool:
-    """Whether the frame's program reads a field, and not only makes another config of it."""
+    """Whether the frame reads a field, other than to copy or check the config."""
     through = set()
     while frame.f_globals["__name__"] in ("dataclasses", "copy"):
         through.add(frame.f_code.co_name)

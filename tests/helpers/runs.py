@@ -1,4 +1,4 @@
-"""Run directories as simjax.main leaves them, with random networks: made in seconds, untrained."""
+"""Run directories in simjax.main's layout with random networks, without training."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def random_weights(options: config.Config, seed: int) -> dict:
 
 
 def make_run(folder: Path, options: config.Config, network: config.Network) -> tuple[Model, Any]:
-    """A run directory with random networks, as after step 7; its model and its generator."""
+    """Writes a run directory as after step 7; returns its model and its generator."""
     options.network = network
     options.evaluation.teacher_steps = (2,)
     options.evaluation.batch = 4
@@ -38,7 +38,7 @@ def make_run(folder: Path, options: config.Config, network: config.Network) -> t
     saving = checkpoint.Checkpoints(folder / "checkpoints", keep=2, say=print)
     for step in (3, 7):
         generator = build.denoiser(options, random_weights(options, step))[1]
-        other = {"kernel": jnp.zeros(1)}  # in place of what is not read
+        other = {"kernel": jnp.zeros(1)}  # placeholder for unread trees
         roles = dict.fromkeys(("fake_score", "generator"), Role(other, other))
         saving.save(TrainState(jnp.int32(step), roles, generator))
     saving.close()
@@ -46,7 +46,7 @@ def make_run(folder: Path, options: config.Config, network: config.Network) -> t
 
 
 def keep_best(folder: Path, model: Model, step: int) -> Any:
-    """Stores a random generator as evaluation.best does; its parameters."""
+    """Stores a random generator like evaluation.best; returns its parameters."""
     params = build.denoiser(model.config, random_weights(model.config, step))[1]
     found = {"step": step, "metric": "pixels/recall", "value": 0.5}
     stored.store_again(epath.Path(folder) / "best" / str(step), model, params, found)

@@ -1,4 +1,4 @@
-"""Runs Python programs that tests need in processes of their own: on many devices, or several."""
+"""Runs Python programs in subprocesses: with many devices, or as several processes."""
 
 import json
 import os
@@ -27,13 +27,13 @@ print(json.dumps(done))
 
 
 def environment(devices: int = 1, **variables: str) -> dict[str, str]:
-    """That of this process, with as many CPU devices."""
+    """The environment of this process, with this number of CPU devices."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES.format(devices)}"
     return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": "."} | variables
 
 
 def on_devices(devices: int, program: str) -> str:
-    """What the program prints; a test fails with its errors if it does not end well."""
+    """Output of a program; asserts exit status 0, with stderr as the message."""
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(devices))
     assert done.returncode == 0, done.stderr
@@ -41,9 +41,10 @@ def on_devices(devices: int, program: str) -> str:
 
 
 def several(command: str, lines: Sequence[str], folder: Path, **variables: str) -> dict[str, list]:
-    """Exit code and output of a command for each line of flags, which ",," parts.
+    """Exit code and output of a command for each line of flags, separated by ",,".
 
-    One process, on two devices, runs them all in `folder`: to start it would be most of their time.
+    One process with two devices runs them all in `folder`, because starting one takes longer than
+    most lines.
     """
     parts = json.dumps([line.split(",,") for line in lines])
     often = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # lines share programs
@@ -59,7 +60,7 @@ def several(command: str, lines: Sequence[str], folder: Path, **variables: str) 
 
 
 def output(result: list) -> str:
-    """What a line of `several` printed; a test fails with its message if it did not end well."""
+    """Output of a line of `several`; asserts success, with its error as the message."""
     code, text = result
     assert code is None, code
     return text
@@ -68,7 +69,7 @@ def output(result: list) -> str:
 def start(
     command: list[str], processes: int, devices: int, **variables: str
 ) -> list[subprocess.Popen]:
-    """The same Python command as so many processes of one run, each with as many devices."""
+    """Starts a Python command as `processes` processes of one run, `devices` devices each."""
     together = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"} if processes > 1 else {}
     started = []
     for index in range(processes):

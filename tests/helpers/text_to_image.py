@@ -1,4 +1,4 @@
-"""Folders of a small PixArt-alpha and a small AutoencoderKL, as diffusers writes them."""
+"""Folders of a small PixArt-alpha and a small AutoencoderKL in diffusers' format."""
 
 import re
 
@@ -15,7 +15,7 @@ from tests.helpers.transformer_files import CONFIG, write_folder
 
 
 def write_pixart(folder, channels=32):
-    """Random weights of two blocks, whose captions have so many channels."""
+    """Writes two blocks with random weights; channels: of the caption embedding."""
     network = config.PixArt(
         resolution=8, width=48, depth=2, heads=3, caption_channels=channels, caption_length=0
     )
@@ -25,7 +25,7 @@ def write_pixart(folder, channels=32):
 
 
 def write_autoencoder(folder):
-    """Random weights of a small AutoencoderKL, under diffusers' names."""
+    """Writes a small AutoencoderKL with random weights."""
     sizes = {"channels": (8,) * 4, "groups": 4, "blocks": 1} | {
         "image_channels": 3,
         "latent_channels": 4,

@@ -1,16 +1,15 @@
-"""SIM's Theorem 3.1 as a check: the gradient of a generator loss is that of the divergence.
+"""Checks SIM's Theorem 3.1: a generator loss has the gradient of the divergence.
 
     D(theta) = w E_{xt ~ pi} d(scale (s_p(xt) - s_q(xt))),   pi = law of xt at theta0, held fixed
 
-with scale = 1 in score units and sigma^2 in denoiser units. In both, the loss on the images in
-those units has exactly the gradient of D; the factor between them is 1. With
-u = d'(scale (s_p - s_q)) the loss is
+with scale = 1 in score units and sigma^2 in denoiser units. In both, the loss on images in those
+units has exactly the gradient of D, with factor 1. With u = d'(scale (s_p - s_q)) the loss is
 
     L = -w scale E u(xt) (s_p(xt) + eps / sigma)
 
-and the score projection, E u (s_theta + eps / sigma) = 0 at every theta, says that moving only the
-sampling law gives minus what moving only s_theta gives: grad L = w scale E u ds_theta/dtheta, which
-is grad D. Between the units the divergences differ: d(sigma^2 y) replaces d(y).
+By score projection, E u (s_theta + eps / sigma) = 0 at every theta, so the gradient through the
+sampling distribution is minus the gradient through s_theta: grad L = w scale E u ds_theta/dtheta
+= grad D. The divergences in the two units differ: d(sigma^2 y) replaces d(y).
 """
 
 import functools
@@ -34,7 +33,7 @@ UNITS: dict[str, Callable[[float], float]] = {
 
 
 class Case(NamedTuple):
-    """A distance, and where its derivatives misbehave."""
+    """A distance, and the singularities of its derivatives."""
 
     distance: Distance
     levels: tuple[float, ...] = (0.0,)  # |y| where d'' has a kink, a pole or a fast change
@@ -44,7 +43,7 @@ class Case(NamedTuple):
 def assert_loss_has_the_divergence_gradient(
     loss: Callable, world: World, case: Case, units: str, *, fake_score_moves: bool = False
 ):
-    """Holds sim.generator_loss, or a mutant, to Theorem 3.1 to 1e-6 of the gradient's norm."""
+    """Asserts Theorem 3.1 for a generator loss, to 1e-6 of the gradient's norm."""
     scale = UNITS[units](world.sigma)
     levels = tuple(level / scale for level in case.levels)
     actual = loss_gradient(loss, world, case.distance, units, levels, fake_score_moves)
@@ -63,7 +62,7 @@ def loss_gradient(
     levels: tuple[float, ...],
     fake_score_moves: bool = False,
 ) -> np.ndarray:
-    """d/dtheta of the expected loss over the generator's draws (k, z, eps)."""
+    """d/dtheta of the expected loss over the generator's samples (k, z, eps)."""
     nodes = analytic.draws(world, levels)
     sigma = jnp.full(nodes.z.shape, world.sigma)
 
@@ -80,7 +79,7 @@ def loss_gradient(
 def divergence_gradient(
     world: World, distance: Distance, scale: float, levels: tuple[float, ...]
 ) -> np.ndarray:
-    """d/dtheta of D(theta): only the score inside d moves."""
+    """d/dtheta of D(theta), through the score inside d only."""
     xt, dx = analytic.panels(world, levels)
     law = np.exp(analytic.log_density(world.frozen, world.sigma, xt))
 
@@ -94,9 +93,9 @@ def divergence_gradient(
 
 @functools.cache
 def unseen_by_autodiff(world: World) -> np.ndarray:
-    """What a unit jump of d' at y = 0 adds to the loss's gradient, in score units.
+    """Contribution of a unit jump of d' at y = 0 to the gradient, in score units.
 
-    There d'' holds a delta function, which pointwise differentiation never meets. Its share is
+    At the jump d'' has a delta function, which autodiff misses. Its contribution is
 
         -E delta(y) y' dx0/dtheta (s_p + eps / sigma)
             = sum over roots r of y:  pi(r) sign(y'(r)) Cov(dx0/dtheta, x0 | xt = r) / sigma^2,

@@ -1,4 +1,4 @@
-"""SentencePiece's spiece.model, written byte by byte."""
+"""Writes SentencePiece's spiece.model without the library."""
 
 import struct
 
@@ -11,7 +11,7 @@ SPECIAL = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]
 
 
 def pieces():
-    """T5's three special ones and random ones, which overlap."""
+    """T5's three special tokens, and random overlapping ones."""
     draw = np.random.default_rng(0)
     words = [SPACE, *LETTERS, *(SPACE + letter for letter in LETTERS[:4])]
     for size in (2, 3, 4):
@@ -28,7 +28,7 @@ def varint(value):
 
 
 def field(number, value):
-    """A field of a protobuf: a number, a float, or what has a length."""
+    """A protobuf field: integer, float or bytes."""
     if isinstance(value, float):
         return varint(number << 3 | 5) + struct.pack("<f", value)
     if isinstance(value, int):
@@ -46,11 +46,11 @@ def spiece(pieces, *, trainer=b"", normalizer=b""):
 
 
 def charsmap(replacements):
-    """SentencePiece's table of replacements: a double-array trie, then the texts.
+    """SentencePiece's replacement table: a double-array trie, then the replacement texts.
 
-    A node that stands at p leads by byte b to base ^ b, and the base is p ^ offset; here each node
-    has 256 places of its own. Bits of a unit: 0-7 its byte, 8 whether a value lies at its base,
-    10-31 its offset. A value is where a text begins, with bit 31.
+    Byte b leads from a node at p to base ^ b, with base = p ^ offset; here every node has its own
+    256 slots. Bits of a unit: 0-7 its byte, 8 whether its base holds a value, 10-31 its offset. A
+    value is the position of a text, with bit 31 set.
     """
     texts, units, bases = b"", {}, {b"": 256}
     for source in replacements:

@@ -1,10 +1,10 @@
-"""A transformer's folder as diffusers writes it."""
+"""Writes a transformer's folder in diffusers' format."""
 
 import json
 
 from safetensors.numpy import save_file
 
-CONFIG = {  # of PIXART, as diffusers writes it
+CONFIG = {  # a small PixArt-alpha in diffusers' format
     "_class_name": "PixArtTransformer2DModel",
     "norm_type": "ada_norm_single",
     "num_attention_heads": 3,
