@@ -1,6 +1,6 @@
-"""A CIFAR-10 checkpoint of published size: ported within limits, then distilled for real.
+"""A CIFAR-10 checkpoint of published size: time and memory of porting, two distillation steps.
 
-Minutes of compilation: `pytest -m full_size`, which .ci/run does.
+`pytest -m full_size` (also in .ci/run); minutes of compilation.
 """
 
 import json
@@ -15,7 +15,7 @@ from tests.helpers.configs import DIRECTORY, PARAMETERS
 
 pytestmark = pytest.mark.full_size
 
-SECONDS, BYTES = 15, 1.5e9  # of a port on two cores
+SECONDS, BYTES = 15, 1.5e9  # limits of porting on two cores
 FEW = [
     "--config.steps=2",
     "--config.batch=2",
@@ -34,18 +34,18 @@ def source(tmp_path_factory) -> str:
     return str(path)
 
 
-def test_it_is_ported_within_15_seconds_and_1_5_gigabytes(source, tmp_path):
+def test_porting_takes_at_most_15_seconds_and_1_5_gigabytes(source, tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = simjax("port", source, cwd=tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert f"{PARAMETERS['cifar10']:,}" in done.stdout
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert spent < SECONDS  # of both cores together, the start of the program included
-    assert after.ru_maxrss * 1024 < BYTES  # the largest child so far: this is the first
+    assert spent < SECONDS  # CPU time of both cores, including program start
+    assert after.ru_maxrss * 1024 < BYTES  # maximum over child processes; this is the first
 
 
-def test_it_is_distilled(source, tmp_path):
+def test_distillation_takes_two_steps(source, tmp_path):
     flags = [f"--config.teacher.source={source}", *FEW]
     done = run(tmp_path / "run", *flags, config=DIRECTORY / "cifar10.py")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Dry runs for TPUs that are not there: needs libtpu (pip install -e ".[tpu]"), takes minutes."""
+"""`simjax aot` with libtpu (pip install -e ".[tpu]") and without TPUs; takes minutes."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def aot(*given: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("generation", chips.CHIPS)
-def test_chips_are_as_libtpu_knows_them(generation):
+def test_chips_equal_those_of_libtpu(generation):
     chip = chips.CHIPS[generation]
     topology = f"{generation}:{chip.example}"
     chips.prepare(topology)
@@ -50,16 +50,16 @@ def test_chips_are_as_libtpu_knows_them(generation):
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         jax.jit(lambda x: (x @ x.T).sum()).lower(huge).compile()
     available = costs.exhausted(str(error.value))["available"]
-    # The compiler keeps some for itself: 0.25 to 1.25 GiB; v5p has 95.74, published as 95.
+    # The compiler reserves 0.25 to 1.25 GiB; v5p has 95.74 GiB, published as 95.
     assert 0.95 < available / (chip.memory / chip.devices) < 1.01
 
 
-def test_an_axis_of_the_mesh_may_be_part_of_one_of_the_torus():
-    chips.prepare("v5p:4x4x4")  # eight chips are two rows of four, or half of one by four
+def test_a_mesh_axis_may_split_a_torus_axis():
+    chips.prepare("v5p:4x4x4")  # eight chips: two rows of four, or half a row by four
     assert sharding.make_mesh(8, chips.devices("v5p:4x4x4")).shape == {"data": 8, "fsdp": 8}
 
 
-def test_a_training_step_compiles_and_says_what_it_needs(tmp_path):
+def test_a_training_step_compiles_and_reports_memory_and_cost(tmp_path):
     out = tmp_path / "digits.json"
     done = aot("--topology=v5e:2x4", "--config.fsdp=4", f"--out={out}")
     assert done.returncode == 0, done.stderr
@@ -70,7 +70,7 @@ def test_a_training_step_compiles_and_says_what_it_needs(tmp_path):
     memory = result["memory"]
     assert memory["arguments"] >= sum(result["arguments"].values())
     assert memory["temporaries"] < memory["total"] < memory["available"] == 16 * 2**30
-    # Each evaluation gathers the parameters that it uses; gradients are summed.
+    # Every forward gathers its parameters; gradients are all-reduced.
     assert result["collectives"]["all-gather"]["count"] > 0
     assert result["collectives"]["all-reduce"]["bytes"] > 0
     assert result["versions"].keys() == {"simjax", "python", "jax", "libtpu"}
@@ -79,7 +79,7 @@ def test_a_training_step_compiles_and_says_what_it_needs(tmp_path):
 
 
 @pytest.mark.parametrize(("program", "forwards"), [("sample", 1), ("teacher_sample", 35)])
-def test_a_sampler_costs_its_evaluations(program, forwards, tmp_path):
+def test_a_sampler_costs_its_nfe(program, forwards, tmp_path):
     out = tmp_path / "digits.json"
     done = aot("--topology=v4:2x2x1", f"--program={program}", f"--out={out}")
     assert done.returncode == 0, done.stderr
@@ -88,7 +88,7 @@ def test_a_sampler_costs_its_evaluations(program, forwards, tmp_path):
     assert costs["over_forwards"] == pytest.approx(1, abs=0.02)
 
 
-def test_a_step_that_does_not_fit_is_refused_with_what_would_help():
+def test_a_step_that_does_not_fit_raises_with_remedies():
     message = refused(aot("--topology=v5e:2x4", "--config.batch=1048576"))
     assert "train does not fit v5e:2x4: " in message
     assert "15.750 GiB available" in message
@@ -96,7 +96,7 @@ def test_a_step_that_does_not_fit_is_refused_with_what_would_help():
     assert "--config.remat=blocks" in message
 
 
-def test_a_shape_that_no_slice_has_is_refused():
+def test_an_invalid_slice_shape_raises():
     message = refused(aot("--topology=v5e:3x3"))
     assert "--topology=v5e:3x3: " in message
     assert "examples: v4:2x2x1" in message

@@ -1,4 +1,4 @@
-"""What TensorBoard reads of a run."""
+"""Event files of a run, read by TensorBoard."""
 
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets behind the same interface. One test: importing the library takes seconds."""
+"""Data sets of TensorFlow Datasets, mocked and prepared."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from simjax import data
 from simjax.errors import ConfigError
 
 
-def test_a_mocked_data_set_is_read_and_an_unknown_one_refused(monkeypatch, tmp_path):
+def test_a_mocked_data_set_is_read_and_an_unknown_one_raises(monkeypatch, tmp_path):
     import tensorflow_datasets as tfds
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
@@ -31,7 +31,7 @@ def test_a_mocked_data_set_is_read_and_an_unknown_one_refused(monkeypatch, tmp_p
         data.open("tfds:no_such_set")
 
 
-def test_what_is_prepared_is_read_without_tensorflow(monkeypatch, tmp_path):
+def test_a_prepared_data_set_is_read_without_tensorflow(monkeypatch, tmp_path):
     import tensorflow_datasets as tfds
 
     def examples(*_):
@@ -56,7 +56,7 @@ READ = """
 import sys
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
-PathFinder.find_spec = classmethod(  # as if it were not installed
+PathFinder.find_spec = classmethod(  # hides tensorflow
     lambda cls, name, *others: None if name.startswith("tensorflow.") or name == "tensorflow"
     else find(name, *others)
 )

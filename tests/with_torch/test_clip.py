@@ -1,4 +1,4 @@
-"""CLIP against transformers': networks, images and tokens, through saved folders."""
+"""CLIP against transformers, from saved folders: embeddings, image processing, tokens."""
 
 import json
 
@@ -27,7 +27,10 @@ VISION = [
 TEXT = [
     {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
     | {"intermediate_size": 40, "vocab_size": 50, "max_position_embeddings": 16}
-    | {"bos_token_id": 0, "eos_token_id": 2},  # pools at the largest token
+    | {
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    },  # eos_token_id 2: transformers pools at the largest token id
     {"hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 5}
     | {"intermediate_size": 64, "vocab_size": 30, "max_position_embeddings": 9}
     | {"bos_token_id": 24, "eos_token_id": VOCABULARY - 1, "hidden_act": "gelu"},
@@ -37,7 +40,7 @@ SIZES = pytest.mark.parametrize("sizes", [0, 1], ids=["small", "other"])
 
 
 def model(sizes):
-    """Random weights, as wide as keeps attention from being uniform."""
+    """Random weights, large enough that attention is not uniform."""
     config = transformers.CLIPConfig(
         vision_config=VISION[sizes], text_config=TEXT[sizes], projection_dim=PROJECTION[sizes]
     )
@@ -54,7 +57,7 @@ def model(sizes):
 
 
 def ported(folder):
-    """Our network with a folder's weights."""
+    """Our network with the weights of a folder."""
     weights = read_weights.read(folder)
     sizes = clip.describe(weights.config)
     graphdef, like = nnx.split(
@@ -64,7 +67,7 @@ def ported(folder):
 
 
 def save_as_bin(theirs, folder):
-    """As older transformers wrote it, position_ids included."""
+    """Saves pytorch_model.bin like older transformers, position_ids included."""
     theirs.config.save_pretrained(folder)
     buffers = {
         f"{tower}_model.embeddings.position_ids": torch.arange(length)[None]
@@ -78,7 +81,7 @@ SAVE = {"safetensors": lambda theirs, folder: theirs.save_pretrained(folder), "b
 
 @pytest.mark.parametrize("kind", list(SAVE))
 @SIZES
-def test_embeddings(tmp_path, sizes, kind):
+def test_image_and_text_embeddings(tmp_path, sizes, kind):
     theirs = model(sizes)
     SAVE[kind](theirs, tmp_path)
     ours = ported(tmp_path)
@@ -103,8 +106,8 @@ def test_embeddings(tmp_path, sizes, kind):
     np.testing.assert_allclose(ours.logit_scale[...], theirs.logit_scale.item(), rtol=1e-6)
 
 
-def test_the_second_dict_of_older_configs(tmp_path):
-    """Where transformers and we read the sizes of one config.json."""
+def test_sizes_in_text_config_dict_of_older_configs(tmp_path):
+    """transformers and simjax read the same sizes from one config.json."""
     theirs = model(0)
     theirs.save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
@@ -126,7 +129,7 @@ IMAGES = [(224, 224), (512, 512), (300, 637), (777, 250), (64, 48)]
 
 
 @pytest.mark.parametrize("shape", IMAGES)
-def test_images(shape):
+def test_image_processing(shape):
     processor = transformers.CLIPImageProcessor()
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
     expected = processor(image, input_data_format="channels_last", return_tensors="np")
@@ -168,7 +171,7 @@ def test_tokens(tmp_path, saved):
     assert theirs.convert_tokens_to_ids([START, END]) == [VOCABULARY - 2, VOCABULARY - 1]
 
 
-def test_a_folder_gives_the_cosines_of_transformers(tmp_path):
+def test_clip_scores_of_a_folder(tmp_path):
     theirs, tokenizer = model(1), their_tokenizer(tmp_path)
     theirs.save_pretrained(tmp_path)
     resolution = VISION[1]["image_size"]
@@ -187,7 +190,7 @@ def test_a_folder_gives_the_cosines_of_transformers(tmp_path):
     embedder = clip_score.load_clip(tmp_path, batch=2)
     of_prompts, truncated = embedder.prompts(prompts)
     of_images = embedder.images(images)
-    for sign in (1, -1):  # random networks agree and disagree
+    for sign in (1, -1):  # random cosines have both signs
         found = clip_score.clip_scores(of_images, sign * of_prompts)
         np.testing.assert_allclose(found, 100 * np.maximum(sign * cosines, 0), atol=1e-2)
     assert (abs(cosines) > 0.01).all()
@@ -195,7 +198,7 @@ def test_a_folder_gives_the_cosines_of_transformers(tmp_path):
 
 
 def test_aesthetic_head(tmp_path):
-    """Saved by torch under the published names."""
+    """A head saved by torch under the published names."""
     torch.manual_seed(0)
     linear, dropout = torch.nn.Linear, torch.nn.Dropout
     layers = torch.nn.Sequential(

@@ -1,4 +1,4 @@
-"""diffusers' transformers and solvers against ours: outputs, names there and back."""
+"""diffusers' transformers and DPM-Solver against ours: outputs, and names in both directions."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ PIXARTS = {
     "small": PIXART
     | {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 2, "sample_size": 8}
     | {"cross_attention_dim": 48, "caption_channels": 20, "use_additional_conditions": False},
-    "sized": PIXART  # told the image's size, positions stretched: as for 1024 pixels
+    "sized": PIXART  # size conditioning and interpolated positions, as for 1024 pixels
     | {"num_attention_heads": 3, "attention_head_dim": 16, "num_layers": 3, "sample_size": 16}
     | {"cross_attention_dim": 48, "caption_channels": 32, "use_additional_conditions": True}
     | {"interpolation_scale": 2},
@@ -39,7 +39,7 @@ DITS = {
 
 
 def shaken(model):
-    """Random numbers everywhere: what diffusers initialises as zero would hide mistakes."""
+    """Random parameters; diffusers' zero initialization would hide errors."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -49,7 +49,7 @@ def shaken(model):
 
 
 def tied(model):
-    """As in every DiT: one embedding of time and class, of which each block has a copy."""
+    """One time and class embedding, copied to every block, as in every published DiT."""
     first = model.transformer_blocks[0].norm1.emb.state_dict()
     for block in model.transformer_blocks:
         block.norm1.emb.load_state_dict(first)
@@ -57,7 +57,7 @@ def tied(model):
 
 
 def ported(folder):
-    """The network of a folder, with weights; and the config it stands in."""
+    """The ported network of a folder, and the result of porting."""
     found = port.port(str(folder), say=lambda text: None)
     options = config.complete(config.Config(), *found.description)
     module = nnx.eval_shape(lambda: build.module(options))
@@ -90,9 +90,9 @@ def test_pixart(name, tmp_path):
     lengths = np.array([1, 4, 9])
     mask = np.arange(9) < lengths[:, None]
     pixels = 8.0 * values["sample_size"]
-    told = {"resolution": torch.full((3, 2), pixels), "aspect_ratio": torch.ones(3, 1)}
+    size = {"resolution": torch.full((3, 2), pixels), "aspect_ratio": torch.ones(3, 1)}
     if not values["use_additional_conditions"]:
-        told = {"resolution": None, "aspect_ratio": None}
+        size = {"resolution": None, "aspect_ratio": None}
 
     def theirs(model):
         with torch.no_grad():
@@ -101,7 +101,7 @@ def test_pixart(name, tmp_path):
                 encoder_hidden_states=torch.tensor(words),
                 encoder_attention_mask=torch.tensor(mask, dtype=torch.int64),
                 timestep=torch.tensor(time),
-                added_cond_kwargs=told,
+                added_cond_kwargs=size,
             ).sample
 
     caption = Caption(words, mask, np.zeros(3, bool))
@@ -122,7 +122,7 @@ def test_dit(name, tmp_path):
     model.save_pretrained(tmp_path / "theirs")
     network, found = ported(tmp_path / "theirs")
     x, time, images = inputs(values["sample_size"])
-    classes = np.array([0, 3, values["num_embeds_ada_norm"]])  # the last: no class
+    classes = np.array([0, 3, values["num_embeds_ada_norm"]])  # the last: null class
 
     def theirs(model):
         with torch.no_grad():
@@ -141,7 +141,7 @@ def test_dit(name, tmp_path):
 
 
 def load_exported(model, names, found, folder):
-    """Our weights, written under diffusers' names; every name is theirs, and none is missing."""
+    """Loads our weights, exported under diffusers' names; load_state_dict is strict."""
     depth = found.description.network.depth
     save_file(rules.export(names, found.weights, depth), folder / "ours.safetensors")
     tensors = read_safetensors.read(folder / "ours.safetensors")
@@ -149,7 +149,7 @@ def load_exported(model, names, found, folder):
     model.load_state_dict(state)
 
 
-def test_untied_embeddings_are_refused(tmp_path):
+def test_untied_embeddings_raise(tmp_path):
     torch.manual_seed(0)
     shaken(DiTTransformer2DModel(**DITS["small"])).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="differs from the tensor that filled"):
@@ -157,8 +157,8 @@ def test_untied_embeddings_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [4, 20])
-def test_dpm_solver_is_that_of_diffusers(steps):
-    # A denoiser that is far from linear; diffusers' state is xt / sqrt(1 + sigma^2).
+def test_dpm_solver_equals_that_of_diffusers(steps):
+    # A nonlinear denoiser; diffusers' state is xt / sqrt(1 + sigma^2).
     def denoised(xt, sigma):
         return np.tanh(xt) / (1 + sigma)
 
@@ -180,4 +180,6 @@ def test_dpm_solver_is_that_of_diffusers(steps):
     ours = sampler.dpm_solver(denoise, jnp.asarray(z), jnp.asarray(sigmas))
     np.testing.assert_allclose(ours, x.numpy(), rtol=1e-4, atol=1e-4)
     ladder = ddpm_linear_ladder(steps)
-    np.testing.assert_allclose(ladder, sigmas, rtol=6e-3)  # SIM's table has 0.02 one step later
+    np.testing.assert_allclose(
+        ladder, sigmas, rtol=6e-3
+    )  # SIM's table reaches beta = 0.02 one step later

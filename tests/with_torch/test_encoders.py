@@ -1,4 +1,4 @@
-"""Text encoder and autoencoder against transformers' and diffusers', through saved files."""
+"""T5 encoder and autoencoder against transformers and diffusers, from saved files."""
 
 import json
 
@@ -25,7 +25,7 @@ def init():
 
 
 def disturbed(module):
-    """Norms, biases and the position table, which start as ones and zeros, become random."""
+    """Randomizes norms, biases and position tables, which are initialised as ones and zeros."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in module.named_parameters():
         if "norm" in name or name.endswith("bias") or "relative_attention_bias" in name:
@@ -35,7 +35,7 @@ def disturbed(module):
 
 
 def ported(make, name_map, file):
-    """`make`'s network with a file's weights."""
+    """The network of `make` with the weights of a file."""
     graphdef, like = nnx.split(nnx.eval_shape(make))
     tensors = read_safetensors.read(file)
     return nnx.merge(graphdef, rules.apply(name_map, tensors, nnx.to_pure_dict(like)))
@@ -50,7 +50,7 @@ T5_SIZES = [
     {"vocab_size": 40, "d_model": 24, "num_layers": 3, "num_heads": 3, "d_kv": 16, "d_ff": 80}
     | {"relative_attention_num_buckets": 16, "relative_attention_max_distance": 40},
 ]
-LENGTHS = (150, 77, 9, 1)  # some beyond the largest distance
+LENGTHS = (150, 77, 9, 1)  # some exceed the largest relative distance
 
 
 @pytest.mark.parametrize("kind", ["T5EncoderModel", "T5ForConditionalGeneration"])
@@ -75,8 +75,8 @@ def test_t5(tmp_path, sizes, kind):
     assert worst(np.asarray(jax.jit(ours)(tokens, mask))[mask], expected[mask]) < 1e-4
 
 
-def test_buckets_are_those_of_transformers():
-    """At 32 and 128; logarithms in float32 may round elsewhere at other sizes."""
+def test_position_buckets_equal_those_of_transformers():
+    """32 buckets, distance 128; for other sizes float32 logarithms may round differently."""
     attention = transformers.models.t5.modeling_t5.T5Attention
     theirs = attention._relative_position_bucket(torch.arange(-400, 401))
     assert theirs.tolist() == [bucket(abs(n), 32, 128) + 16 * (n > 0) for n in range(-400, 401)]
@@ -127,7 +127,7 @@ def test_autoencoder(tmp_path, sizes):
     assert worst(np.asarray(std), scaling * nhwc(latent.std)) < 1e-4
     assert worst(np.asarray(jax.jit(ours.decode)(latents)), nhwc(decoded)) < 1e-4
     network = config.DiT(image_channels=sizes["latent_channels"])
-    decode = autoencoder.load_decoder(tmp_path, network)  # image after image
+    decode = autoencoder.load_decoder(tmp_path, network)  # one image at a time
     assert worst(decode(latents), nhwc(decoded)) < 1e-4
     with pytest.raises(ConfigError, match="its latents have"):
         autoencoder.load_decoder(tmp_path, config.DiT(image_channels=5))

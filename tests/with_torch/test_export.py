@@ -1,4 +1,4 @@
-"""Exports in PyTorch: EDM's names in an independent DDPM++, transformers' folders in diffusers."""
+"""Exports in PyTorch: an independent DDPM++ for `edm`, diffusers' classes for `diffusers`."""
 
 import json
 import math
@@ -37,7 +37,7 @@ ROOT_HALF = math.sqrt(0.5)
 
 
 class Layer(nn.Module):
-    """A dense layer or a convolution, which halves or doubles its input first if it is told to."""
+    """A linear layer or convolution, with optional down- or upsampling of its input."""
 
     def __init__(self, shape, resample=None, has_weight=True):
         super().__init__()
@@ -64,23 +64,23 @@ class Norm(nn.GroupNorm):
 
 
 class Block(nn.Module):
-    """A residual block of DDPM++ (EDM, appendix F.2), with one head of attention or none."""
+    """A residual block of DDPM++ (EDM, appendix F.2), optionally with one attention head."""
 
-    def __init__(self, c_in, c_out, told, resample=None, attends=False):
+    def __init__(self, c_in, c_out, c_emb, resample=None, attends=False):
         super().__init__()
         self.c_in, self.attends = c_in, attends
         self.norm0, self.norm1 = Norm(c_in), Norm(c_out)
         self.conv0 = Layer((c_out, c_in, 3, 3), resample)
-        self.affine = Layer((c_out, told))
+        self.affine = Layer((c_out, c_emb))
         self.conv1 = Layer((c_out, c_out, 3, 3))
         self.skip = Layer((c_out, c_in, 1, 1), resample) if resample or c_in != c_out else None
         if attends:
             self.norm2 = Norm(c_out)
             self.qkv, self.proj = Layer((3 * c_out, c_out, 1, 1)), Layer((c_out, c_out, 1, 1))
 
-    def forward(self, x, told):
+    def forward(self, x, emb):
         h = self.conv0(functional.silu(self.norm0(x)))
-        h = self.conv1(functional.silu(self.norm1(h + self.affine(told)[:, :, None, None])))
+        h = self.conv1(functional.silu(self.norm1(h + self.affine(emb)[:, :, None, None])))
         x = ((self.skip(x) if self.skip else x) + h) * ROOT_HALF
         if not self.attends:
             return x
@@ -92,37 +92,37 @@ class Block(nn.Module):
 
 
 class Ddpmpp(nn.Module):
-    """DDPM++ with the release's module names, built from its constructor arguments."""
+    """DDPM++ with EDM's module names, from EDM's constructor arguments."""
 
     def __init__(self, arguments):
         super().__init__()
         a = arguments
-        width, told, channels = a["model_channels"], 4 * a["model_channels"], a["img_channels"]
+        width, c_emb, channels = a["model_channels"], 4 * a["model_channels"], a["img_channels"]
         self.width, self.label_dim = width, a["label_dim"]
         self.map_label = Layer((width, a["label_dim"]))
         self.map_augment = nn.Linear(a["augment_dim"], width, bias=False)
-        self.map_layer0, self.map_layer1 = Layer((told, width)), Layer((told, told))
+        self.map_layer0, self.map_layer1 = Layer((c_emb, width)), Layer((c_emb, c_emb))
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         levels = [(a["img_resolution"] >> n, width * m) for n, m in enumerate(a["channel_mult"])]
         c, skips = width, [width]
         for n, (size, c_out) in enumerate(levels):
-            first = Block(c, c, told, "down") if n else Layer((c, channels, 3, 3))
+            first = Block(c, c, c_emb, "down") if n else Layer((c, channels, 3, 3))
             self.enc[f"{size}x{size}_{'down' if n else 'conv'}"] = first
             skips += [c] if n else []
             for i in range(a["num_blocks"]):
                 attends = size in a["attn_resolutions"]
-                self.enc[f"{size}x{size}_block{i}"] = Block(c, c_out, told, attends=attends)
+                self.enc[f"{size}x{size}_block{i}"] = Block(c, c_out, c_emb, attends=attends)
                 c = c_out
                 skips.append(c)
         for n, (size, c_out) in reversed(list(enumerate(levels))):
             if n == len(levels) - 1:
-                self.dec[f"{size}x{size}_in0"] = Block(c, c, told, attends=True)
-                self.dec[f"{size}x{size}_in1"] = Block(c, c, told)
+                self.dec[f"{size}x{size}_in0"] = Block(c, c, c_emb, attends=True)
+                self.dec[f"{size}x{size}_in1"] = Block(c, c, c_emb)
             else:
-                self.dec[f"{size}x{size}_up"] = Block(c, c, told, "up")
+                self.dec[f"{size}x{size}_up"] = Block(c, c, c_emb, "up")
             for i in range(a["num_blocks"] + 1):
                 attends = size in a["attn_resolutions"] and i == a["num_blocks"]
-                block = Block(c + skips.pop(), c_out, told, attends=attends)
+                block = Block(c + skips.pop(), c_out, c_emb, attends=attends)
                 self.dec[f"{size}x{size}_block{i}"] = block
                 c = c_out
         size = a["img_resolution"]
@@ -132,17 +132,17 @@ class Ddpmpp(nn.Module):
     def forward(self, x, c_noise, labels):
         frequencies = 1e-4 ** (torch.arange(self.width // 2) / (self.width // 2 - 1))
         phase = c_noise[:, None] * frequencies
-        told = torch.cat([phase.sin(), phase.cos()], dim=1)
-        told = told + self.map_label(labels * math.sqrt(self.label_dim))
-        told = functional.silu(self.map_layer1(functional.silu(self.map_layer0(told))))
+        emb = torch.cat([phase.sin(), phase.cos()], dim=1)
+        emb = emb + self.map_label(labels * math.sqrt(self.label_dim))
+        emb = functional.silu(self.map_layer1(functional.silu(self.map_layer0(emb))))
         skips = []
         for block in self.enc.values():
-            x = block(x, told) if isinstance(block, Block) else block(x)
+            x = block(x, emb) if isinstance(block, Block) else block(x)
             skips.append(x)
         for name, block in self.dec.items():
             if isinstance(block, Block):
                 x = torch.cat([x, skips.pop()], dim=1) if "block" in name else x
-                x = block(x, told)
+                x = block(x, emb)
             else:
                 x = block(functional.silu(x) if name.endswith("_conv") else x)
         return x
@@ -163,7 +163,7 @@ class Denoiser(nn.Module):
 
 
 def random_weights(options):
-    """Of a size that keeps the network's values near 1."""
+    """Random weights that keep activations near 1."""
     rng = np.random.default_rng(0)
 
     def draw(leaf):
@@ -174,7 +174,7 @@ def random_weights(options):
 
 
 def exported(network, precondition, sigma_data, kind, folder, steps=1):
-    """Writes one format of random weights; the live generator's config, noise and samples."""
+    """Exports random weights; returns config, z, condition and samples of the original."""
     made = config.Config(generator=config.Generator(steps=steps))
     options = config.complete(made, network, precondition, sigma_data)
     weights = random_weights(options)
@@ -195,7 +195,7 @@ def assert_close(theirs, ours, tolerance):
     assert np.abs(theirs - ours).max() / np.abs(ours).max() <= tolerance
 
 
-def test_ddpmpp_in_torch(tmp_path):
+def test_edm_export_in_pytorch(tmp_path):
     options, z, labels, expected = exported(SONG, "edm", 0.3, "edm", tmp_path)
     found = json.loads((tmp_path / "edm.json").read_text())
     assert found["class_name"] == "EDMPrecond"
@@ -210,8 +210,8 @@ def test_ddpmpp_in_torch(tmp_path):
 
 
 @pytest.mark.parametrize("renoise", generator.RENOISE)
-def test_edms_loop_of_calls_on_the_card(renoise, tmp_path, monkeypatch):
-    """Executed as it stands, with a class that calls our denoiser and our noise."""
+def test_edm_example_of_the_model_card_with_four_steps(renoise, tmp_path, monkeypatch):
+    """Executed unchanged, with our denoiser as `net` and our noise."""
     options = config.complete(
         config.Config(generator=config.Generator(steps=4, renoise=renoise)), SONG, "edm", 0.3
     )
@@ -237,7 +237,7 @@ def test_edms_loop_of_calls_on_the_card(renoise, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_transformers_in_diffusers(name, steps, tmp_path, monkeypatch):
+def test_diffusers_export_in_diffusers(name, steps, tmp_path, monkeypatch):
     network = TRANSFORMERS[name]
     written = exported(network, "ddpm_linear", 1.0, "diffusers", tmp_path, steps)
     options, z, cond, expected = written
@@ -251,5 +251,5 @@ def test_transformers_in_diffusers(name, steps, tmp_path, monkeypatch):
     noises = iter([to_torch(np.asarray(later(k))) for k in range(1, 5)])
     monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *_, **__: next(noises))
     namespace = {}
-    exec(example, namespace)  # as a person would: from_pretrained, and the calls
+    exec(example, namespace)  # the model card's example: from_pretrained and the calls
     assert_close(namespace["generate"](to_torch(z), *given), expected, 1e-4)

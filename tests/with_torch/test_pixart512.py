@@ -1,4 +1,4 @@
-"""configs/pixart512.py from prompts to a report, on small weights in the public files' formats."""
+"""configs/pixart512.py from prompts to report, with small weights in the public formats."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ from tests.helpers import subprocesses
 
 PROMPTS = ["a red cube", "the blue ball on a table", "a cube", "on the table a red ball"]
 LENGTH = 6
-NETWORK = config.PixArt(  # 384: a width whose heads are known
+NETWORK = config.PixArt(  # the number of heads of width 384 is in the porting table
     resolution=8, width=384, depth=2, heads=6, caption_channels=32, caption_length=LENGTH
 )
 RUN = {
@@ -38,7 +38,7 @@ RUN = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Folders and files as Hugging Face's libraries and PixArt-alpha's training write them."""
+    """Text encoder and autoencoder folders of Hugging Face, and PixArt-alpha's .pth."""
     folder = tmp_path_factory.mktemp("public")
     torch.manual_seed(0)
     (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
@@ -90,7 +90,7 @@ def run(*command):
     return done.stdout
 
 
-def test_a_run_from_prompts_to_pictures(files, tmp_path):
+def test_a_run_from_prompts_to_report(files, tmp_path):
     out = run(
         "simjax",
         "encode-prompts",
@@ -115,12 +115,12 @@ def test_a_run_from_prompts_to_pictures(files, tmp_path):
     assert len(losses) == 2
     assert np.isfinite(losses).all()
     with Image.open(tmp_path / "run" / "samples" / "generator_00000002.png") as picture:
-        assert picture.size[0] >= 2 * 64  # two decoded images a row
+        assert picture.size[0] >= 2 * 64  # two decoded images per row
     rows = json.loads((tmp_path / "run" / "report.json").read_text())["rows"]
     assert {row["name"] for row in rows} >= {"generator, sim", "teacher, DPM-Solver++"}
 
 
-def test_what_a_run_lacks_is_said_at_once(files, tmp_path):
+def test_a_missing_caption_cache_raises_at_start(files, tmp_path):
     command = [sys.executable, "-m", "simjax.main", "--config=configs/pixart512.py"]
     source = f"--config.teacher.source={files / 'pixart.pth'}"
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Files written by torch itself come back exactly."""
+"""Files written by torch are read back exactly."""
 
 import copy
 import inspect
@@ -107,7 +107,7 @@ def test_a_training_state(tmp_path, save):
 
 
 @SAVES
-def test_many_small_tensors_fit_the_budget(tmp_path, save):
+def test_many_small_tensors_are_within_the_object_limit(tmp_path, save):
     state = {f"block{n}.weight": torch.full((2,), n) for n in range(2000)}
     save(state, tmp_path / "w.pt")
     got = read_torch.read(tmp_path / "w.pt")
@@ -125,7 +125,7 @@ def test_safetensors(tmp_path):
 
 @pytest.fixture
 def persistent(monkeypatch):
-    """A class decorator whose classes are pickled with their source, as NVIDIA's are."""
+    """A class decorator that pickles instances with their source, like NVIDIA's persistence."""
     module = types.ModuleType(PERSISTENCE)
 
     def _reconstruct_persistent_obj(meta):
@@ -162,7 +162,7 @@ def persistent(monkeypatch):
 
 
 def small_networks(persistent) -> torch.nn.Module:
-    """A network with the parts of EDM's: ModuleDicts, buffers, missing biases, tied weights."""
+    """A network with ModuleDicts, buffers, missing biases and tied weights, like EDM's."""
 
     @persistent
     class Block(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Tokens of a spiece.model against transformers' T5Tokenizer, which reads the same file."""
+"""Tokens of a spiece.model against transformers' T5Tokenizer with the same file."""
 
 import numpy as np
 import pytest
