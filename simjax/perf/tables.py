@@ -102,7 +102,7 @@ def describe(result: dict[str, Any]) -> str:
         f"{found['count']} {kind} of {found['bytes'] / 1e9:.3g} GB"
         for kind, found in result["collectives"].items()
     ]
-    moved = f"{costs['bytes']:.4g}" if costs["bytes"] else "uncounted (scanned blocks)"
+    moved = f"{costs['bytes']:.4g}" if costs["bytes"] else "uncounted (scan over blocks)"
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n".join(
         [
@@ -187,8 +187,9 @@ def timing_header(config: str, what: dict[str, Any], repeats: int) -> str:
         [
             f"{config} on {what['devices']} x {what['device']}, {versions}. Step: a training step "
             f"or a batch of samples, median (min to max) of {repeats} calls. F: one forward per "
-            f"image; k: the forwards needed. MFU: k F images/s / peak of all devices, {peaks}. "
-            "Memory: the program on one device; allocator: peak since the process started.",
+            f"image; k: forwards needed per image. MFU: k F x images/s / peak, which is {peaks} "
+            "for all devices. Memory: the program on one device; allocator: peak since the process "
+            "started.",
             "",
             _line(TIMING),
             _line(["---"] * len(TIMING)),
