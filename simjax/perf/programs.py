@@ -129,7 +129,7 @@ def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) 
 def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
     """The fake-score update alone: generator forward, fake-score forward and backward.
 
-    A backward costs two forwards, so 4 in all for one step.
+    4 forwards for a one-step generator; a backward counts as two.
     """
     forwards = generator_of(config).training_evaluations + _learning(config)
     made = _alone(config, denoise, params, mesh, "fake_score", forwards)
@@ -138,9 +138,9 @@ def fake_score(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -
 
 
 def generator(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) -> Program:
-    """The generator update alone, 7 forwards for one step.
+    """The generator update alone: 7 forwards for a one-step generator.
 
-    Forward and backward through the generator (3), and through both scores to their input (2 each).
+    Generator forward and backward (3); both scores, forward and gradient of the input (2 each).
     """
     forwards = generator_of(config).training_evaluations + 6 + _guidance(config)
     return _alone(config, denoise, params, mesh, "generator", forwards)
