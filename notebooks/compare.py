@@ -1,17 +1,17 @@
-"""Score distillation methods side by side: figures from stored numbers, or anew.
+"""Compares score distillation methods: trains their curves and plots them.
 
-python notebooks/compare.py --plot                # the figure again, from comparison.json
-python notebooks/compare.py --out=FOLDER          # every curve that FOLDER/comparison.json lacks
-python notebooks/compare.py --quick --out=FOLDER  # two minutes: whether it works, nothing more
+python notebooks/compare.py --plot                # redraw the figure from comparison.json
+python notebooks/compare.py --out=FOLDER          # train every curve missing in comparison.json
+python notebooks/compare.py --quick --out=FOLDER  # smoke test, two minutes, no usable results
 python notebooks/compare.py --config=configs/fashion.py --teacher=runs/fashion --out=FOLDER
 
 On the digits: five methods with the settings of configs/digits.py, at learning rates of 3e-4
-(generator) and 6e-4 (fake score) and at ten times those, three seeds, each with a teacher of its
-own. With another config: six methods at 1, 3 and 10 times its learning rates, all from the teacher
-of one run. As SIM's figure 2 (arXiv:2410.16794) in question, not in scale.
+(generator) and 6e-4 (fake score) and at ten times those, three seeds, one teacher per seed. With
+another config: six methods at 1, 3 and 10 times its learning rates, all distilled from the teacher
+of one run. A small version of the comparison in figure 2 of SIM (arXiv:2410.16794).
 
-A curve is stored as soon as it is done. The same command again goes on where a kill ended it, and
-with other --seeds or --factors it adds their curves.
+Each curve is stored as soon as it is finished. Rerunning the command after a kill continues with
+the missing curves; other --seeds or --factors add curves.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from simjax.runtime import checkpoint, processes, storage
 from simjax.runtime.monitor import Monitor
 from simjax.typing import Params
 
-matplotlib.use("Agg")  # no screen is needed
+matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
@@ -51,7 +51,7 @@ Metrics = dict[str, float]
 
 
 class Method(NamedTuple):
-    """A colour, Okabe and Ito's, and the fields of config.loss."""
+    """A line colour (Okabe-Ito palette) and the fields of config.loss."""
 
     color: str
     loss: dict[str, Any]
@@ -71,16 +71,16 @@ METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is computed. Numbers are our choice.
+    """Settings of a comparison. All numbers are our choice.
 
     Args:
-      factors: of both learning rates.
+      factors: multipliers of both learning rates.
       every: steps between measurements.
-      teacher_steps: of a teacher that is trained here; 0: the config's.
-      samples: of a measurement.
-      batch: images in a step of distillation; 0: the config's.
-      config: relative to the repository.
-      teacher: the sha256 of the one that all curves start from; empty: trained here for each seed.
+      teacher_steps: training steps of each teacher; 0: the config's.
+      samples: images per measurement.
+      batch: images per distillation step; 0: the config's.
+      config: path relative to the repository.
+      teacher: sha256 of the teacher of all curves; empty: one is trained per seed.
     """
 
     methods: tuple[str, ...] = tuple(name for name in METHODS if name != "SiD, alpha 0.5")
@@ -106,17 +106,17 @@ OTHERS = Study(
     batch=32,
     features=("pixels", "classifier"),
 )
-GROWING = ("methods", "factors", "seeds")  # a stored study may be given more of these
+GROWING = ("methods", "factors", "seeds")  # a stored study can be extended along these
 
 
 def quick(study: Study) -> Study:
-    """A few steps of half of the methods."""
+    """A smoke test: a few steps of every other method."""
     few = {"factors": (1,), "seeds": (0,), "steps": 4, "every": 2, "teacher_steps": 20}
     return dataclasses.replace(study, methods=study.methods[::2], **few)
 
 
 def settings(study: Study, seed: int) -> simjax.Config:
-    """The config's, with a seed and the study's lengths."""
+    """The study's config with this seed and the study's step counts."""
     config = runpy.run_path(str(ROOT / study.config))["get_config"]()
     if study.config == DIGITS:
         _with_a_better_teacher(config)
@@ -129,7 +129,7 @@ def settings(study: Study, seed: int) -> simjax.Config:
 
 
 def _with_a_better_teacher(config: simjax.Config) -> None:
-    """The digits' study: more attention and steps than configs/digits.py, and its own rates."""
+    """Digits only: more attention, teacher steps and other learning rates."""
     config.network.attention_resolutions = (4,)
     config.teacher.steps = 1500
     config.teacher.optim.lr, config.teacher.optim.warmup_steps = 3e-3, 100
@@ -138,14 +138,14 @@ def _with_a_better_teacher(config: simjax.Config) -> None:
 
 
 def train_teacher(study: Study, seed: int) -> simjax.Model:
-    """A teacher of this seed, with the study's settings."""
+    """Trains a teacher with the study's settings and this seed."""
     with tempfile.TemporaryDirectory() as scratch:
         workdir = storage.absolute(scratch)
         return teacher.obtain(settings(study, seed), workdir, Monitor(workdir))
 
 
 def teacher_of(run: str, study: Study, seed: int) -> simjax.Model:
-    """The teacher of a run, with the study's settings and the run's data."""
+    """Loads a run's teacher, with the study's settings and the run's data."""
     found = simjax.load(run, network="teacher")
     config, made = settings(study, seed), found.config.teacher
     config.data = found.config.data
@@ -154,7 +154,7 @@ def teacher_of(run: str, study: Study, seed: int) -> simjax.Model:
 
 
 class Measure:
-    """Metrics of samplers, always from the same noise; each is compiled once."""
+    """Metrics of samplers on fixed noise; each sampler is compiled once."""
 
     def __init__(self, model: simjax.Model):
         self._evaluator = report.evaluator(model.config)
@@ -163,7 +163,7 @@ class Measure:
         (self._one_step,) = samplers.generated(model, {"generator": model.params})
 
     def generator(self, params: Params) -> Metrics | None:
-        """Of one-step samples; None where these or a metric are not finite."""
+        """Metrics of one-step samples; None if samples or metrics are not finite."""
         try:
             found = self.sampler(dataclasses.replace(self._one_step, params=params))
         except simjax.ConfigError as error:
@@ -173,7 +173,7 @@ class Measure:
         return found if all(map(math.isfinite, found.values())) else None
 
     def sampler(self, contestant: samplers.Sampler) -> Metrics:
-        """Of any sampler."""
+        """Metrics of any sampler's samples."""
         batches = self._drawing.draw(contestant.function, contestant.params)
         return self._evaluator.measure(batches, self._classes)[0]
 
@@ -181,7 +181,7 @@ class Measure:
 def curve(
     model: simjax.Model, measure: Measure, study: Study, method: str, factor: float
 ) -> list[Metrics | None]:
-    """Metrics of the generator every so many steps; None once it has diverged."""
+    """Generator metrics every `study.every` steps; None after divergence."""
     config = copy.deepcopy(model.config)
     for name, value in METHODS[method].loss.items():
         setattr(config.loss, name, value)
@@ -190,17 +190,17 @@ def curve(
     distillation = simjax.Distillation(model, config)
     found = [measure.generator(distillation.generator.params)]
     points = 1 + study.steps // study.every
-    while len(found) < points and found[-1] is not None:  # a moving average stays not finite
+    while len(found) < points and found[-1] is not None:  # the EMA stays NaN or inf
         distillation.train(study.every)
         found.append(measure.generator(distillation.generator.params))
     return found + [None] * (points - len(found))
 
 
 def run(folder: Path, study: Study, of_run: str = "") -> None:
-    """Every curve that is not stored yet; each is stored when it is done.
+    """Trains every curve missing in the folder and stores each when it is finished.
 
     Args:
-      of_run: the directory of the run whose teacher is distilled; empty: one is trained a seed.
+      of_run: run directory of the teacher to distil; empty: one teacher is trained per seed.
     """
     if of_run:
         sha256 = checkpoint.params_sha256(simjax.load(of_run, network="teacher").params)
@@ -233,7 +233,7 @@ def run(folder: Path, study: Study, of_run: str = "") -> None:
 
 
 def _begun(stored: Path, study: Study) -> dict[str, Any]:
-    """What comparison.json holds, with what the study adds to it; or a new one."""
+    """Contents of comparison.json, extended by the study; a new record if none."""
     found = {"size": dataclasses.asdict(study), "curves": [], "teachers": {}}
     if stored.exists():
         found = json.loads(stored.read_text())
@@ -249,20 +249,20 @@ def _begun(stored: Path, study: Study) -> dict[str, Any]:
 
 
 def _study(found: dict[str, Any]) -> Study:
-    """The study that a comparison.json is of."""
+    """The study stored in a comparison.json."""
     values = found["size"].items()
     return Study(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
 
 
 def versions() -> dict[str, str]:
-    """What the numbers depend on."""
+    """Versions and device that the numbers depend on."""
     found = {name: metadata.version(name) for name in ("jax", "flax", "optax")}
     found |= {"simjax": simjax.__version__, "python": platform.python_version()}
     return found | {"device": jax.devices()[0].device_kind}
 
 
 def plot(folder: Path) -> None:
-    """comparison.png: a row for each feature space, a column for each factor."""
+    """Draws comparison.png: one row per feature space, one column per factor."""
     found = json.loads((folder / "comparison.json").read_text())
     study = _study(found)
     rows, columns = len(study.features), len(study.factors)
@@ -279,7 +279,7 @@ def plot(folder: Path) -> None:
             axis.axhline(reference, color="black", linestyle=":", linewidth=1)
             axis.set_title(f"learning rates of {study.config}" + f" x {factor:g}" * (factor != 1))
         row[0].set_ylabel(f"Frechet distance in {SPACES[space]}")
-        row[0].text(0, reference * 1.03, "teacher, 35 evaluations", fontsize=8)
+        row[0].text(0, reference * 1.03, "teacher, NFE 35", fontsize=8)
     axes[0, -1].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(folder / "comparison.png", dpi=110)
@@ -291,7 +291,7 @@ SPACES = {"pixels": "pixels", "classifier": "the classifier's features"}
 
 
 def _draw(axis: plt.Axes, study: Study, curves: Sequence[dict[str, Any]], metric: str) -> None:
-    """Mean, minimum and maximum of the seeds; a cross where the first of them diverges."""
+    """Plots mean and range over seeds; a cross marks the first divergence."""
     steps = range(0, study.steps + 1, study.every)
     for name in study.methods:
         color = METHODS[name].color
@@ -319,7 +319,7 @@ def _draw(axis: plt.Axes, study: Study, curves: Sequence[dict[str, Any]], metric
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """A flag's list.
+    """Parses a comma-separated list of numbers.
 
     >>> numbers("1,3,0.5")
     (1, 3, 0.5)
@@ -328,19 +328,19 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def main() -> None:
-    """Reads the flags, computes what lacks and draws."""
+    """Parses flags, trains missing curves and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=HERE / "comparison")
-    parser.add_argument("--plot", action="store_true", help="only draw what is stored")
-    parser.add_argument("--quick", action="store_true", help="whether it works; no result")
-    parser.add_argument("--config", type=Path, default=ROOT / DIGITS, help="default: the digits")
-    parser.add_argument("--teacher", default="", help="run directory; default: trained here")
-    parser.add_argument("--seeds", type=numbers, help="as 0,1,2")
-    parser.add_argument("--factors", type=numbers, help="of the learning rates, as 1,3,10,30")
-    parser.add_argument("--steps", type=int, help="of distillation")
+    parser.add_argument("--out", type=Path, default=HERE / "comparison", help="result folder")
+    parser.add_argument("--plot", action="store_true", help="only redraw stored curves")
+    parser.add_argument("--quick", action="store_true", help="smoke test; no usable results")
+    parser.add_argument("--config", type=Path, default=ROOT / DIGITS, help="default: digits")
+    parser.add_argument("--teacher", default="", help="run directory; default: train one per seed")
+    parser.add_argument("--seeds", type=numbers, help="e.g. 0,1,2")
+    parser.add_argument("--factors", type=numbers, help="learning rate multipliers, e.g. 1,3,10")
+    parser.add_argument("--steps", type=int, help="distillation steps")
     parser.add_argument("--every", type=int, help="steps between measurements")
-    parser.add_argument("--samples", type=int, help="of a measurement")
-    parser.add_argument("--batch", type=int, help="images in a step; 0: the config's")
+    parser.add_argument("--samples", type=int, help="images per measurement")
+    parser.add_argument("--batch", type=int, help="images per step; 0: the config's")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     processes.reuse_compiled()

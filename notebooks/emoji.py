@@ -1,12 +1,13 @@
-"""Emoji for the text path in colour: a captioned zip from a colour font, a strip of samples.
+"""Makes a captioned emoji data set from a colour font, or a strip of samples.
 
-python notebooks/emoji.py --out=data/emoji.zip              # what configs/emoji.py reads
-python notebooks/emoji.py --font=FILE --out=data/emoji.zip  # a font that is not installed
+python notebooks/emoji.py --out=data/emoji.zip              # data set for configs/emoji.py
+python notebooks/emoji.py --font=FILE --out=data/emoji.zip  # use a font that is not installed
 python notebooks/emoji.py --strip RUN_ONE RUN_FOUR --out=notebooks/images/emoji.png
 
-The zip has EDM's format: 32 x 32 RGB images on white, a class for each emoji of configs/emoji.py,
-and in dataset.json the classes' captions, their Unicode names. A demonstration, not a benchmark:
-the images are small shifts and sizes of one drawing an emoji, and all of them train the teacher.
+The zip is in EDM's format: 32 x 32 RGB images on white, one class per emoji of configs/emoji.py;
+dataset.json also holds the captions, which are the emoji's Unicode names. A demonstration, not a
+benchmark: the images of an emoji are small shifts and scalings of one glyph, and all of them are
+training data of the teacher (no held-out images).
 """
 
 import argparse
@@ -26,30 +27,30 @@ from PIL import Image, ImageDraw, ImageFont
 import simjax
 from simjax import config as c
 
-matplotlib.use("Agg")  # no screen is needed
+matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt  # noqa: E402
 
 HERE = Path(__file__).parent
 CONFIG = runpy.run_path(str(HERE.parent / "configs" / "emoji.py"))
-FONT = "NotoColorEmoji"  # bitmaps of 136 x 128 pixels, at one size alone
+FONT = "NotoColorEmoji"  # 136 x 128 bitmaps in a single size
 FONT_SIZE, GLYPH = 109, (136, 128)
-NO_CHARACTER = "\U0010ffff"  # that no font has
+NO_CHARACTER = "\U0010ffff"  # in no font
 INSTALL = "apt install fonts-noto-color-emoji on Debian and Ubuntu, or --font=FILE"
 
 # All our choice.
-SIDE = 32  # pixels of an image
-SIDES = range(26, 31)  # of the emoji inside it
-SHIFT = 1  # pixels from the centre, at most
-EACH = 16  # images of an emoji
-SEED = 0  # of sizes and shifts
-SHOWN = "🦊🐸🐧🍓🍕🌵🚀🎈"  # in the strip, before the emoji that were left out of training
-COLUMN = 14  # characters of a prompt in a line
+SIDE = 32  # image side, pixels
+SIDES = range(26, 31)  # emoji side, pixels
+SHIFT = 1  # maximum offset from the centre, pixels
+EACH = 16  # images per emoji
+SEED = 0  # random sizes and shifts
+SHOWN = "🦊🐸🐧🍓🍕🌵🚀🎈"  # in the strip, followed by the held-out emoji
+COLUMN = 14  # characters per line of a prompt
 
-Draw = Callable[[str], Image.Image]  # a character -> its picture, RGBA
+Draw = Callable[[str], Image.Image]  # character -> RGBA picture
 
 
 def find_font(given: Path | None) -> Path:
-    """The font that was given, or the first of its name among the installed ones."""
+    """Returns the given font file, or finds NotoColorEmoji among installed fonts."""
     if given is not None:
         if not given.is_file():
             raise SystemExit(f"--font={given}: no such file; expected {FONT}.ttf ({INSTALL}).")
@@ -57,14 +58,12 @@ def find_font(given: Path | None) -> Path:
     installed = [Path(path) for path in font_manager.findSystemFonts()]
     found = sorted(path for path in installed if path.stem == FONT)
     if not found:
-        raise SystemExit(
-            f"No {FONT}.ttf among the {len(installed)} fonts that are installed: {INSTALL}."
-        )
+        raise SystemExit(f"No {FONT}.ttf among the {len(installed)} installed fonts: {INSTALL}.")
     return found[0]
 
 
 def drawing(font: Path) -> Draw:
-    """Draws characters with a colour font."""
+    """Returns a function that draws characters with a colour font."""
     try:
         loaded = ImageFont.truetype(str(font), FONT_SIZE)
     except OSError as error:
@@ -92,7 +91,7 @@ def drawing(font: Path) -> Draw:
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    """A square RGB picture with the drawing in its middle."""
+    """Centres the picture on a white square, RGB."""
     side = max(picture.size)
     square = Image.new("RGBA", (side, side), "white")
     corner = ((side - picture.width) // 2, (side - picture.height) // 2)
@@ -101,7 +100,7 @@ def on_white(picture: Image.Image) -> Image.Image:
 
 
 def placed(square: Image.Image, side: int, shift: tuple[int, int]) -> Image.Image:
-    """An image of SIDE pixels with the square, resized to `side`, shifted from the centre."""
+    """Pastes the square, resized to `side`, on a white SIDE x SIDE image."""
     image = Image.new("RGB", (SIDE, SIDE), "white")
     left, top = ((SIDE - side) // 2 + by for by in shift)
     image.paste(square.resize((side, side), Image.Resampling.LANCZOS), (left, top))
@@ -109,9 +108,9 @@ def placed(square: Image.Image, side: int, shift: tuple[int, int]) -> Image.Imag
 
 
 def make_zip(out: Path, characters: str, captions: tuple[str, ...], draw: Draw) -> np.ndarray:
-    """Writes EACH images of every character; returns them, uint8 (n, h, w, 3).
+    """Writes EACH images per character; returns all, uint8 (n, h, w, 3).
 
-    Files sort by number, then by class: the first images are of all classes in turn.
+    Files sort by number, then by class, so that classes alternate.
     """
     rng = np.random.default_rng(SEED)
     squares = [on_white(draw(character)) for character in characters]
@@ -124,7 +123,9 @@ def make_zip(out: Path, characters: str, captions: tuple[str, ...], draw: Draw) 
                 image = placed(square, int(rng.choice(SIDES)), shift)
                 name, content = f"{number:05d}/img{label:08d}.png", io.BytesIO()
                 image.save(content, format="png")
-                archive.writestr(zipfile.ZipInfo(name), content.getvalue())  # of no time of day
+                archive.writestr(
+                    zipfile.ZipInfo(name), content.getvalue()
+                )  # no timestamp: reproducible zip
                 images.append(np.asarray(image))
                 labels.append((name, label))
         about = json.dumps({"labels": labels, "captions": captions})
@@ -133,7 +134,7 @@ def make_zip(out: Path, characters: str, captions: tuple[str, ...], draw: Draw) 
 
 
 def strip(one: str, four: str, out: Path) -> None:
-    """Samples of both runs' generators and of the first one's teacher, for the same prompts."""
+    """Draws samples of one teacher and two generators for the same prompts."""
     names = dict(zip(CONFIG["EMOJI"], CONFIG["WORDS"], strict=True)) | CONFIG["LEFT_OUT"]
     teacher = simjax.load(one, network="teacher")
     template = teacher.config.text.held_out[0]
@@ -159,11 +160,11 @@ def strip(one: str, four: str, out: Path) -> None:
 
 
 def main() -> None:
-    """Reads the flags; makes the zip or the strip."""
+    """Parses flags; writes the zip or the strip."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="the zip, or the strip's PNG")
+    parser.add_argument("--out", type=Path, required=True, help="zip file, or PNG of the strip")
     parser.add_argument("--font", type=Path, help=f"default: the installed {FONT}.ttf")
-    parser.add_argument("--strip", nargs=2, metavar=("RUN_ONE", "RUN_FOUR"))
+    parser.add_argument("--strip", nargs=2, metavar=("RUN_ONE", "RUN_FOUR"), help="run directories")
     given = parser.parse_args()
     if given.strip:
         strip(*given.strip, given.out)

@@ -1,10 +1,10 @@
-"""Executes notebooks top to bottom, offline on the CPU, as CI does; a cell's error ends it.
+"""Executes the notebooks offline on the CPU; stops at the first failing cell.
 
-python notebooks/execute.py                # all, in order
-python notebooks/execute.py 02 03 --write  # these; what they print and draw is stored in the files
+python notebooks/execute.py                # all, in order (as in CI)
+python notebooks/execute.py 02 03 --write  # only these; outputs are stored in the .ipynb files
 
-They run in one directory, a temporary one unless --directory names another: 03 distils the teacher
-that 02 has trained. Needs the packages of `pip install -e ".[notebooks]"`.
+All notebooks share one working directory (temporary unless --directory is set): 03 distils the
+teacher that 02 trained. Requires `pip install -e ".[notebooks]"`.
 """
 
 import argparse
@@ -19,22 +19,24 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
 HERE = pathlib.Path(__file__).resolve().parent
-TIMEOUT = 600  # seconds a cell; all notebooks together take less on two cores
+TIMEOUT = 600  # seconds per cell; all notebooks together take less on two cores
 QUIET = {
     "JAX_PLATFORMS": "cpu",
-    "TQDM_DISABLE": "1",  # a bar is for who watches it
-    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm, without ipywidgets
+    "TQDM_DISABLE": "1",  # no progress bars in stored outputs
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # from tqdm if ipywidgets is missing
 }
-NOWHERE = "http://127.0.0.1:9"  # the port of the discard service: nobody listens
+NOWHERE = "http://127.0.0.1:9"  # discard port: connections are refused
 
 
 def main() -> None:
-    """Parses the command line, runs, and prints the seconds of each notebook."""
+    """Parses flags, executes notebooks and prints the seconds of each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", help="beginnings of file names; default: all")
-    parser.add_argument("--write", action="store_true", help="store outputs in the files")
-    parser.add_argument("--online", action="store_true", help="let them download")
-    parser.add_argument("--directory", type=pathlib.Path, help="where they run; default: temporary")
+    parser.add_argument("names", nargs="*", help="file name prefixes, e.g. 02; default: all")
+    parser.add_argument("--write", action="store_true", help="store outputs in the .ipynb files")
+    parser.add_argument("--online", action="store_true", help="allow downloads")
+    parser.add_argument(
+        "--directory", type=pathlib.Path, help="working directory; default: temporary"
+    )
     given = parser.parse_args()
     os.environ.update(QUIET)
     if not given.online:
@@ -48,16 +50,16 @@ def main() -> None:
 
 
 def chosen(names: list[str]) -> list[pathlib.Path]:
-    """The notebooks that begin with one of the names, in order; without names, all."""
+    """Notebooks with one of these file name prefixes; all if none given."""
     found = sorted(HERE.glob("*.ipynb"))
     for name in names:
         if not any(path.name.startswith(name) for path in found):
-            sys.exit(f"no notebook begins with {name!r}; there are {[p.stem for p in found]}.")
+            sys.exit(f"no notebook begins with {name!r}; known: {[p.stem for p in found]}.")
     return [path for path in found if path.name.startswith(tuple(names) or "")]
 
 
 def execute(path: pathlib.Path, directory: pathlib.Path, *, write: bool) -> None:
-    """Runs one notebook in `directory`; a failing cell's error ends the program."""
+    """Executes one notebook in `directory`; a failing cell exits the program."""
     notebook = nbformat.read(path, as_version=4)
     begun = time.monotonic()
     client = NotebookClient(
@@ -80,7 +82,7 @@ def execute(path: pathlib.Path, directory: pathlib.Path, *, write: bool) -> None
 
 
 def tidied(outputs: list, directory: pathlib.Path) -> list:
-    """Outputs as they are kept: no places of this machine, one format for each picture."""
+    """Cleans outputs: no absolute paths, one image format, merged streams."""
     places = {str(directory): ".", str(HERE.parent): "simjax", str(pathlib.Path.home()): "~"}
     kept = []
     for output in outputs:
@@ -89,7 +91,7 @@ def tidied(outputs: list, directory: pathlib.Path) -> list:
                 kept[-1].text += output.text
                 continue
         elif "image/png" in output.get("data", {}):
-            output.data.pop("image/jpeg", None)  # Pillow shows both
+            output.data.pop("image/jpeg", None)  # Pillow emits both formats
         kept.append(output)
     for output in kept:
         if output.output_type == "stream":
@@ -98,12 +100,12 @@ def tidied(outputs: list, directory: pathlib.Path) -> list:
 
 
 def last_of_each_line(text: str) -> str:
-    """What a terminal would show in the end of lines that were written over each other."""
+    """Keeps the text after each line's last carriage return, like a terminal."""
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
 
 
 def without(places: dict[str, str], text: str) -> str:
-    """The text with short names in place of directories."""
+    """Replaces directories by short names."""
     for place, name in places.items():
         text = text.replace(place, name)
     return text
