@@ -1,4 +1,4 @@
-"""Options of the test run: where the recorded reference numbers are, and which of them are checked.
+"""Pytest configuration: JAX settings, optional packages, --golden.
 
 `pytest tests/parity --golden=DIR` checks every file of a known kind in DIR instead of tests/golden.
 """
@@ -12,11 +12,11 @@ import shutil
 import signal
 import tempfile
 
-# Before anything imports JAX. Most of a test's time is compilation: skip LLVM's optimisations, and
-# compile a program once, however small, for both workers and for every process that a test starts.
+# Must run before JAX is imported. Most test time is compilation: disable LLVM optimisations and
+# share one compilation cache, without size or time thresholds, between workers and subprocesses.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit what the first process made
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit the first process's
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="simjax-compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -26,13 +26,15 @@ import pytest
 
 from tests.helpers import collection
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background jobs; tests send it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # in background jobs of a shell; tests send SIGINT
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-NEEDS = {  # what is left out where its package is not installed; .ci/run has them all but libtpu
+NEEDS = {  # tests skipped if their package is missing; .ci/run has all but libtpu
     "with_torch": "torch",  # .[parity]
     "with_tensorflow": "tensorflow",  # .[tensorboard]
-    "with_libtpu": "libtpu",  # .[tpu], in an environment of its own
+    "with_libtpu": "libtpu",  # .[tpu], in a separate environment
     "whole_runs/test_bucket.py": "google.cloud.storage",  # .[gcs]
 }
 
@@ -40,7 +42,7 @@ NEEDS = {  # what is left out where its package is not installed; .ci/run has th
 def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # nor is its parent
+    except ModuleNotFoundError:  # parent package missing
         return False
 
 
@@ -51,8 +53,8 @@ DEFAULT_GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_its_own(tmp_path_factory):
-    """Nothing of the user's cache is read, and nothing is left in it."""
+def isolated_cache(tmp_path_factory):
+    """Isolates tests from the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIMJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -63,19 +65,19 @@ def pytest_addoption(parser):
         "--golden",
         default=str(DEFAULT_GOLDEN),
         metavar="DIR",
-        help="directory of recorded reference numbers (default: tests/golden)",
+        help="directory of recorded reference arrays (default: tests/golden)",
     )
 
 
 def pytest_report_header(config):
     missing = [
-        f"{package} is not installed: tests/{path} is left out" for path, package in MISSING.items()
+        f"{package} is not installed: tests/{path} is skipped" for path, package in MISSING.items()
     ]
     return collection.report(_directory(config)) + missing
 
 
 def pytest_generate_tests(metafunc):
-    """A test that takes a fixture of collection.FIXTURES runs once for each recorded case."""
+    """Parametrizes fixtures of collection.FIXTURES over the recorded cases."""
     directory = _directory(metafunc.config)
     for fixture in sorted(set(metafunc.fixturenames) & set(collection.FIXTURES)):
         cases = collection.cases(fixture, directory)
@@ -85,14 +87,14 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_finish(session):
-    """What collection made stays: Python's garbage collector need not look through it again."""
+    """Freezes collected objects, so that garbage collection skips them."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Cases of networks or samplers that are not ported yet are deselected; the header says why."""
+    """Deselects cases of networks or samplers that are not ported; the header lists them."""
     unsupported = [item for item in items if _unsupported(item)]
     items[:] = [item for item in items if not _unsupported(item)]
     if unsupported:

@@ -1,4 +1,4 @@
-"""notebooks/compare.py: stored numbers become a figure, and a study goes on where it ended."""
+"""notebooks/compare.py: figure from stored curves, divergence, resuming a study."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,7 @@ from tests.helpers import idx_files
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 SIDE, CLASSES = 4, 3
 METHODS = ("SIM, Pseudo-Huber", "SiD, alpha 0.5")
-TOO_LARGE = 1e50  # times a learning rate: infinite in float32
+TOO_LARGE = 1e50  # factor of a learning rate: inf in float32
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def compare():
 
 @pytest.fixture
 def study(compare, tmp_path, monkeypatch):
-    """Two methods from a linear denoiser, on squares of 4 x 4 pixels; seconds."""
+    """Two methods, a linear denoiser as teacher, 4 x 4 images; takes seconds."""
     source = idx_files.write_squares(tmp_path, count=60, side=SIDE, classes=CLASSES)
 
     def teacher(study, seed):
@@ -55,7 +55,7 @@ def study(compare, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("batch", "expected"), [(0, 64), (32, 32)])
-def test_the_batch_is_the_config_s_unless_the_study_has_one(compare, batch, expected):
+def test_batch_of_the_study_overrides_the_config(compare, batch, expected):
     study = dataclasses.replace(compare.OTHERS, config="configs/fashion.py", batch=batch)
     assert compare.settings(study, seed=0).batch == expected
 
@@ -64,19 +64,23 @@ def stored(folder: Path) -> dict:
     return json.loads((folder / "comparison.json").read_text())
 
 
-def test_the_digits_stored_numbers_are_drawn(compare, tmp_path):
+def test_plot_of_the_stored_digits_curves(compare, tmp_path):
     shutil.copy(NOTEBOOKS / "comparison" / "comparison.json", tmp_path)
     compare.plot(tmp_path)
     committed = Image.open(NOTEBOOKS / "comparison" / "comparison.png").size
     assert Image.open(tmp_path / "comparison.png").size == committed
 
 
-def test_a_curve_that_diverges_is_recorded_and_ends_nothing_else(compare, study, tmp_path):
+def test_a_diverged_curve_is_recorded_and_others_continue(compare, study, tmp_path):
     study = dataclasses.replace(study, methods=METHODS[1:], factors=(TOO_LARGE, 1))
     compare.run(tmp_path, study)
     diverged, good = stored(tmp_path)["curves"]
     assert (diverged["factor"], good["factor"]) == study.factors
-    assert diverged["metrics"] == [good["metrics"][0], None, None]  # from the same noise
+    assert diverged["metrics"] == [
+        good["metrics"][0],
+        None,
+        None,
+    ]  # step 0: same noise, same generator
     assert None not in good["metrics"] and len(good["metrics"]) == 3
     named = {"pixels/frechet", "classifier/frechet", "classifier/class_agreement"}
     assert all(named <= set(metrics) for metrics in good["metrics"])
@@ -84,7 +88,7 @@ def test_a_curve_that_diverges_is_recorded_and_ends_nothing_else(compare, study,
     assert Image.open(tmp_path / "comparison.png").size == (2 * 506, 2 * 418)
 
 
-def test_a_killed_study_computes_what_it_lacks(compare, study, tmp_path, monkeypatch):
+def test_a_killed_study_resumes_with_the_missing_curves(compare, study, tmp_path, monkeypatch):
     computed = []
 
     def curve(model, measure, study, method, factor):
@@ -101,16 +105,16 @@ def test_a_killed_study_computes_what_it_lacks(compare, study, tmp_path, monkeyp
     compare.run(tmp_path, study)
     assert [*before, *computed] == [(0, name, f) for f in study.factors for name in METHODS]
     computed.clear()
-    compare.run(
-        tmp_path, dataclasses.replace(study, seeds=(1,), factors=(1,))
-    )  # of which it lacks all
+    compare.run(tmp_path, dataclasses.replace(study, seeds=(1,), factors=(1,)))  # a new seed
     assert computed == [(1, name, 1) for name in METHODS]
     assert stored(tmp_path)["size"]["seeds"] == [0, 1]
     assert set(stored(tmp_path)["teachers"]) == {"0", "1"}
 
 
 @pytest.mark.parametrize("change", [{"samples": 17}, {"steps": 6}, {"teacher": "another's"}])
-def test_a_study_of_another_kind_is_refused(compare, study, tmp_path, monkeypatch, change):
+def test_a_study_of_another_size_or_teacher_is_refused(
+    compare, study, tmp_path, monkeypatch, change
+):
     monkeypatch.setattr(compare, "curve", lambda *_: [None] * 3)
     compare.run(tmp_path, dataclasses.replace(study, factors=(1,)))
     before = stored(tmp_path)
