@@ -10,7 +10,7 @@ On the digits: five methods with the settings of configs/digits.py, at learning 
 another config: six methods at 1, 3 and 10 times its learning rates, all distilled from the teacher
 of one run. A small version of the comparison in figure 2 of SIM (arXiv:2410.16794).
 
-Each curve is stored as soon as it is finished. Rerunning the command after a kill continues with
+Each curve is stored on completion. Rerunning the command after a kill continues with
 the missing curves; other --seeds or --factors add curves.
 """
 
@@ -197,7 +197,7 @@ def curve(
 
 
 def run(folder: Path, study: Study, of_run: str = "") -> None:
-    """Trains every curve missing in the folder and stores each when it is finished.
+    """Trains every missing curve; stores each on completion.
 
     Args:
       of_run: run directory of the teacher to distil; empty: one teacher is trained per seed.

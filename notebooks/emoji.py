@@ -1,4 +1,4 @@
-"""Makes a captioned emoji data set from a colour font, or a strip of samples.
+"""Renders a captioned emoji data set, or a strip of samples.
 
 python notebooks/emoji.py --out=data/emoji.zip              # data set for configs/emoji.py
 python notebooks/emoji.py --font=FILE --out=data/emoji.zip  # use a font that is not installed
@@ -100,7 +100,7 @@ def on_white(picture: Image.Image) -> Image.Image:
 
 
 def placed(square: Image.Image, side: int, shift: tuple[int, int]) -> Image.Image:
-    """Pastes the square, resized to `side`, on a white SIDE x SIDE image."""
+    """Resizes the square to `side`; pastes it on a white image."""
     image = Image.new("RGB", (SIDE, SIDE), "white")
     left, top = ((SIDE - side) // 2 + by for by in shift)
     image.paste(square.resize((side, side), Image.Resampling.LANCZOS), (left, top))

@@ -1,4 +1,4 @@
-"""Executes the notebooks offline on the CPU; stops at the first failing cell.
+"""Executes notebooks offline on the CPU; stops at the first error.
 
 python notebooks/execute.py                # all, in order (as in CI)
 python notebooks/execute.py 02 03 --write  # only these; outputs are stored in the .ipynb files
