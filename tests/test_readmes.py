@@ -3,6 +3,7 @@
 tests/whole_runs/test_readme.py runs them.
 """
 
+import collections
 import re
 
 import pytest
@@ -44,6 +45,16 @@ def test_a_command_is_run_or_listed_with_a_reason():
     assert not other, f"{hint} tests/helpers/readme_commands.py:\n{listed(other)}"
     piped = [command for command in HERE if readme.OPERATORS & set(command.words)]
     assert not piped, f"join commands with && only:\n{listed(piped)}"
+
+
+def test_distillations_have_different_run_directories():
+    shared = collections.defaultdict(list)
+    for command in HERE:
+        if command.run_directory and readme.MY_CONFIG not in command.text:
+            shared[command.run_directory].append(command)
+    wrong = [f"{name}:\n{listed(each)}" for name, each in shared.items() if len(each) > 1]
+    hint = "a run refuses other flags; give all but one another --workdir"
+    assert not wrong, f"{hint}:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize(

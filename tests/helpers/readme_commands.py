@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.helpers.command import ROOT
 
+COPIED = ("configs", "launch", "notebooks")  # read by commands
 FOLDERS = ("configs", "launch", "notebooks", "simjax", "tests")
 MAIN = "python -m simjax.main --config=configs/digits.py"  # runs first: others read its run
 RUN_OF_MAIN = "runs/digits"
@@ -81,6 +82,15 @@ class Command:
         return words[0] if words else ""
 
     @property
+    def run_directory(self) -> str:
+        """Where a distillation is written; empty for other programs."""
+        flags = dict(word.lstrip("-").split("=", 1) for word in self.words if "=" in word)
+        if self.program != "simjax.main" or "config" not in flags:
+            return ""
+        name = Path(flags["config"].replace(".py:", "_")).name.removesuffix(".py")
+        return flags.get("workdir", f"runs/{name}")
+
+    @property
     def argv(self) -> list[str]:
         """Arguments of the Python interpreter."""
         words = list(self.words)
@@ -130,10 +140,11 @@ def _lines(block: str) -> list[str]:
 
 def all_commands() -> list[Command]:
     """Commands of all READMEs without repetitions: MAIN first, then the root's."""
-    first: dict[str, Command] = {}
+    first: dict[tuple[str, str], Command] = {}
     for path in readmes():
         for command in commands_of(path):
-            first.setdefault(command.text, command)
+            owner = command.readme if MY_CONFIG in command.text else ""
+            first.setdefault((owner, command.text), command)
     return sorted(first.values(), key=lambda command: command.text != MAIN)
 
 
@@ -150,7 +161,7 @@ def python_of(path: Path) -> list[str]:
 
 def make_clone(folder: Path) -> Path:
     """Copies the files that commands read into an empty folder; returns it."""
-    for name in ("configs", "notebooks"):
+    for name in COPIED:
         ignored = shutil.ignore_patterns("__pycache__", "*.ipynb", "images", "runs")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     return folder
@@ -173,7 +184,7 @@ def flag_errors(commands: list[Command], clone: Path) -> list[str]:
     for number, command in enumerate(commands):
         folder = clone / f"{number}"
         folder.mkdir()
-        for name in ("configs", "notebooks"):
+        for name in COPIED:
             (folder / name).symlink_to(clone / name)
         write_my_config(ROOT / command.readme, folder)
         words = [re.sub(r"=[A-Z]$", "=1", word) for word in command.argv]  # --steps=N
@@ -193,6 +204,8 @@ def run(command: Command, clone: Path, *, as_written: bool) -> subprocess.Comple
     As written also means without the XLA flags of conftest.py, which would compile everything anew.
     """
     write_my_config(ROOT / command.readme, clone)
+    if MY_CONFIG in command.text and command.run_directory:  # other READMEs have one too
+        shutil.rmtree(clone / command.run_directory, ignore_errors=True)
     flags = [SHORTER.get(word, word) for word in command.argv]
     environment = _environment()
     if as_written:
