@@ -26,9 +26,8 @@ import pytest
 
 from tests.helpers import collection
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # in background jobs of a shell; tests send SIGINT
+# Shells start background jobs with SIGINT ignored; tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NEEDS = {  # tests skipped if their package is missing; .ci/run has all but libtpu

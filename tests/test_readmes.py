@@ -1,4 +1,4 @@
-"""Commands and examples of every README.md: complete, with valid flags, run or listed.
+"""Commands and Python examples of every README.md: valid flags, run or listed in ELSEWHERE.
 
 tests/whole_runs/test_readme.py runs them.
 """
@@ -17,14 +17,15 @@ OURS = [command for command in ALL if readme.RUNNABLE.match(command.text)]
 HERE = [command for command in ALL if not readme.reason(command.text)]
 PYTHON = [block for path in readme.readmes() for block in readme.blocks(path.read_text(), "python")]
 DIGITS = "python -m simjax.main --config=configs/digits.py"
-INVALID = {  # command -> a part of its message
-    f"{DIGITS} --config.stepz=3": "no field stepz",
+INVALID = {  # command -> substring of the error
+    f"{DIGITS} --config.stepz=3": "stepz",
     f"{DIGITS} --config.steps=few": "steps",
     f"{DIGITS} --config.loss.alpha=0.7": "loss.alpha",
     "python -m simjax sample --sauce=runs/digits": "sauce",
     "python -m simjax sample --source=runs/digits --count=0": "count",
-    "python -m simjax smaple --source=runs/digits": "no command smaple",
+    "python -m simjax smaple --source=runs/digits": "command smaple",
     "python notebooks/compare.py --steps=x": "refused: 2",
+    "JAX_PLATFORMS=cpu python -m simjax port": "expected one source",
 }
 
 
@@ -34,9 +35,9 @@ def listed(commands) -> str:
 
 def test_every_command_of_simjax_is_in_a_readme():
     named = {command.program for command in OURS if "-m simjax " in command.text}
-    assert named == set(COMMANDS), "commands in READMEs, and in simjax/__main__.py"
+    assert named == set(COMMANDS), "commands in READMEs != commands in simjax/__main__.py"
     assert len(HERE) >= 8, listed(HERE)
-    assert HERE[0].text == readme.MAIN, f"README.md must have {readme.MAIN!r}: others read its run"
+    assert HERE[0].text == readme.MAIN, f"no README has {readme.MAIN!r}, which others need"
 
 
 def test_a_command_is_run_or_listed_with_a_reason():
@@ -53,7 +54,7 @@ def test_distillations_have_different_run_directories():
         if command.run_directory and readme.MY_CONFIG not in command.text:
             shared[command.run_directory].append(command)
     wrong = [f"{name}:\n{listed(each)}" for name, each in shared.items() if len(each) > 1]
-    hint = "a run refuses other flags; give all but one another --workdir"
+    hint = "same run directory, but a run refuses other flags; add --workdir"
     assert not wrong, f"{hint}:\n" + "\n".join(wrong)
 
 
@@ -67,7 +68,7 @@ def test_distillations_have_different_run_directories():
 )
 def test_every_pattern_of_elsewhere_matches(known, texts):
     idle = [pattern for pattern in known if not any(re.search(pattern, text) for text in texts)]
-    assert not idle, f"match nothing in any README; remove from readme_commands.py: {idle}"
+    assert not idle, f"no command matches; remove from tests/helpers/readme_commands.py: {idle}"
 
 
 def test_flags_of_commands_are_valid(tmp_path):

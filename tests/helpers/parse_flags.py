@@ -1,8 +1,8 @@
-"""Parses the flags of Python programs without running them; tests/helpers/readme_commands.py.
+"""Parses flags of Python programs without running them, for readme_commands.py.
 
-Reads [{"folder": ..., "argv": [...]}, ...] from stdin, where argv are the interpreter's arguments.
-Writes a list of messages, empty where flags are valid. One fork per program: they define the same
-flags, and imports are shared.
+stdin: JSON [{"folder": working directory, "argv": arguments of the interpreter}, ...].
+stdout: JSON list of error messages, empty if valid. One fork per program, because programs define
+flags of the same names; the forks share imports.
 """
 
 import argparse
@@ -17,19 +17,19 @@ from absl import app
 
 
 class Parsed(Exception):  # noqa: N818
-    """Raised in place of running the program."""
+    """Stops a program once its flags are parsed."""
 
 
 def main() -> None:
-    """Parses the programs on stdin."""
-    import simjax.runs.distill  # noqa: F401  # imported once, not in every fork
+    """Parses the flags of all programs on stdin."""
+    import simjax.runs.distill  # noqa: F401  # shared by all forks
 
-    warnings.simplefilter("ignore")  # JAX warns of forks; no backend has been started
+    warnings.simplefilter("ignore")  # JAX warns of forks; no backend is initialized
     print(json.dumps([message(**job) for job in json.load(sys.stdin)]))
 
 
 def message(folder: str, argv: list[str]) -> str:
-    """Parses in a fork; returns its error message."""
+    """Parses one program's flags in a fork; returns the error message."""
     read, write = os.pipe()
     sys.stdout.flush()
     pid = os.fork()
@@ -47,7 +47,7 @@ def message(folder: str, argv: list[str]) -> str:
 
 
 def parse(argv: list[str]) -> str:
-    """Starts a program until its flags are parsed; returns the error message."""
+    """Starts a program, stops after flag parsing; returns the error message."""
     app.run = _parse_absl
     original = argparse.ArgumentParser.parse_args
 
@@ -75,7 +75,7 @@ def parse(argv: list[str]) -> str:
 
 
 def _parse_absl(run: Any, flags_parser: Any) -> None:
-    """app.run that only parses, and checks the config of a distillation."""
+    """Replaces app.run: parses flags, checks the config of simjax.main."""
     flags_parser(sys.argv)
     if run.__module__ in ("simjax.main", "__main__"):
         from simjax.commands import flags

@@ -1,11 +1,12 @@
-"""Commands and Python examples of every README.md: found, listed as not runnable, or run.
+"""Finds, checks and runs the commands and Python examples of every README.md.
 
-A command is a line of a ```bash block, or inline code that starts with `python -m simjax` and has
-arguments; inline code with "..." is a template and is skipped. Commands run from the repository's
-root. In a README, my_config.py is its Python example with a get_config.
+A command is a line of a ```bash block, or inline code `python -m simjax ...` or `python
+notebooks/...` with arguments; inline code that contains "..." is skipped. Commands run from the
+repository's root. my_config.py stands for the README's own Python example with a get_config.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -17,28 +18,28 @@ from pathlib import Path
 
 from tests.helpers.command import ROOT
 
-COPIED = ("configs", "launch", "notebooks")  # read by commands
+COPIED = ("configs", "launch", "notebooks")  # folders that commands read
 FOLDERS = ("configs", "launch", "notebooks", "simjax", "tests")
-MAIN = "python -m simjax.main --config=configs/digits.py"  # runs first: others read its run
+MAIN = "python -m simjax.main --config=configs/digits.py"  # runs first; other commands read its run
 RUN_OF_MAIN = "runs/digits"
 MY_CONFIG = "my_config.py"
 
-# Commands that are not run: pattern -> reason. The first match counts, every pattern must match.
+# Commands that are not run: pattern -> reason. Every pattern must match a command in some README.
 ELSEWHERE = {
     r"^pip install|^pytest|^\.ci/run|^git |^ruff |^tensorboard ": "set-up, tests, servers",
-    r"^(bash )?launch/|^docker |^sbatch |^kubectl |^gcloud ": "machines; tests/test_launch.py",
+    r"^(bash )?launch/|^docker |^sbatch |^kubectl |^gcloud ": "cloud; tests/test_launch.py",
     r"^python notebooks/execute\.py": "minutes; .ci/run executes the notebooks",
-    r"^python notebooks/compare\.py --(quick|out)": "minutes; .ci/run, tests/test_compare.py",
-    r"emoji": "a colour font, and hours; tests/test_emoji.py",
+    r"^python notebooks/compare\.py (?!--plot)": "minutes; .ci/run, tests/test_compare.py",
+    r"emoji|fashion": "a font or a download, hours; tests/test_emoji.py, tests/test_fashion.py",
     r"--topology": "libtpu; tests/with_libtpu",
-    r"benchmark --config=configs/cifar10": "an accelerator, or an hour",
-    r"cifar10|imagenet|ffhq|afhq|pixart512|DiT-XL|SiT-XL|PixArt-XL": "weights from the network",
-    # Capitals stand for a name that the reader fills in: FOLDER, idx:DIR, configs/NAME.py.
-    r"(?<![\w-])[A-Z][A-Z0-9_]+(?![\w-])|gs://|sid\.pkl|sim\.pth": "files of the reader",
+    r"benchmark --config=configs/cifar10": "an accelerator or an hour",
+    r"cifar10|imagenet|ffhq|afhq|pixart512|DiT-XL|SiT-XL|PixArt-XL": "downloaded weights",
+    # Upper-case placeholders: FOLDER, idx:DIR, configs/NAME.py.
+    r"(?<![\w-])[A-Z][A-Z0-9_]+(?![\w-])|gs://|sid\.pkl|sim\.pth": "the user's files",
 }
-ELSEWHERE_PYTHON: dict[str, str] = {}  # the same for Python examples
+ELSEWHERE_PYTHON: dict[str, str] = {}  # likewise for Python examples
 
-# What makes a command fast enough to run: flags by program, replacements of words.
+# Shortened commands: additional flags per program, replaced words, replaced Python.
 SHORT = {
     "simjax.main": [
         "--config.steps=20",
@@ -56,14 +57,15 @@ SHORT = {
 SHORTER = {"--count=50000": "--count=500"}
 SHORTER_PYTHON = {r"\.train\(\d+\)": ".train(2)"}
 
-RUNNABLE = re.compile(r"python -m simjax(\.main)? |simjax |python notebooks/\w+\.py")
+VARIABLE = re.compile(r"([A-Z_]+)=(.*)")  # JAX_PLATFORMS=cpu python ...
+RUNNABLE = re.compile(r"([A-Z_]+=\S* )*(python -m simjax(\.main)? |python notebooks/\w+\.py)")
 INLINE = re.compile(r"python -m simjax(\.main)? .*\S|python notebooks/\w+\.py .*\S")
 OPERATORS = {"|", "||", ";", "&", ">", ">>", "<", "<<"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One command of a README, as words."""
+    """A command of a README, split into words."""
 
     readme: str  # relative to the repository's root
     words: tuple[str, ...]
@@ -77,13 +79,13 @@ class Command:
 
     @property
     def program(self) -> str:
-        """The key of SHORT: simjax.main, NAME of `simjax NAME`, or a script."""
-        words = [word for word in self.words if word not in ("python", "-m", "simjax")]
+        """simjax.main, NAME of `python -m simjax NAME`, or a script."""
+        words = [word for word in self.argv if word not in ("-m", "simjax")]
         return words[0] if words else ""
 
     @property
     def run_directory(self) -> str:
-        """Where a distillation is written; empty for other programs."""
+        """Run directory of a distillation; empty for other programs."""
         flags = dict(word.lstrip("-").split("=", 1) for word in self.words if "=" in word)
         if self.program != "simjax.main" or "config" not in flags:
             return ""
@@ -93,18 +95,24 @@ class Command:
     @property
     def argv(self) -> list[str]:
         """Arguments of the Python interpreter."""
-        words = list(self.words)
-        return words[1:] if words[0] == "python" else ["-m", *words]
+        return list(self.words[len(self.variables) + 1 :])
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment variables set in front of the program."""
+        leading = itertools.takewhile(bool, map(VARIABLE.fullmatch, self.words))
+        return dict(match.groups() for match in leading)
 
 
 def readmes() -> list[Path]:
-    """Every README.md of the repository; folders may have none."""
+    """Every README.md of the repository, the root's first."""
     found = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("README.md"))]
-    return [ROOT / "README.md", *found]
+    cards = ROOT / "notebooks" / "runs"  # model cards, if notebooks were executed in place
+    return [ROOT / "README.md", *(path for path in found if not path.is_relative_to(cards))]
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Contents of Markdown's code blocks in a language.
+    """Code blocks of a language in Markdown.
 
     >>> blocks("```bash\\nls\\n```", "bash")
     ['ls\\n']
@@ -113,7 +121,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands_of(path: Path) -> list[Command]:
-    """Commands of one README, in order, blocks first."""
+    """Commands of a README in order: code blocks, then inline code."""
     text, readme = path.read_text(), str(path.relative_to(ROOT))
     lines = [line for block in blocks(text, "bash") for line in _lines(block)]
     prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -133,13 +141,13 @@ def commands_of(path: Path) -> list[Command]:
 
 
 def _lines(block: str) -> list[str]:
-    """Lines of a shell block: continued ones joined, here-documents removed."""
+    """Lines of a shell block, with continuations joined and here-documents removed."""
     block = re.sub(r"<<-?\s*(['\"]?)(\w+)\1[^\n]*\n.*?^\s*\2$", "", block, flags=re.S | re.M)
     return block.replace("\\\n", " ").splitlines()
 
 
 def all_commands() -> list[Command]:
-    """Commands of all READMEs without repetitions: MAIN first, then the root's."""
+    """Unique commands of all READMEs, MAIN first."""
     first: dict[tuple[str, str], Command] = {}
     for path in readmes():
         for command in commands_of(path):
@@ -149,18 +157,18 @@ def all_commands() -> list[Command]:
 
 
 def reason(text: str, known: dict[str, str] = ELSEWHERE) -> str:
-    """Why a command or an example is not run; empty if it is."""
+    """Reason why a command or example is not run; empty if it is run."""
     return next((why for pattern, why in known.items() if re.search(pattern, text)), "")
 
 
 def python_of(path: Path) -> list[str]:
-    """Python examples of a README that are run."""
+    """Python examples of a README, without those of ELSEWHERE_PYTHON."""
     found = blocks(path.read_text(), "python")
     return [block for block in found if not reason(block, ELSEWHERE_PYTHON)]
 
 
 def make_clone(folder: Path) -> Path:
-    """Copies the files that commands read into an empty folder; returns it."""
+    """Copies the folders that commands read; returns `folder`."""
     for name in COPIED:
         ignored = shutil.ignore_patterns("__pycache__", "*.ipynb", "images", "runs")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
@@ -168,7 +176,7 @@ def make_clone(folder: Path) -> Path:
 
 
 def write_my_config(path: Path, folder: Path) -> None:
-    """Writes the README's example of a config as my_config.py, if there is one."""
+    """Writes the README's first example with a get_config as my_config.py."""
     examples = [block for block in blocks(path.read_text(), "python") if "def get_config" in block]
     (folder / MY_CONFIG).unlink(missing_ok=True)
     if examples:
@@ -176,9 +184,9 @@ def write_my_config(path: Path, folder: Path) -> None:
 
 
 def flag_errors(commands: list[Command], clone: Path) -> list[str]:
-    """Parses each command's flags as its program does; one message each, empty if valid.
+    """Parses each command's flags with its program's parser; error messages, empty if valid.
 
-    simjax.main also checks the config as at the start of a run. One process, a fork per command.
+    simjax.main also checks the config, as at the start of a run. One process, one fork per command.
     """
     jobs = []
     for number, command in enumerate(commands):
@@ -199,15 +207,16 @@ def flag_errors(commands: list[Command], clone: Path) -> list[str]:
 
 
 def run(command: Command, clone: Path, *, as_written: bool) -> subprocess.CompletedProcess:
-    """Runs a command in the clone, shortened unless as_written.
+    """Runs a command in the clone; shortened by SHORT unless as_written.
 
-    As written also means without the XLA flags of conftest.py, which would compile everything anew.
+    as_written also drops conftest.py's XLA flags: a finished run's programs are in the compilation
+    cache without them.
     """
     write_my_config(ROOT / command.readme, clone)
-    if MY_CONFIG in command.text and command.run_directory:  # other READMEs have one too
+    if MY_CONFIG in command.text and command.run_directory:  # left by another README
         shutil.rmtree(clone / command.run_directory, ignore_errors=True)
     flags = [SHORTER.get(word, word) for word in command.argv]
-    environment = _environment()
+    environment = _environment() | command.variables
     if as_written:
         environment.pop("XLA_FLAGS", None)
     else:
@@ -218,7 +227,7 @@ def run(command: Command, clone: Path, *, as_written: bool) -> subprocess.Comple
 
 
 def run_python(path: Path, clone: Path) -> subprocess.CompletedProcess:
-    """Runs all Python examples of a README in order, as one program."""
+    """Runs a README's Python examples in order, as one program."""
     program = "\n\n".join(python_of(path))
     for pattern, shorter in SHORTER_PYTHON.items():
         program = re.sub(pattern, shorter, program)
