@@ -10,8 +10,8 @@ On the digits: five methods with the settings of configs/digits.py, at learning 
 another config: six methods at 1, 3 and 10 times its learning rates, all distilled from the teacher
 of one run. A small version of the comparison in figure 2 of SIM (arXiv:2410.16794).
 
-Each curve is stored on completion. Rerunning the command after a kill continues with
-the missing curves; other --seeds or --factors add curves.
+Each curve is stored on completion. Rerunning the command after a kill continues with the missing
+curves; other --seeds or --factors add curves.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def settings(study: Study, seed: int) -> simjax.Config:
 
 
 def _with_a_better_teacher(config: simjax.Config) -> None:
-    """Digits only: more attention, teacher steps and other learning rates."""
+    """Digits only: more attention and teacher steps, other learning rates."""
     config.network.attention_resolutions = (4,)
     config.teacher.steps = 1500
     config.teacher.optim.lr, config.teacher.optim.warmup_steps = 3e-3, 100

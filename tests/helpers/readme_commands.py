@@ -27,7 +27,7 @@ MY_CONFIG = "my_config.py"
 # Commands that are not run: pattern -> reason. Every pattern must match a command in some README.
 ELSEWHERE = {
     r"^pip install|^pytest|^\.ci/run|^git |^ruff |^tensorboard ": "set-up, tests, servers",
-    r"^(bash )?launch/|^docker |^sbatch |^kubectl |^gcloud ": "cloud; tests/test_launch.py",
+    r"(^| )launch/|^docker |^sbatch |^kubectl |^gcloud ": "cloud; tests/test_launch.py",
     r"^python notebooks/execute\.py": "minutes; .ci/run executes the notebooks",
     r"^python notebooks/compare\.py (?!--plot)": "minutes; .ci/run, tests/test_compare.py",
     r"emoji|fashion": "a font or a download, hours; tests/test_emoji.py, tests/test_fashion.py",
