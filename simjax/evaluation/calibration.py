@@ -1,14 +1,14 @@
-"""What a denoiser says about itself and its data, without data: curves over noise levels.
+"""Data-free checks of a denoiser: error curves over noise levels.
 
-For x0 of the teacher's own sampler and xt = x0 + sigma eps, D(xt; sigma) = E[x0 | xt] has at every
-sigma
+For x0 drawn by the teacher's own sampler and xt = x0 + sigma eps, an exact denoiser
+D(xt; sigma) = E[x0 | xt] satisfies at every sigma
 
     e(sigma) = E (x0 - D)^2 <= sigma^2,  E <x0, D> = E |D|^2,  e = sigma^2 E tr(dD / dxt) / pixels.
 
-A denoiser that is called wrongly breaks them. Where e rises, from 0 to what the data vary, are the
-levels at which the teacher does anything: score distillation learns there.
+A denoiser that is called with the wrong convention violates them. e rises from 0 to the variance of
+the data; the levels at which it rises are those where score distillation has something to learn.
 
-The third is the posterior covariance's formula (Tweedie's of second order); the others are
+The third equation is the second-order Tweedie formula (posterior covariance); the others are
 properties of conditional means. Called from simjax/runs/probe.py.
 """
 
@@ -24,32 +24,34 @@ from scipy.signal import find_peaks
 
 from simjax.typing import Condition, Float, Images, PerExample
 
-RANGE = (0.02, 0.98)  # of e's plateau: where the teacher does anything; our choice
+RANGE = (0.02, 0.98)  # e as a fraction of its plateau: the levels that matter; our choice
 SIGMA_INIT = 5.0  # in standard deviations of the data; SIM: 2.5 where they are 0.5
-FINE = 400  # points a decade that curves are read at; our choice
-SHOULDER = 0.1  # of the highest peak: how far another one stands out; our choice
-# What an imperfect denoiser may be off by; our choice. Small trained ones: 0.06, 0.78 to 1.2, 1.28.
+FINE = 400  # points per decade of sigma in the interpolated curve; our choice
+SHOULDER = 0.1  # smallest prominence of a peak, relative to the highest; our choice
+# Tolerances for a trained denoiser; our choice. Small trained ones reach 0.06, 0.78 to 1.2, 1.28.
 SLOPE, TRACE, NOISE = 0.1, (0.7, 1.4), 1.5
-SLOPE_OF_NOISE = 0.2  # of one that predicts noise; small trained ones: 0.86 to 1.12
+SLOPE_OF_NOISE = 0.2  # SLOPE of eps-prediction networks; small trained ones: 0.86 to 1.12
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """A denoiser at each noise level, arrays (n,), data units; means over samples and pixels.
+    """Error curves of a denoiser over n noise levels.
+
+    Data units; means over samples and pixels.
 
     Attributes:
       sigma: ascending.
       error: e = mean (x0 - D)^2.
-      omega: mean |x0 - D|, by which SiD divides its loss.
-      slope: <x0, D> / <D, D>, both without the mean image; 1 of an exact denoiser.
-      orthogonality: <x0 - D, D> / <D, D>; 0 of an exact one.
-      trace: sigma^2 tr(dD / dxt) / (pixels e); 1 of an exact one. None: not measured.
-      contrast: of D(sigma eps; sigma), one call, over that of the samples.
-      finite: share of examples whose D is finite.
+      omega: mean |x0 - D|, the normaliser of SiD's loss.
+      slope: <x0, D> / <D, D>, both minus the mean image; 1 for an exact denoiser.
+      orthogonality: <x0 - D, D> / <D, D>; 0 for an exact one.
+      trace: sigma^2 tr(dD / dxt) / (pixels e); 1 for an exact one. None: not measured.
+      contrast: std of D(sigma eps; sigma), a one-step sample, over that of the samples.
+      finite: fraction of examples whose D is finite.
       bias: mean of D - x0.
       deviation: standard deviation of the samples, over all pixels.
-      variance: of the samples about their mean image.
-      predicts_noise: its network does, so that D's errors grow with sigma.
+      variance: variance of the samples about their mean image.
+      predicts_noise: the network predicts eps, so errors of D grow with sigma.
     """
 
     sigma: Float[np.ndarray, "n"]
@@ -67,35 +69,35 @@ class Curves:
 
     @property
     def plateau(self) -> float:
-        """e at the highest level: how much the data vary, given their condition alone.
+        """e at the highest sigma: variance of the data given the condition.
 
-        Where errors grow with sigma it is at most the samples' variance.
+        For eps-prediction, whose errors grow with sigma, at most the variance of the samples.
         """
         highest = float(self.error[-1])
         return min(highest, self.variance) if self.predicts_noise else highest
 
     @property
     def share(self) -> Float[np.ndarray, "n"]:
-        """e over its plateau, from 0 to 1."""
+        """e / plateau, from 0 to 1."""
         return self.error / self.plateau
 
     @property
     def is_finite(self) -> bool:
-        """Whether D is, at every level and for every example."""
+        """Whether D is finite at every level and for every example."""
         return bool(np.all(self.finite == 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """Settings of a distillation, from curves; data units.
+    """Proposed settings for a distillation, in data units.
 
     Attributes:
-      low, high: levels where e is 2 % and 98 % of its plateau.
-      half: where it is a half.
-      peaks: where de / d ln(sigma) is largest, and its other shoulders, ascending.
+      low, high: sigma at which e is 2 % and 98 % of its plateau.
+      half: sigma at which e is 50 % of its plateau.
+      peaks: sigma at the local maxima of de / d ln(sigma), ascending.
       mean, std: of ln(sigma) under the density proportional to de / d ln(sigma) in that range.
-      scale: standard deviation of the data, given their condition.
-      sigma_init: of a generator's call.
+      scale: standard deviation of the data given the condition.
+      sigma_init: noise level at which the one-step generator calls the network.
     """
 
     low: float
@@ -109,17 +111,26 @@ class Proposal:
 
 
 def levels(deviation: float, count: int) -> Float[np.ndarray, "n"]:
-    """Noise levels in equal ratios for data of this standard deviation.
+    """Geometric grid of noise levels for data of this standard deviation.
 
-    They are EDM's 0.002 to 80 where it is EDM's 0.5.
+    For EDM's 0.5 it is EDM's range, 0.002 to 80.
+
+    >>> levels(0.5, 3).round(3).tolist()
+    [0.002, 0.4, 80.0]
     """
     return np.geomspace(0.004, 160, count) * deviation
 
 
 def matched_noise(x0: Float[np.ndarray, "b h w c"], seed: int) -> Float[np.ndarray, "b h w c"]:
-    """Noise whose mean square is 1 and whose product with x0 is 0, as if there were more of it.
+    """Gaussian noise with the moments of infinitely many draws.
 
-    All levels share it, so that curves are smooth.
+    Its mean square is exactly 1 and its inner product with x0 - mean(x0) exactly 0, which removes
+    sampling error. All levels share the noise, so the curves are smooth.
+
+    >>> x0 = np.linspace(-1, 1, 8).reshape(2, 2, 2, 1)
+    >>> eps = matched_noise(x0, seed=0)
+    >>> bool(np.allclose([np.mean(eps**2), np.sum(eps * (x0 - x0.mean(0)))], [1, 0], atol=1e-6))
+    True
     """
     eps = np.random.default_rng(seed).standard_normal(x0.shape)
     varying = x0 - x0.mean(0)
@@ -138,11 +149,11 @@ def statistics(
     *,
     trace: bool = True,
 ) -> dict[str, PerExample]:
-    """Of each example, sums over its pixels; see `curves`.
+    """Per-example sums over pixels at one noise level, for `curves`.
 
     Args:
-      mean: image (1, h, w, c) that slopes are taken about.
-      trace: measure it too, which costs D's gradient.
+      mean: image (1, h, w, c), subtracted before slopes are computed.
+      trace: whether to measure the trace, which needs the gradient of D.
     """
     axes = (1, 2, 3)
 
@@ -155,7 +166,7 @@ def statistics(
     noise = sigma[:, None, None, None] * eps
     found = {}
     if trace:
-        # Rademacher signs of the noise: Hutchinson's estimate of the trace.
+        # Hutchinson's trace estimator; Rademacher probes from the signs of the shifted noise.
         signs = jnp.where(jnp.roll(eps, 1, axis=-2) > 0, 1.0, -1.0)
         denoised, backward = jax.vjp(at, x0 + noise)
         (moved,) = backward(signs)
@@ -186,7 +197,7 @@ def curves(
     *,
     predicts_noise: bool = False,
 ) -> Curves:
-    """From `statistics` of every level, of the samples x0."""
+    """Averages the sums of `statistics`, stacked over levels, of the samples x0."""
     pixels = x0[0].size
     total = {name: np.asarray(value, np.float64).sum(1) for name, value in sums.items()}
     count = total["finite"]
@@ -208,10 +219,10 @@ def curves(
 
 
 def propose(found: Curves) -> Proposal:
-    """Settings that follow from the levels at which e rises.
+    """Proposes settings from the levels at which e rises.
 
-    Between the levels the log odds of e / plateau are interpolated: a straight line in ln(sigma) of
-    Gaussian data.
+    Between levels, the log odds of e / plateau are interpolated: for Gaussian data they are linear
+    in ln(sigma).
     """
     log, share = _rise(found)
     density = np.gradient(share, log)
@@ -235,14 +246,14 @@ def propose(found: Curves) -> Proposal:
 
 
 def rise_between(found: Curves, low: float, high: float) -> float:
-    """The share of e's rise that lies between two levels."""
+    """Fraction of the rise of e that lies between two noise levels."""
     log, share = _rise(found)
     first, last = np.interp(np.log([low, high]), log, np.clip(share, *RANGE))
     return float((last - first) / (RANGE[1] - RANGE[0]))
 
 
 def to_dict(found: Curves) -> dict[str, Any]:
-    """Plain values, for JSON; numbers that are not finite are None."""
+    """Curves as JSON values; NaN and infinity become None."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -253,7 +264,7 @@ def to_dict(found: Curves) -> dict[str, Any]:
 
 
 def _rise(found: Curves) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
-    """ln(sigma) on a fine grid, and e over its plateau there, rising from 0 to 1."""
+    """ln(sigma) on a fine grid, and e / plateau there, made monotone."""
     tiny = 1e-4
     share = np.clip(np.maximum.accumulate(found.share), tiny, 1 - tiny)
     odds = PchipInterpolator(np.log(found.sigma), np.log(share / (1 - share)))
@@ -263,7 +274,7 @@ def _rise(found: Curves) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]
 
 
 def faults(found: Curves) -> dict[str, str]:
-    """What an exact denoiser's curves would not show, by the curve's name; empty: nothing."""
+    """Violations of an exact denoiser's equations, by curve; empty if none."""
     if not found.is_finite:
         bad = found.sigma[found.finite < 1]
         return {"finite": f"D is not finite at sigma from {bad.min():.3g} to {bad.max():.3g}"}
@@ -273,18 +284,18 @@ def faults(found: Curves) -> dict[str, str]:
         at = int(np.argmax(off))
         if off[at] > 0:
             expected = f"at most {high}" if np.isinf(low) else f"{low:.3g} to {high:.3g}"
-            told = EXPLAINED[name]
+            label = EXPLAINED[name]
             named[name] = (
-                f"{told} is {values[at]:.3g} at sigma = {found.sigma[at]:.3g}; expected {expected}"
+                f"{label} is {values[at]:.3g} at sigma = {found.sigma[at]:.3g}; expected {expected}"
             )
     return named
 
 
 def strain(found: Curves) -> tuple[float, float]:
-    """How far the curves are from an exact D's, to compare calls of one network by.
+    """Distance of the curves from an exact denoiser's, to rank conventions.
 
-    First what exceeds the ranges of `faults`, summed: 0 without any. Then the mean distance from
-    slope 1 and of e above sigma^2.
+    First the sum of what exceeds the ranges of `faults`, 0 if nothing does; then, as tie-breaker,
+    the mean of |slope - 1| plus that of max(e / sigma^2 - 1, 0).
     """
     if not found.is_finite:
         return np.inf, np.inf
@@ -297,7 +308,7 @@ def strain(found: Curves) -> tuple[float, float]:
 
 
 def _expected(found: Curves) -> dict[str, tuple[np.ndarray, float, float, np.ndarray]]:
-    """Of each curve its values, their range, and the levels at which an exact D keeps to it."""
+    """Each curve's values, allowed range, and the levels where it applies."""
     share, slope, most = found.share, SLOPE, 0.9
     if found.predicts_noise:
         slope, most = SLOPE_OF_NOISE, 0.75

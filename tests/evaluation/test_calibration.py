@@ -1,4 +1,4 @@
-"""Curves of exact denoisers against their closed forms, and what is proposed from them."""
+"""Curves and proposals for exact denoisers, against closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -37,23 +37,23 @@ GAUSSIANS = [(0.5, 0.0), (0.5, 0.3), (0.2, -0.1), (1.5, 2.0)]
 
 
 @pytest.mark.parametrize(("b", "mean"), GAUSSIANS)
-def test_curves_of_a_gaussian_are_its_closed_forms(b, mean):
+def test_curves_of_a_gaussian_match_closed_forms(b, mean):
     found = curves_of(*gaussian(b, mean))
     square = found.sigma**2
     np.testing.assert_allclose(found.error, b**2 * square / (b**2 + square), rtol=0.01)
-    low = found.share < 0.9  # beyond, samples are too few
+    low = found.share < 0.9  # above that, too few samples
     np.testing.assert_allclose(found.slope[low], 1, atol=0.01)
-    if not mean:  # by a mean it would be dwarfed
+    if not mean:  # <D, D> of a large mean would hide it
         np.testing.assert_allclose(found.orthogonality[low], 0, atol=0.01)
     np.testing.assert_allclose(found.trace, 1, atol=0.01)
-    omega = np.sqrt(2 / np.pi * found.error)  # mean |.| of a normal
+    omega = np.sqrt(2 / np.pi * found.error)  # E |.| of a Gaussian
     np.testing.assert_allclose(found.omega, omega, rtol=0.01)
     assert found.is_finite and not calibration.faults(found)
 
 
 @pytest.mark.parametrize("times", [1.0, 7.0])
 @pytest.mark.parametrize(("b", "mean"), GAUSSIANS)
-def test_proposals_of_a_gaussian_are_multiples_of_its_deviation(b, mean, times):
+def test_proposals_for_a_gaussian_scale_with_its_standard_deviation(b, mean, times):
     b, mean = times * b, times * mean
     found = calibration.propose(curves_of(*gaussian(b, mean)))
     edge = np.sqrt(0.02 / 0.98)  # share = sigma^2 / (b^2 + sigma^2)
@@ -68,12 +68,12 @@ def test_proposals_of_a_gaussian_are_multiples_of_its_deviation(b, mean, times):
         assert getattr(found, name) == pytest.approx(value, rel=0.01), name
     assert found.peaks == pytest.approx((b,), rel=0.01)
     assert found.mean == pytest.approx(np.log(b), abs=0.01)
-    share = np.linspace(0.02, 0.98, 100_001)  # ln(sigma) is logistic, of scale 1/2, cut there
+    share = np.linspace(0.02, 0.98, 100_001)  # ln(sigma) is logistic with scale 1/2, truncated
     assert found.std == pytest.approx(np.std(np.log(share / (1 - share)) / 2), rel=0.01)
 
 
-def test_a_mixture_shows_two_shoulders():
-    """Which of two centres is seen in all pixels together, at levels far above those inside one."""
+def test_a_mixture_has_two_peaks():
+    """All pixels together reveal the component, at levels far above the width of one."""
     centre, narrow, shape = 0.25, 0.2, (16, 16, 1)
     rng = np.random.default_rng(0)
     side = rng.choice([-1.0, 1.0], (512, 1, 1, 1))
@@ -106,7 +106,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_call_that_is_wrong_is_told_by_a_curve(name):
+def test_a_wrong_call_violates_its_curve(name):
     denoise, x0 = gaussian(0.5, 0.0)
     change, curve = BROKEN[name]
     faults = calibration.faults(curves_of(change(denoise), x0))
