@@ -1,8 +1,9 @@
-"""Feature spaces: the numbers of an image in which sets of images are compared.
+"""Feature spaces in which sets of images are compared: Inception, pixels, classifier.
 
-Only Inception's may be called FID (arXiv:1706.08500). Where its weights are not at hand: the pixels
-themselves, or the hidden layer of a small classifier of the real images. Every space says what its
-numbers depend on (`protocol`). Called by evaluation/reference.py and evaluation/evaluator.py.
+Only a Frechet distance of Inception-v3 features is an FID (arXiv:1706.08500). Without its weights:
+raw pixels, or the last hidden layer of a small classifier trained on the real images. `protocol`
+of each space records everything that its numbers depend on. Called by evaluation/reference.py and
+evaluation/evaluator.py.
 """
 
 import dataclasses
@@ -35,20 +36,21 @@ from simjax.typing import Array, Params, typed
 Say = Callable[[str], None]
 
 BYTES = "uint8; floats by clamp(127.5 x + 128, 0, 255), truncated"
-INCEPTION_DIMENSION = 2048  # of the last pool
+INCEPTION_DIMENSION = 2048  # of the last pooling layer
 
-# The classifier; all our choice: 98 % on the digits, 88 % on Fashion-MNIST, 20 s of one core.
+# The classifier; all our choice. Accuracy: 98 % on the digits, 88 % on Fashion-MNIST. 20 s on one
+# core.
 HIDDEN = (256, 128)
-ITERATIONS = 20  # epochs, always all of them
+ITERATIONS = 20  # epochs, without early stopping
 FIT_BATCH = 200
 MOST_FITTED = 30_000  # images
 CLASSIFIER_BATCH = 1024
 
 
 class Extracted(NamedTuple):
-    """Of n images: features, and logits where the space has classes.
+    """Features of n images, and logits if the space has classes.
 
-    Inception's are without the last bias, as the Inception Score takes them.
+    Inception logits are without the bias of the last layer, as for the official Inception Score.
     """
 
     features: Float[np.ndarray, "n d"]
@@ -60,11 +62,11 @@ class Extractor:
     """A feature space.
 
     Args:
-      name: its name in EXTRACTORS.
-      frechet: what a Frechet distance in it may be called.
-      protocol: all that the features depend on, for JSON; equal where numbers may be compared.
-        "dimension" is d, absent where it is the images'.
-      extract: any number of uint8 images (n, h, w, c), on every process the same.
+      name: key in EXTRACTORS.
+      frechet: display name of the Frechet distance in this space.
+      protocol: everything the features depend on, for JSON; numbers are comparable if it is equal.
+        "dimension" is d; absent for pixels, where it depends on the images.
+      extract: maps any number of uint8 images (n, h, w, c) to features; same on every process.
     """
 
     name: str
@@ -74,7 +76,12 @@ class Extractor:
 
 
 def pixels() -> Extractor:
-    """v / 127.5 - 1 of every byte v."""
+    """Raw pixels, scaled to [-1, 1] by v / 127.5 - 1.
+
+    >>> images = np.array([[[[0], [255]]]], np.uint8)
+    >>> pixels().extract(images).features.tolist()
+    [[-1.0, 1.0]]
+    """
 
     @typed
     def extract(images: UInt8[np.ndarray, "n h w c"]) -> Extracted:
@@ -91,15 +98,15 @@ def inception(
     dtype: jnp.dtype = jnp.float32,
     say: Say = print,
 ) -> Extractor:
-    """The features of FID.
+    """Inception-v3 features, the feature space of FID.
 
     Args:
-      source, sha256: of the weights, as in porting.maps.inception.load.
-      batch: images at a time, rounded up to the devices; our choice.
-      dtype: anything but float32 is an approximation, and another protocol.
+      source, sha256: weights and their checksum, see evaluation.inception.load.
+      batch: batch size, rounded up to a multiple of the number of devices; our choice.
+      dtype: compute dtype; other than float32 is an approximation, recorded in the protocol.
 
     Raises:
-      ConfigError: no such weights.
+      ConfigError: the weights cannot be loaded.
     """
     weights = inception_weights.load(source, sha256=sha256, say=say)
     dtype = jnp.dtype(dtype)
@@ -116,13 +123,13 @@ def inception(
 
 
 def classifier(dataset: Dataset, seed: int = 0, say: Say = print) -> Extractor:
-    """The last hidden layer of a perceptron that reads the classes of real images.
+    """Last hidden layer of an MLP classifier trained on the real images.
 
-    Fitted on one random half of at most 2 MOST_FITTED images and tested on the other; kept in
-    the cache, so that one machine trains it once.
+    Trained on a random half of at most 2 MOST_FITTED images and tested on the other half. Cached,
+    so each machine trains it once.
 
     Raises:
-      ConfigError: no labels, or too few images of a class.
+      ConfigError: no labels, fewer than two classes, or a class without training images.
     """
     if dataset.labels is None:
         raise ConfigError(
@@ -171,7 +178,10 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
 def batched(
     forward: Callable[[Params, Array], Extracted], params: Params, batch: int
 ) -> Callable[[UInt8[np.ndarray, "n h w c"]], Extracted]:
-    """Extractor.extract out of a function of one batch: padded, split over local devices."""
+    """Extractor.extract from a function of one batch.
+
+    Batches are padded to a fixed size and split over local devices.
+    """
     mesh = sharding.local_mesh()
     batch = sharding.rounded_up(batch, mesh)
     params = jax.device_put(params, sharding.replicated(mesh))
@@ -191,10 +201,12 @@ def batched(
 
 
 def cache_file(kind: str, content: Mapping[str, Any]) -> pathlib.Path:
-    """Where simjax keeps what `content` determines, KIND/HASH.npz; the folder is made.
+    """Path KIND/HASH.npz in simjax's cache for results determined by `content`.
+
+    Creates the folder.
 
     Raises:
-      ConfigError: it cannot be made.
+      ConfigError: it cannot be created.
     """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     folder = storage.cache_directory() / kind
@@ -202,13 +214,13 @@ def cache_file(kind: str, content: Mapping[str, Any]) -> pathlib.Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"the cache {folder} cannot be used: {error}; set SIMJAX_CACHE to another one."
+            f"the cache {folder} cannot be used: {error}; set SIMJAX_CACHE to a writable folder."
         ) from error
     return folder / f"{digest[:32]}.npz"
 
 
 def _shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
-    """Of a stored classifier's arrays, all float32."""
+    """Shapes of a stored classifier's arrays, all float32."""
     widths = (math.prod(dataset.shape), *HIDDEN, dataset.label_dim)
     shapes = {"mean": widths[:1], "scale": (), "held_out_accuracy": ()}
     for layer, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
@@ -219,7 +231,7 @@ def _shapes(dataset: Dataset) -> dict[str, tuple[int, ...]]:
 def _stored(
     path: pathlib.Path, shapes: dict[str, tuple[int, ...]], say: Say
 ) -> dict[str, np.ndarray] | None:
-    """The arrays of a classifier that was trained before; None if there is none, or a damaged."""
+    """Arrays of a cached classifier; None if missing or damaged."""
     if not path.exists():
         return None
     try:
@@ -229,38 +241,46 @@ def _stored(
             if (array.shape, array.dtype) != (shapes[name], np.float32):
                 raise ValueError(f"{name} is {array.dtype} {array.shape}")
         return arrays
-    except Exception as error:  # whatever is wrong with the file, the remedy is the same
-        say(f"{path} is damaged ({error}): the classifier is trained again")
+    except Exception as error:  # any damage has the same remedy
+        say(f"{path} is damaged ({error}): training the classifier again")
         return None
 
 
 def _fit(dataset: Dataset, fitted: Int[np.ndarray, "n"], seed: int) -> dict[str, np.ndarray]:
-    """Parameters of the layers; one scale for all pixels, so that rare ones do not blow up."""
-    fitted = np.sort(fitted)  # files are read in their order
+    """Trains the MLP; returns its layers and the input standardisation.
+
+    One scale for all pixels, so that nearly constant pixels are not amplified.
+    """
+    fitted = np.sort(fitted)  # sequential reads
     labels = dataset.labels[fitted]
     missing = np.setdiff1d(np.arange(dataset.label_dim), labels)
     if len(missing) or dataset.label_dim < 2:
         raise ConfigError(
-            f"{dataset.name}: of {dataset.label_dim} classes, {len(missing)} have no image among "
-            f"the {len(fitted)} to fit a classifier on; it needs two classes and images of each. "
-            "Choose the features 'pixels' or 'inception'."
+            f"{dataset.name}: {len(missing)} of {dataset.label_dim} classes have no image among "
+            f"the {len(fitted)} training images of the classifier; expected at least two classes "
+            "and images of each. Choose the features 'pixels' or 'inception'."
         )
     x = image_files.as_bytes(dataset.read(fitted)).reshape(len(fitted), -1).astype(np.float32)
     mean = x.mean(0)
-    scale = np.maximum((x - mean).std(), 1)  # at least a grey level
+    scale = np.maximum((x - mean).std(), 1)  # at least one grey level
     model = MLPClassifier(
         HIDDEN,
         batch_size=min(FIT_BATCH, len(x)),
         max_iter=ITERATIONS,
-        n_iter_no_change=ITERATIONS,  # no early end
+        n_iter_no_change=ITERATIONS,  # no early stopping
         random_state=seed,
     )
-    with warnings.catch_warnings(), threadpool_limits(1):  # quicker, and the same for any cores
+    with (
+        warnings.catch_warnings(),
+        threadpool_limits(1),
+    ):  # faster, and independent of the core count
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit((x - mean) / scale, labels)
     params = {"mean": mean, "scale": scale}
     for layer, (kernel, bias) in enumerate(zip(model.coefs_, model.intercepts_, strict=True)):
-        if layer == len(HIDDEN) and dataset.label_dim == 2:  # scikit-learn's odds of the second
+        if (
+            layer == len(HIDDEN) and dataset.label_dim == 2
+        ):  # scikit-learn has one logit for two classes
             kernel, bias = (np.concatenate([0 * w, w], -1) for w in (kernel, bias))
         params |= {f"kernel_{layer}": kernel, f"bias_{layer}": bias}
     return {name: np.asarray(value, np.float32) for name, value in params.items()}
@@ -269,7 +289,7 @@ def _fit(dataset: Dataset, fitted: Int[np.ndarray, "n"], seed: int) -> dict[str,
 def _layers(
     params: dict[str, np.ndarray], shape: tuple[int, int, int]
 ) -> Callable[[UInt8[np.ndarray, "n h w c"]], Extracted]:
-    """The classifier's forward pass, for images of one shape."""
+    """Forward pass of the classifier, for images of one shape."""
 
     def affine(params: Params, layer: int, x: Array) -> Array:
         return (
@@ -279,7 +299,8 @@ def _layers(
     def forward(params: Params, images: Array) -> Extracted:
         if images.shape[1:] != shape:
             raise ConfigError(
-                f"images of {images.shape[1:]}, but the classifier was trained on {shape}."
+                f"images have shape {images.shape[1:]}, expected {shape}, the shape that the "
+                "classifier was trained on."
             )
         x = (images.reshape(len(images), -1).astype(jnp.float32) - params["mean"]) / params["scale"]
         for layer in range(len(HIDDEN)):

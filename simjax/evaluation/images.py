@@ -1,8 +1,9 @@
-"""Sets of images in files: a folder, as EDM's generate.py writes it, a zip, or ADM's .npz.
+"""Image sets as a folder, a zip or an .npz.
 
-Bytes are those of the official evaluations: clamp(127.5 x + 128, 0, 255), truncated. Files to read
-may come from anybody: sizes are checked before memory is taken, and nothing in them is executed.
-Called by evaluation/features.py, evaluation/reference.py and the program that evaluates.
+Folders have the layout of EDM's generate.py, an .npz that of ADM's samples. Floats
+become bytes as in the official evaluations: clamp(127.5 x + 128, 0, 255), truncated. Input files
+are untrusted: sizes are checked before memory is allocated, and nothing in them is executed.
+Called by evaluation/features.py, evaluation/reference.py and simjax/commands/evaluate.py.
 """
 
 import zipfile
@@ -33,20 +34,23 @@ from simjax.runtime.monitor import to_uint8, write_png
 Bytes = UInt8[np.ndarray, "n h w c"]
 
 IN_A_FOLDER = 1000  # EDM's generate.py --subdirs
-MOST_IMAGES = 10**7  # that a file may promise; our choice
+MOST_IMAGES = 10**7  # largest count accepted from a file header; our choice
 EXPECTED = (
     f"expected a folder or a .zip of {KNOWN} files, or an .npz whose arr_0 is uint8 (n, h, w, 1 or "
     "3)"
 )
-STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")  # beside arr_0 in ADM's reference batches
-HEADERS = {  # of .npy files, by version
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")  # stored with arr_0 in ADM's reference batches
+HEADERS = {  # readers of .npy headers, by version
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 
 
 def as_bytes(images: Pixels) -> Bytes:
-    """uint8 images stay, those in [-1, 1] are rounded.
+    """Images as uint8: bytes unchanged, floats in [-1, 1] quantised.
+
+    >>> as_bytes(np.array([[[[-1.0], [0.0], [1.0]]]], np.float32)).tolist()
+    [[[[0], [128], [255]]]]
 
     Raises:
       ConfigError: NaN or infinity.
@@ -58,10 +62,10 @@ def as_bytes(images: Pixels) -> Bytes:
 
 
 def write(path: Any, batches: Iterable[Bytes], labels: Int[np.ndarray, "n"] | None = None) -> None:
-    """Writes an .npz, or a folder, which holds no labels, batch by batch.
+    """Writes batches to an .npz or, without labels, to a folder.
 
     Raises:
-      ConfigError: not uint8 images, or they cannot be written.
+      ConfigError: the images are not uint8, or cannot be written.
     """
     if str(path).endswith(".npz"):
         write_npz(path, np.concatenate(list(batches)), labels)
@@ -70,22 +74,24 @@ def write(path: Any, batches: Iterable[Bytes], labels: Int[np.ndarray, "n"] | No
 
 
 def write_folder(directory: Any, batches: Iterable[Bytes], start: int = 0) -> None:
-    """Writes DIRECTORY/000000/000000.png and on, 1000 to a subfolder named after its first.
+    """Writes DIRECTORY/000000/000000.png, ...: 1000 PNGs per subfolder (EDM's layout).
 
     Args:
-      start: number of the first image; files of other numbers that lie there stay.
+      start: number of the first image; existing files with other numbers are kept.
 
     Raises:
-      ConfigError: not uint8 images; or one cannot be written, those before it stay.
+      ConfigError: the images are not uint8, or one cannot be written; earlier ones are kept.
     """
     number = start
     for images in batches:
-        _require_images("what is to be written", images.dtype, images.shape)
+        _require_images("images to write", images.dtype, images.shape)
         for image in images:
             try:
                 write_image(_numbered(directory, number), image)
             except ConfigError as error:
-                raise ConfigError(f"{error} The {number - start} images before it stay.") from error
+                raise ConfigError(
+                    f"{error} The {number - start} images before it are kept."
+                ) from error
             number += 1
 
 
@@ -94,7 +100,7 @@ def _numbered(directory: Any, number: int) -> epath.Path:
 
 
 def write_image(path: epath.Path, picture: UInt8[np.ndarray, "h w c"]) -> None:
-    """Writes a PNG that is either absent or whole, and its folder.
+    """Writes a PNG atomically, and creates its folder.
 
     Raises:
       ConfigError: it cannot be written.
@@ -105,18 +111,18 @@ def write_image(path: epath.Path, picture: UInt8[np.ndarray, "h w c"]) -> None:
 
 
 def write_npz(path: Any, images: Bytes, labels: Int[np.ndarray, "n"] | None = None) -> None:
-    """Writes arr_0, and class numbers as arr_1: the layout of ADM's samples.
+    """Writes images (arr_0) and labels (arr_1) in the layout of ADM's samples.
 
     Raises:
-      ConfigError: not uint8 images, or they cannot be written.
+      ConfigError: the images are not uint8, or cannot be written.
     """
-    _require_images("what is to be written", images.dtype, images.shape)
+    _require_images("images to write", images.dtype, images.shape)
     arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": labels})
     write_arrays(path, **arrays)
 
 
 def write_arrays(path: Any, **arrays: np.ndarray) -> None:
-    """Writes an .npz that is either absent or whole.
+    """Writes an .npz atomically.
 
     Raises:
       ConfigError: it cannot be written.
@@ -126,15 +132,16 @@ def write_arrays(path: Any, **arrays: np.ndarray) -> None:
 
 
 def read(path: Any, *, say: Callable[[str], None] = print) -> Dataset:
-    """All images below a folder or in a zip, by name; or arr_0 of an .npz, and labels, its arr_1.
+    """Opens a folder, zip or .npz of images; pixels are read lazily.
 
-    Images are read when they are asked for; an .npz is quick in the order of the file only.
+    Folders (recursively) and zips are sorted by name; an .npz has images in arr_0 and labels, if
+    any, in arr_1, and is fast only when read in order.
 
     Args:
-      say: receives a line if anything was left out, or images are not all PNG.
+      say: callback for log lines about skipped files and images other than PNG.
 
     Raises:
-      ConfigError: missing, none of these, or images of several sizes or another type.
+      ConfigError: missing, of another format, or images of several sizes or another dtype.
     """
     source = epath.Path(path).expanduser()
     if source.is_dir():
@@ -149,7 +156,7 @@ def read(path: Any, *, say: Callable[[str], None] = print) -> Dataset:
 def _folder(root: epath.Path, say: Callable[[str], None]) -> Dataset:
     files, left_out = image_folder.find(root)
     if not files:
-        held = f" (but {listed(left_out)})" if left_out else ""
+        held = f" (only {listed(left_out)})" if left_out else ""
         raise ConfigError(f"{root} has no images{held}; {EXPECTED}.")
     shape = _decoded(files[0]).shape
     if line := summary(str(root), map(str, files), left_out):
@@ -167,10 +174,12 @@ def _folder(root: epath.Path, say: Callable[[str], None]) -> Dataset:
 def _decoded(
     path: epath.Path, shape: tuple[int, int, int] | None = None
 ) -> UInt8[np.ndarray, "h w c"]:
-    """One image file, which must have the shape of the others (None: it is the first)."""
+    """Reads one image; `shape` is the expected shape, None accepts any."""
     try:
         if path.stat().length > LARGEST_FILE:
-            raise ConfigError(f"{path} has more than the {LARGEST_FILE} bytes allowed.")
+            raise ConfigError(
+                f"{path} is larger than {LARGEST_FILE} bytes; expected a single image."
+            )
         content = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -184,13 +193,13 @@ def _npz(path: epath.Path, say: Callable[[str], None]) -> Dataset:
         count, *shape = _header(path, member)
         labels = _labels(path, archive, count) if "arr_1.npy" in archive.namelist() else None
     except (*UNREADABLE, KeyError) as error:
-        raise ConfigError(f"{path} is no .npz of images ({error}); {EXPECTED}.") from error
+        raise ConfigError(f"{path} is not an .npz of images ({error}); {EXPECTED}.") from error
     start = member.tell()
     names = [name.removesuffix(".npy") for name in archive.namelist()]
     others = [name for name in names if name not in ("arr_0", "arr_1", *STATISTICS)]
     if others:
         text = ", ".join(others)[:200].encode("unicode_escape").decode()
-        say(f"{path}: {count} images (arr_0); left out: {text}")
+        say(f"{path}: {count} images (arr_0); ignored arrays: {text}")
 
     def read_members(indices: Classes) -> Bytes:
         images = np.empty((len(indices), *shape), np.uint8)
@@ -207,11 +216,11 @@ def _npz(path: epath.Path, say: Callable[[str], None]) -> Dataset:
 
 
 def _header(path: epath.Path, member: IO[bytes]) -> tuple[int, ...]:
-    """Shape of an array of images, from the beginning of its .npy file."""
+    """Shape of an image array, from its .npy header."""
     shape, in_columns, dtype = HEADERS[np.lib.format.read_magic(member)](member)
     _require_images(f"{path}: arr_0", dtype, shape)
     if in_columns:
-        raise ConfigError(f"{path}: arr_0 is stored column by column; save it in C order.")
+        raise ConfigError(f"{path}: arr_0 is in Fortran order; save it in C order.")
     return shape
 
 
@@ -220,12 +229,12 @@ def _labels(path: epath.Path, archive: zipfile.ZipFile, count: int) -> Classes:
         shape, _, dtype = HEADERS[np.lib.format.read_magic(member)](member)
         if shape != (count,) or dtype.kind not in "iu":
             raise ConfigError(
-                f"{path}: arr_1 is {dtype} {shape}, expected a class number of each of the "
+                f"{path}: arr_1 is {dtype} {shape}, expected an integer label for each of the "
                 f"{count} images, or no arr_1."
             )
         labels = np.frombuffer(member.read(count * dtype.itemsize), dtype)
     if labels.max(initial=0) >= MOST_CLASSES:
-        raise ConfigError(f"{path}: arr_1 has a class {labels.max()}, not below {MOST_CLASSES}.")
+        raise ConfigError(f"{path}: arr_1 has label {labels.max()}, expected < {MOST_CLASSES}.")
     return labels.astype(np.int32)
 
 
@@ -233,6 +242,6 @@ def _require_images(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     right = len(shape) == 4 and shape[3] in CHANNELS.values() and shape[0] <= MOST_IMAGES
     if dtype != np.uint8 or not right or not all(0 < side <= LARGEST_SIDE for side in shape[1:3]):
         raise ConfigError(
-            f"{name}: {dtype} of shape {tuple(shape)}, expected uint8 (n, h, w, 1 or 3) of at most "
-            f"{MOST_IMAGES} images and {LARGEST_SIDE} pixels a side."
+            f"{name}: {dtype} of shape {tuple(shape)}, expected uint8 (n, h, w, 1 or 3) with at "
+            f"most {MOST_IMAGES} images and {LARGEST_SIDE} pixels per side."
         )

@@ -1,4 +1,4 @@
-"""The Inception-v3 weights that FIDs are made with, from their file to parameters."""
+"""Loads the Inception-v3 weights of FID."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ NAME = "inception-fid"
 
 
 class Weights(NamedTuple):
-    """What inception.extractor takes, a nested dict, and the file that it comes from."""
+    """Parameters for inception.extractor (a nested dict), and their origin."""
 
     params: Params
     sha256: str
@@ -32,22 +32,24 @@ def load(
     sha256: str = zoo.INCEPTION_SHA256,
     say: Callable[[str], None] = print,
 ) -> Weights:
-    """Reads the public weights, or others for the same network.
+    """Loads the public weights, or other weights of the same network.
 
     Args:
-      source: NAME, which is downloaded once; or a URL or a path, as in zoo.fetch.
-      sha256: the checksum that the file must have, or how it begins; "" accepts any file.
-      say: receives lines for a person.
+      source: NAME (downloaded once), or a URL or path, see zoo.fetch.
+      sha256: expected checksum of the file, or a prefix of it; "" accepts any file.
+      say: callback for log lines.
 
     Raises:
-      ConfigError: it cannot be fetched, is another file, is damaged or does not fit the network.
+      ConfigError: the file cannot be fetched, has another checksum, is damaged, or does not fit
+        the network.
     """
     file = zoo.fetch(zoo.INCEPTION if source == NAME else source, say=say)
     if not file.sha256.startswith(sha256.lower()):
         raise ConfigError(
-            f"{file.path} has sha256 {file.sha256}, expected {sha256}...: it is not the file that "
-            f"Inception distances are made with. Fetch {zoo.INCEPTION} (in simjax's cache, delete "
-            f'the file and its .json first), or accept other weights with sha256="".'
+            f"{file.path} has sha256 {file.sha256}, expected {sha256}...: these are not "
+            f"the weights that FID is defined with. Fetch {zoo.INCEPTION} again (if the file is in "
+            f"simjax's cache, delete it and its .json first), or accept other weights with "
+            'sha256="".'
         )
     tensors = _state_dict(read_torch.read(file.path), file.path)
     refuse_nonfinite(tensors, file.path)
@@ -63,7 +65,7 @@ def _state_dict(value: Any, path: Any) -> Mapping[str, np.ndarray]:
     for name, tensor in members:
         if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
             raise ConfigError(
-                f"{path}: holds {described(tensor)}, expected a dict of tensors by name and "
+                f"{path}: contains {described(tensor)}, expected a dict of named tensors and "
                 "nothing else; save the state dict alone."
             )
     return value

@@ -1,8 +1,8 @@
-"""References: what samples are compared with. Computed from real images, or read from a file.
+"""References for FID and other metrics, from images or files.
 
-Images: a data set, a folder, a zip, or an .npz as ADM's reference batches (arr_0). Statistics: an
-.npz as EDM's fid-refs (mu, sigma). What is computed is kept in simjax's cache. Called by
-evaluation/evaluator.py and the program that evaluates.
+Images: a data set, a folder, a zip, or an .npz like ADM's reference batches (arr_0). Statistics: an
+.npz like EDM's fid-refs (mu, sigma). Computed references are kept in simjax's cache. Called by
+evaluation/evaluator.py and simjax/commands/evaluate.py.
 """
 
 import dataclasses
@@ -28,23 +28,23 @@ from simjax.porting import zoo
 Say = Callable[[str], None]
 
 BATCH = 512  # images read at a time; our choice
-LARGEST_DIMENSION = 64 * 64 * 3  # of features: their covariance takes 1.2 GB; our choice
+LARGEST_DIMENSION = 64 * 64 * 3  # features; the covariance then takes 1.2 GB; our choice
 DDOF = 1  # EDM's (fid.py)
 UNKNOWN = "reference of unknown protocol"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """What samples are compared with.
+    """Feature statistics that samples are compared with.
 
     Args:
-      name: where it comes from.
-      count: of images; None where a file does not tell.
-      mean, covariance: of the features; denominator n - protocol["ddof"], or as the file has it.
-      features, labels: of every image; None where a file holds statistics only, or no classes.
-      protocol: "extractor" is the extractor's protocol, or UNKNOWN for files from elsewhere; then
-        "data" (the fingerprint of the images), "count", "ddof" and "split" as far as known.
-      sha256: of the file, or of what was computed.
+      name: data source, path or URL.
+      count: number of images; None if the file does not record it.
+      mean, covariance: moments of the features; denominator n - protocol["ddof"], or the file's.
+      features, labels: of every image; None if the file has only statistics, or no labels.
+      protocol: "extractor" is the extractor's protocol, or UNKNOWN for files without one; and
+        "data" (fingerprint of the images), "count", "ddof" and "split" if known.
+      sha256: checksum of the file, or of the computed arrays.
     """
 
     name: str
@@ -66,15 +66,15 @@ def of(
     sha256: str = "",
     say: Say = print,
 ) -> Reference:
-    """The reference that a data source (simjax/data), a folder, a file or a URL stands for.
+    """Reference from a data source, a folder, a file or a URL.
 
     Args:
-      split: of a data source.
-      limit: at most so many images, the first; statistics have the count that they have.
-      sha256: what a file must be; "" accepts any.
+      split: split of a data source.
+      limit: use only the first `limit` images; ignored for files of statistics.
+      sha256: expected checksum of a file; "" accepts any.
 
     Raises:
-      ConfigError: no such source, or one that is not comparable with the extractor's features.
+      ConfigError: no such source, or statistics of other features than the extractor's.
     """
     if source.partition(":")[0] in data.SOURCES:
         dataset = data.open(source, split=split)
@@ -83,7 +83,7 @@ def of(
     if folder is None or source in zoo.ZOO or not folder.is_dir():
         return of_file(source, extractor, limit=limit, sha256=sha256, say=say)
     if (folder / "config.json").exists():
-        raise ConfigError(f"{source} is a run or weights, expected a folder of images.")
+        raise ConfigError(f"{source} is a run or a model, expected a folder of images.")
     return of_dataset(images.read(folder), extractor, limit=limit, say=say)
 
 
@@ -95,13 +95,13 @@ def of_dataset(
     split: str | None = None,
     say: Say = print,
 ) -> Reference:
-    """Features and moments of the first `limit` images; from the cache, if it was done before.
+    """Reference from the first `limit` images of a data set; cached.
 
     Args:
-      split: for the protocol.
+      split: recorded in the protocol.
 
     Raises:
-      ConfigError: fewer than two images, or features too long for a covariance.
+      ConfigError: fewer than two images, or too many features for a covariance matrix.
     """
     count = dataset.size if limit is None else min(limit, dataset.size)
     if count < 2:
@@ -130,12 +130,13 @@ def of_file(
     sha256: str = "",
     say: Say = print,
 ) -> Reference:
-    """A file of statistics or of images, by its path or URL (porting.zoo.fetch).
+    """Reference from a file, given by path or URL (porting.zoo.fetch).
 
-    Its content tells which: mu and sigma, or arr_0, or a zip of images.
+    The format is detected from the content: .npz with arr_0 (images), .npz with mu and sigma
+    (statistics), or a zip of images.
 
     Raises:
-      ConfigError: missing, another file than sha256 says, none of the three, or statistics that
+      ConfigError: the file is missing, has another checksum or another format, or its statistics
         are not of this extractor's features.
     """
     file = zoo.fetch(source, sha256=sha256, say=say)
@@ -143,7 +144,7 @@ def of_file(
     is_npz = any(name.endswith(".npy") for name in members)
     if "arr_0.npy" in members:
         if "mu.npy" in members:
-            say(f"{source}: its mu and sigma are of another extractor; only its images are used")
+            say(f"{source}: using only its images; its mu and sigma are of another extractor")
         dataset = dataclasses.replace(images.read(file.path), name=source)
         found = of_dataset(dataset, extractor, limit=limit, say=say)
     elif members and not is_npz:
@@ -153,7 +154,7 @@ def of_file(
         found = _loaded(file.path)
         protocol = _comparable(source, found, extractor)
         if protocol["extractor"] == UNKNOWN:
-            say(f"{source}: {UNKNOWN}; taken for {extractor.frechet} statistics")
+            say(f"{source}: {UNKNOWN}; assuming {extractor.frechet} statistics")
         found = dataclasses.replace(found, name=source, protocol=protocol)
     return dataclasses.replace(found, sha256=file.sha256)
 
@@ -179,14 +180,14 @@ def _computed(dataset: Dataset, extractor: Extractor, protocol: dict[str, Any]) 
 def _empty(dataset: Dataset, dimension: int) -> tuple[statistics.Statistics, np.ndarray]:
     if dimension > LARGEST_DIMENSION:
         raise ConfigError(
-            f"{dataset.name}: {dimension} features an image, at most {LARGEST_DIMENSION} have a "
-            "covariance that fits in memory; choose the features 'inception' or 'classifier'."
+            f"{dataset.name}: {dimension} features per image, expected at most {LARGEST_DIMENSION} "
+            "for the covariance to fit in memory; choose the features 'inception' or 'classifier'."
         )
     return statistics.empty(dimension), np.empty((dataset.size, dimension), np.float32)
 
 
 def _write(path: Any, found: Reference) -> None:
-    """The layout of statistics.load, with features and labels beside."""
+    """Writes the layout of statistics.load, plus features and labels."""
     labels = {} if found.labels is None else {"labels": found.labels}
     images.write_arrays(
         path,
@@ -200,42 +201,44 @@ def _write(path: Any, found: Reference) -> None:
 
 
 def _cached(path: Any, protocol: dict[str, Any], say: Say) -> Reference | None:
-    """What was computed before; None if nothing was, or it is damaged."""
+    """Reference from the cache; None if missing or damaged."""
     if not path.exists():
         return None
     try:
         found = _loaded(epath.Path(path))
         if found.protocol != protocol or found.features is None:
-            raise ConfigError(f"{path} is another reference.")
+            raise ConfigError(f"{path} holds another reference.")
         return found
     except ConfigError as error:
-        say(f"{error} It is computed again.")
+        say(f"{error} Computing it again.")
         return None
 
 
 def _loaded(path: epath.Path) -> Reference:
-    """A file of statistics, with features and labels if it is ours.
+    """Reads a file of statistics, with features and labels if present.
 
     Raises:
-      ConfigError: not such a file, or damaged.
+      ConfigError: another format, or damaged.
     """
     stats = statistics.load(path)
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             rows, labels = (file.get(name) for name in ("features", "labels"))
-    except Exception as error:  # whatever is wrong with the file, the remedy is the same
+    except Exception as error:  # any damage has the same remedy
         raise ConfigError(f"{path} is damaged ({error}); fetch or compute it again.") from error
     expected = (stats.count, len(stats.mean)), np.float32
     if rows is not None and (rows.shape, rows.dtype) != expected:
-        raise ConfigError(f"{path} is damaged: features of {rows.dtype} {rows.shape}.")
+        raise ConfigError(f"{path} is damaged: features are {rows.dtype} {rows.shape}.")
     if labels is not None and labels.shape != (stats.count,):
-        raise ConfigError(f"{path} is damaged: {labels.shape} labels of {stats.count} images.")
+        raise ConfigError(
+            f"{path} is damaged: labels of shape {labels.shape} for {stats.count} images."
+        )
     moments = stats.mean, stats.covariance
     return _hashed(Reference(str(path), stats.count, *moments, rows, labels, stats.protocol, ""))
 
 
 def _hashed(found: Reference) -> Reference:
-    """With the sha256 of all but the name."""
+    """Adds the sha256 of everything but the name."""
     total = hashlib.sha256(json.dumps([found.count, found.protocol], sort_keys=True).encode())
     for array in (found.mean, found.covariance, found.features, found.labels):
         total.update(b"" if array is None else np.ascontiguousarray(array))
@@ -247,16 +250,16 @@ def _members(path: epath.Path) -> list[str]:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             return archive.namelist()
     except (OSError, zipfile.BadZipFile, ValueError):
-        return []  # statistics.load says what it is not
+        return []  # statistics.load raises the error
 
 
 def _comparable(source: str, found: Reference, extractor: Extractor) -> dict[str, Any]:
-    """The protocol of a file of statistics, if they are of the extractor's features."""
+    """Protocol of a file of statistics, checked against the extractor."""
     dimension = extractor.protocol.get("dimension", len(found.mean))
     if len(found.mean) != dimension:
         raise ConfigError(
             f"{source} has statistics of {len(found.mean)} features, but {extractor.name} has "
-            f"{dimension}; choose the extractor that it was made with."
+            f"{dimension}; choose the features that it was computed with."
         )
     if found.protocol:
         saved = found.protocol.get("extractor", found.protocol)
@@ -264,13 +267,13 @@ def _comparable(source: str, found: Reference, extractor: Extractor) -> dict[str
         if different:
             lines = "\n  ".join(different)
             raise ConfigError(
-                f"{source} was made with other features than {extractor.name} here (file -> "
-                f"here):\n  {lines}\nCompute it anew, or choose what it was made with."
+                f"{source} was computed with other features than {extractor.name} here (file -> "
+                f"here):\n  {lines}\nCompute it again, or choose the features of the file."
             )
         return found.protocol
     if extractor.name != "inception":
         raise ConfigError(
-            f"{source} does not say what it was made with, so it is taken for Inception "
-            f"statistics, but the features here are {extractor.name!r}; choose 'inception'."
+            f"{source} does not record its features, so they are assumed to be Inception's, but "
+            f"the features here are {extractor.name!r}; choose 'inception'."
         )
     return {"extractor": UNKNOWN}

@@ -1,6 +1,6 @@
-"""Mean and covariance of features that are never in memory at once, their files, their refusals.
+"""Streaming mean and covariance of features, and files of them.
 
-A device sums one batch in float32; batches are merged on the host in float64 (Chan, Golub and
+Devices sum one batch in float32; batches are merged on the host in float64 (Chan, Golub and
 LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
 Files have the layout of EDM's fid-refs. Called by evaluator.py, reference.py and the metrics.
 """
@@ -22,13 +22,21 @@ from simjax.errors import ConfigError
 from simjax.runtime import sharding
 from simjax.typing import Array, typed
 
-ROWS = 512  # summed at a time on one device: float32 then keeps 1e-7; our choice
-SYMMETRY = 1e-5  # largest |C - C^T| / max |C| of a stored covariance, float32's; our choice
+ROWS = 512  # summed at once on one device, for a float32 error of 1e-7; our choice
+SYMMETRY = (
+    1e-5  # largest |C - C^T| / max |C| of a stored covariance, enough for float32; our choice
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What n rows leave behind, float64: sum / n, and sum (row - mean) (row - mean)^T."""
+    """Streaming moments of n rows, float64.
+
+    Attributes:
+      count: n.
+      mean: sum / n.
+      scatter: sum of (row - mean) (row - mean)^T.
+    """
 
     count: int
     mean: Float[np.ndarray, "d"]
@@ -37,7 +45,10 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A file of statistics; files from elsewhere have no count (None) and no protocol ({})."""
+    """Contents of a file of statistics.
+
+    Files not written by simjax have no count (None) and no protocol ({}).
+    """
 
     mean: Float[np.ndarray, "d"]
     covariance: Float[np.ndarray, "d d"]
@@ -46,7 +57,11 @@ class Reference:
 
 
 def empty(dim: int) -> Statistics:
-    """Statistics of no rows."""
+    """Statistics of zero rows.
+
+    >>> empty(2).mean.tolist()
+    [0.0, 0.0]
+    """
     return Statistics(0, np.zeros(dim), np.zeros((dim, dim)))
 
 
@@ -58,14 +73,19 @@ def add(
     count: int | None = None,
     mesh: Mesh | None = None,
 ) -> Statistics:
-    """Statistics with the first `count` rows of a batch too; the batch's sums are float32.
+    """Adds the first `count` rows of a batch, summed in float32.
+
+    >>> stats = add(empty(1), np.array([[1.0], [3.0]], np.float32))
+    >>> mean, cov = moments(stats)
+    >>> mean.tolist(), cov.tolist()
+    ([2.0], [[2.0]])
 
     Args:
-      count: rows after these are padding and may hold anything; None takes all.
-      mesh: devices that share the work; None takes this process's. Rows need not divide evenly.
+      count: rows from this index on are padding and may hold anything; None: no padding.
+      mesh: devices over which rows are split, not necessarily evenly; None: local devices.
 
     Raises:
-      ConfigError: rows of another length than before, or not finite.
+      ConfigError: the number of features has changed, or a feature is not finite.
     """
     count = len(features) if count is None else count
     if not 0 <= count <= len(features):
@@ -80,7 +100,12 @@ def add(
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
-    """Statistics of the rows of both: scatters add up, and so does that of the two means."""
+    """Statistics of the union of two sets of rows.
+
+    >>> zero, one = (Statistics(1, np.full(1, x), np.zeros((1, 1))) for x in (0.0, 1.0))
+    >>> merge(zero, one)
+    Statistics(count=2, mean=array([0.5]), scatter=array([[0.5]]))
+    """
     count = a.count + b.count
     share = b.count / max(count, 1)
     step = b.mean - a.mean
@@ -91,7 +116,9 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
 def moments(
     stats: Statistics, *, ddof: int = 1
 ) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d d"]]:
-    """Mean, and covariance with denominator n - ddof: 1 is EDM's (fid.py), 0 SiD's.
+    """Mean and covariance, denominator n - ddof.
+
+    ddof = 1 is EDM's (fid.py), 0 SiD's.
 
     Raises:
       ConfigError: fewer than two rows.
@@ -102,10 +129,12 @@ def moments(
 
 
 def load(path: Any) -> Reference:
-    """mu and sigma of an .npz, as EDM's fid.py writes it; count and protocol if they are there.
+    """Reads mu and sigma from an .npz as EDM's fid.py writes it.
+
+    Count and protocol are read too if present.
 
     Raises:
-      ConfigError: not such a file, or its numbers cannot be a mean and a covariance.
+      ConfigError: another format, or mu and sigma are not a mean and a covariance.
     """
     try:
         with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
@@ -113,10 +142,10 @@ def load(path: Any) -> Reference:
             covariance = file["sigma"].astype(np.float64, casting="same_kind")
             count = int(file["count"]) if "count" in file else None
             protocol = dict(json.loads(str(file["protocol"]))) if "protocol" in file else {}
-    except Exception as error:  # whatever is wrong with the file, the remedy is the same
+    except Exception as error:  # any damage has the same remedy
         raise ConfigError(
-            f"{path} is not a file of feature statistics ({type(error).__name__}: {error}); it "
-            "must be an .npz of arrays mu and sigma, as EDM's fid-refs."
+            f"{path} is not a file of feature statistics ({type(error).__name__}: {error}); "
+            "expected an .npz of arrays mu and sigma, like EDM's fid-refs."
         ) from error
     if mean.ndim != 1 or not mean.size or covariance.shape != 2 * mean.shape:
         raise ConfigError(
@@ -127,29 +156,29 @@ def load(path: Any) -> Reference:
     asymmetry = np.abs(covariance - covariance.T).max()
     if asymmetry > SYMMETRY * np.abs(covariance).max():
         raise ConfigError(
-            f"{path}: sigma is not symmetric (by {asymmetry:.3g}), so not a covariance."
+            f"{path}: sigma is not a covariance: it differs from its transpose by {asymmetry:.3g}."
         )
     return Reference(mean, covariance, count, protocol)
 
 
 def require_finite(name: str, *arrays: np.ndarray) -> None:
-    """Refuses NaN and infinity.
+    """Raises if an array has NaN or infinity.
 
     Raises:
-      ConfigError: with the name of what they are in.
+      ConfigError: with `name` in the message.
     """
     if not all(np.isfinite(x).all() for x in arrays):
         raise ConfigError(
-            f"{name}: not all numbers are finite, so no metric is defined; look at the images and "
-            "the parameters that they came from."
+            f"{name}: not all numbers are finite, so no metric is defined; check the images and "
+            "the parameters of the network that drew them."
         )
 
 
 def require_comparable(name_a: str, a: np.ndarray, name_b: str, b: np.ndarray) -> None:
-    """Refuses two sets of features (or means) that are not of one length, or not finite.
+    """Raises unless both are finite and have the same number of features.
 
     Raises:
-      ConfigError: with what came.
+      ConfigError: with both dimensions in the message.
     """
     _require_width(name_a, a.shape[-1], name_b, b.shape[-1])
     require_finite(name_a, a)
@@ -157,12 +186,12 @@ def require_comparable(name_a: str, a: np.ndarray, name_b: str, b: np.ndarray) -
 
 
 def _batch(features: Float[Array, "n d"], count: int, mesh: Mesh) -> Statistics:
-    """Statistics of the first `count` rows; the device centres them, so that nothing cancels."""
+    """Statistics of the first `count` rows, centred first to avoid cancellation."""
     if padding := -len(features) % mesh.size:
         features = jnp.pad(features, ((0, padding), (0, 0)))
     rows = jax.device_put(features, sharding.batch_split(mesh))
     centre = np.asarray(_total(rows, 0.0, count, mesh)) / np.float32(count)
-    off = np.asarray(_total(rows, centre, count, mesh), np.float64)  # what float32 lost of the mean
+    off = np.asarray(_total(rows, centre, count, mesh), np.float64)  # rounding error of centre
     scatter = np.asarray(_scatter(rows, centre, count, mesh), np.float64)
     require_finite("a batch of features", off, scatter)
     return Statistics(count, centre + off / count, scatter - np.outer(off, off) / count)
@@ -177,7 +206,7 @@ def _total(features: Array, centre: Array, count: Array, mesh: Mesh) -> Float[Ar
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _scatter(features: Array, centre: Array, count: Array, mesh: Mesh) -> Float[Array, "d d"]:
-    """Sum of (row - centre) (row - centre)^T over the first `count` rows."""
+    """Scatter matrix of the first `count` rows about `centre`."""
     rest = _centred(features, centre, count)
     scatter = jnp.matmul(rest.T, rest, precision="highest")
     return jax.lax.with_sharding_constraint(scatter, sharding.replicated(mesh))
@@ -192,6 +221,6 @@ def _centred(features: Array, centre: Array, count: Array) -> Float[Array, "n d"
 def _require_width(name_a: str, a: int, name_b: str, b: int) -> None:
     if a != b:
         raise ConfigError(
-            f"{name_a}: rows of {a} numbers, {name_b}: of {b}; both must come from the same "
-            "feature network."
+            f"{name_a}: rows of {a} numbers, {name_b}: of {b}; expected features of the same "
+            "network for both."
         )

@@ -49,7 +49,7 @@ MISTAKES = {
     "--source=digits,,--data=digits,,--features=clip": "'clip' is not known; known: ",
     "--source=digits,,--data=digits,,--metrics=fid": "'fid' is not known; known: ",
     "--source=digits,,--reference=none.npz,,--features=pixels": "none.npz",
-    "--source=digits,,--reference=run,,--features=pixels": "run is a run or weights, expected a",
+    "--source=digits,,--reference=run,,--features=pixels": "run is a run or a model, expected a",
     "--source=net.pkl,,--steps=3,,--churn=40": "is not four numbers, as in --churn=",
     # Numbers.
     "--source=digits,,--samples=many": "samples",

@@ -1,4 +1,4 @@
-"""Feature spaces: any number of images on any devices, and what each space says about itself."""
+"""Feature spaces: any number of images on any devices, and the protocol of each space."""
 
 import json
 
@@ -32,11 +32,11 @@ def some(count: int, channels: int = 1) -> np.ndarray:
 
 
 def quiet(text: str) -> None:
-    """Where a test does not look at what is said."""
+    """Log callback of tests that ignore the log."""
 
 
 def linear(batch: int) -> features.Extractor:
-    """Features that are cheap and differ between rows."""
+    """A cheap linear extractor whose features differ between rows."""
     weight = np.random.default_rng(1).normal(size=(16, 5)).astype(np.float32)
 
     def forward(params, images):
@@ -57,7 +57,7 @@ def assert_linear(extract, count: int) -> None:
     np.testing.assert_allclose(found.logits, 2 * expected[:, :3], rtol=1e-5, atol=1e-3)
 
 
-def test_pixels_are_flat_and_in_the_range_of_the_networks():
+def test_pixels_are_flattened_and_scaled_to_data_units():
     space = features.pixels()
     images = some(3, channels=3)
     found = space.extract(images)
@@ -69,13 +69,13 @@ def test_pixels_are_flat_and_in_the_range_of_the_networks():
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-def test_any_number_of_images_has_its_features_whatever_the_batch(batch):
+def test_features_do_not_depend_on_the_batch_size(batch):
     extract = linear(batch)
     for count in (0, 1, 7, 8, 9, 20):
         assert_linear(extract, count)
 
 
-def test_one_batch_is_compiled_whatever_the_number_of_images():
+def test_one_batch_shape_is_compiled_for_any_number_of_images():
     traces = []
 
     def forward(params, images):
@@ -88,14 +88,14 @@ def test_one_batch_is_compiled_whatever_the_number_of_images():
     assert traces == [(8, 4, 4, 1)]
 
 
-def test_only_bytes_are_taken():
+def test_extractors_accept_only_uint8():
     for extract in (linear(8), features.pixels().extract):
         with pytest.raises(TypeCheckError):
             extract(np.zeros((2, 4, 4, 1), np.float32))
 
 
 def assert_eight_devices_agree():
-    # A batch of 10 becomes 16, two rows a device; 37 images do not divide.
+    # A batch of 10 becomes 16, two rows per device; 37 is not divisible by 8.
     for count in (3, 37):
         assert_linear(linear(10), count)
     traces = []
@@ -129,7 +129,7 @@ def classified(dataset, indices, space) -> float:
     return np.mean(found.logits.argmax(1) == dataset.labels[indices])
 
 
-def test_the_classifier_reads_digits_that_it_was_not_fitted_on(digits):
+def test_the_classifier_generalises_to_held_out_digits(digits):
     space = features.classifier(digits, say=quiet)
     order = np.random.default_rng(0).permutation(digits.size)
     accuracy = classified(digits, order[899:], space)
@@ -139,9 +139,7 @@ def test_the_classifier_reads_digits_that_it_was_not_fitted_on(digits):
     assert space.frechet == "Frechet distance, classifier"
 
 
-def test_the_classifier_is_the_same_every_time_and_another_for_another_seed(
-    digits, tmp_path, monkeypatch
-):
+def test_the_classifier_is_determined_by_its_seed(digits, tmp_path, monkeypatch):
     first = features.classifier(digits, say=quiet)
     monkeypatch.setenv("SIMJAX_CACHE", str(tmp_path / "elsewhere"))
     assert features.classifier(digits, say=quiet).protocol == first.protocol
@@ -180,7 +178,7 @@ def test_a_damaged_classifier_is_trained_again(digits, tmp_path):
         said = []
         assert features.classifier(digits, say=said.append).protocol == first.protocol
         assert "is damaged" in said[0]
-        assert "trained again" in said[0]
+        assert "training the classifier again" in said[0]
         assert path.read_bytes() == whole
 
 
@@ -194,25 +192,28 @@ def test_two_classes_have_two_logits(digits):
     assert np.mean(found.logits.argmax(1) == two.labels) > 0.95
 
 
-def test_what_cannot_be_classified_is_refused(digits, tmp_path, monkeypatch):
+def test_data_without_usable_classes_is_refused(digits, tmp_path, monkeypatch):
     images = digits.load()[:40]
     with pytest.raises(ConfigError, match="bare has no labels, .* choose the features 'pixels'"):
         features.classifier(in_memory("bare", images, None, 0), say=quiet)
-    with pytest.raises(ConfigError, match="of 11 classes, 1 have no image among the 899"):
+    with pytest.raises(ConfigError, match="1 of 11 classes have no image among the 899"):
         features.classifier(in_memory("gap", digits.load(), digits.labels, 11), say=quiet)
-    with pytest.raises(ConfigError, match="of 1 classes, .* needs two classes"):
+    with pytest.raises(ConfigError, match="of 1 classes .* expected at least two classes"):
         features.classifier(in_memory("one", images, np.zeros(40, np.int32), 1), say=quiet)
     space = features.classifier(digits, say=quiet)
-    with pytest.raises(ConfigError, match=r"images of \(4, 4, 1\), .* trained on \(8, 8, 1\)"):
+    with pytest.raises(
+        ConfigError, match=r"shape \(4, 4, 1\), expected \(8, 8, 1\), .* trained on"
+    ):
         space.extract(some(2))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SIMJAX_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match="cannot be used: .*; set SIMJAX_CACHE to another one"):
+    message = "cannot be used: .*; set SIMJAX_CACHE to a writable folder"
+    with pytest.raises(ConfigError, match=message):
         features.classifier(digits, say=quiet)
 
 
 class Outputs:
-    """Of a network that is cheaper than Inception's."""
+    """Outputs of a network cheaper than Inception."""
 
     def __init__(self, images):
         self.features = images.reshape(len(images), -1).astype(jnp.float32)
@@ -220,21 +221,21 @@ class Outputs:
         self.logits = self.logits_without_bias + 1
 
 
-def test_the_inception_space_takes_logits_without_bias_and_says_what_it_is(monkeypatch):
-    asked = []
+def test_the_inception_space_uses_logits_without_bias_and_records_its_protocol(monkeypatch):
+    calls = []
 
     def load(source, *, sha256, say):
-        asked.append((source, sha256))
+        calls.append((source, sha256))
         return Weights(np.float32(2), "ab" * 32, source)
 
     def extractor(dtype):
-        asked.append(dtype)
+        calls.append(dtype)
         return lambda params, images: Outputs(images * params)
 
     monkeypatch.setattr(features.inception_weights, "load", load)
     monkeypatch.setattr(features.inception_network, "extractor", extractor)
     space = features.inception(batch=4, say=quiet)
-    assert asked == [("inception-fid", "6726825d"), jnp.float32]
+    assert calls == [("inception-fid", "6726825d"), jnp.float32]
     found, flat = space.extract(some(6)), 2.0 * some(6).reshape(6, -1)
     np.testing.assert_array_equal(found.features, flat)
     np.testing.assert_array_equal(found.logits, flat[:, :3])
@@ -244,7 +245,7 @@ def test_the_inception_space_takes_logits_without_bias_and_says_what_it_is(monke
     assert "299x299" in protocol["resize"]
     assert protocol["dimension"] == 2048
     half = features.inception("w.pth", "", dtype="bfloat16", say=quiet)
-    assert asked[2:] == [("w.pth", ""), jnp.bfloat16]
+    assert calls[2:] == [("w.pth", ""), jnp.bfloat16]
     assert half.protocol == protocol | {"dtype": "bfloat16"}
 
 

@@ -1,4 +1,4 @@
-"""Images in files: written as EDM and ADM lay them out, read back exactly, refused when broken."""
+"""Image files: EDM's and ADM's layouts, exact round trips, refusal of broken files."""
 
 import io
 import pickle
@@ -24,7 +24,7 @@ def some(count: int = 5, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 6, 4, channels), np.uint8)
 
 
-def test_floats_are_rounded_as_the_official_evaluations_do():
+def test_floats_are_quantised_as_in_the_official_evaluations():
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     np.testing.assert_array_equal(images.as_bytes(data.to_unit(levels)), levels)
     x = np.float32([-1.5, -1, -0.5, 0, 0.999, 1, 1.5]).reshape(1, 1, 7, 1)
@@ -42,7 +42,7 @@ def test_images_that_are_not_finite_are_refused(bad):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_folder_has_edms_layout_and_gives_back_the_images(tmp_path, channels):
+def test_a_folder_has_edms_layout_and_is_read_back_exactly(tmp_path, channels):
     made, root = some(5, channels), tmp_path / "samples"
     images.write_folder(root, iter([made[:2], made[2:]]), start=998)
     assert sorted(str(p.relative_to(root)) for p in root.rglob("*.png")) == [
@@ -56,11 +56,11 @@ def test_a_folder_has_edms_layout_and_gives_back_the_images(tmp_path, channels):
     assert (found.size, found.shape, found.labels) == (5, (6, 4, channels), None)
     np.testing.assert_array_equal(found.load(), made, strict=True)
     np.testing.assert_array_equal(found.read(np.array([4, 0])), made[[4, 0]])
-    images.write_folder(root, [made[:1]], start=1003)  # joins what lies there
+    images.write_folder(root, [made[:1]], start=1003)  # adds to the existing images
     assert images.read(str(root)).size == 6
 
 
-def test_other_files_in_a_folder_are_left_out_and_counted(tmp_path, capsys):
+def test_other_files_in_a_folder_are_skipped_and_counted(tmp_path, capsys):
     for name in ("metrics.json", ".a.json", "._c.png", "Thumbs.db", "more.npz", "a", "d.png/e.npz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"{}")
@@ -82,7 +82,7 @@ def test_a_folder_of_pngs_alone_is_read_silently(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_mix_of_formats_is_read_and_said(tmp_path):
+def test_a_mix_of_formats_is_read_and_logged(tmp_path):
     kinds, said = {"a.png": "png", "b.jpg": "jpeg", "c.JPEG": "jpeg", "d.webp": "webp"}, []
     for name, kind in kinds.items():
         options = {"lossless": True} if kind == "webp" else {}
@@ -99,18 +99,18 @@ def test_a_zip_needs_no_prefix(tmp_path):
     np.testing.assert_array_equal(images.read(tmp_path / "a.zip").load(), some()[:1])
 
 
-def test_arrays_beside_the_images_of_an_npz_are_named(tmp_path, capsys):
+def test_unknown_arrays_of_an_npz_are_logged(tmp_path, capsys):
     known = dict.fromkeys(("mu", "sigma", "arr_1"), np.zeros(5, int))
     np.savez(tmp_path / "a.npz", arr_0=some(), **known)
     images.read(tmp_path / "a.npz")
     assert capsys.readouterr().out == ""
     np.savez(tmp_path / "a.npz", arr_0=some(), more=some(), arr_2=some())
     images.read(tmp_path / "a.npz")
-    assert "a.npz: 5 images (arr_0); left out: more, arr_2" in capsys.readouterr().out
+    assert "a.npz: 5 images (arr_0); ignored arrays: more, arr_2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_npz_has_adms_layout_and_gives_back_the_images(tmp_path, channels):
+def test_an_npz_has_adms_layout_and_is_read_back_exactly(tmp_path, channels):
     made, labels, path = some(5, channels), np.array([2, 0, 1, 2, 0]), tmp_path / "samples.npz"
     images.write_npz(path, made, labels)
     with np.load(path) as file:
@@ -135,7 +135,7 @@ def test_an_npz_may_be_compressed_and_without_labels(tmp_path):
     assert found.fingerprint() == copy.fingerprint()
 
 
-def test_few_images_of_a_large_npz_take_little_memory(tmp_path):
+def test_a_large_npz_is_read_in_batches_with_little_memory(tmp_path):
     images.write_npz(tmp_path / "large.npz", np.zeros((20_000, 32, 32, 3), np.uint8))  # 59 MiB
 
     def read() -> int:
@@ -147,7 +147,7 @@ def test_few_images_of_a_large_npz_take_little_memory(tmp_path):
     assert peak < 10 << 20
 
 
-def test_a_file_that_was_not_finished_is_not_there(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
     def killed(file, **arrays):
         file.write(b"half")
         raise KeyboardInterrupt
@@ -161,8 +161,8 @@ def test_a_file_that_was_not_finished_is_not_there(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "wrong", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((4, 4, 3), np.uint8), some(2, 2)]
 )
-def test_only_bytes_of_images_are_written(tmp_path, wrong):
-    message = r"what is to be written: .* expected uint8 \(n, h"
+def test_only_uint8_images_are_written(tmp_path, wrong):
+    message = r"images to write: .* expected uint8 \(n, h"
     with pytest.raises(ConfigError, match=message):
         images.write_npz(tmp_path / "a.npz", wrong)
     with pytest.raises(ConfigError, match=message):
@@ -176,7 +176,7 @@ def refused(path, message: str) -> None:
     assert path.name in str(error.value)
 
 
-def test_what_does_not_exist_is_refused(tmp_path):
+def test_a_missing_path_is_refused(tmp_path):
     refused(tmp_path / "none", "does not exist; expected a folder or a .zip of PNG, .*, or an .npz")
 
 
@@ -187,7 +187,7 @@ GOOD = png(some()[0])
     ("files", "message"),
     [
         ({}, "has no images; expected a folder"),
-        ({"a.gif": b"", ".a.png": b""}, "has no images .but 1 .gif, 1 hidden file.s..; expec"),
+        ({"a.gif": b"", ".a.png": b""}, "has no images .only 1 .gif, 1 hidden file.s..; expec"),
         ({"a.jpg": b""}, "a.jpg cannot be decoded"),
         ({"a.png": GOOD, "b.png": png(some()[0, :5])}, r"b.png is \(5, 4, 3\), expected \(6, 4, 3"),
         ({"a.png": GOOD, "b.png": png(some(1, 1)[0])}, r"b.png is \(6, 4, 1\), expected"),
@@ -195,10 +195,10 @@ GOOD = png(some()[0])
         ({"a.png": png(some()[0], kind="jpeg")}, "a.png cannot be decoded: cannot identify"),
         ({"a.png": png(some()[0], "RGBA")}, "is a PNG of mode RGBA; expected 8-bit RGB or grey"),
         ({"a.png": bomb_png(9000, 9000)}, "expected at most 4096 x 4096 pixels"),
-        ({"a.png": bytes(65 << 20)}, "has more than the 67108864 bytes allowed"),
+        ({"a.png": bytes(65 << 20)}, "is larger than 67108864 bytes"),
     ],
 )
-def test_folders_of_other_things_are_refused(tmp_path, files, message):
+def test_invalid_folders_are_refused(tmp_path, files, message):
     folder = tmp_path / "samples"
     folder.mkdir()
     for name, content in files.items():
@@ -217,8 +217,8 @@ def archive(**arrays) -> bytes:
     return file.getvalue()
 
 
-def promise(shape: tuple[int, ...], held: int) -> bytes:
-    """An .npz whose arr_0 says `shape` and holds so many bytes."""
+def inconsistent(shape: tuple[int, ...], held: int) -> bytes:
+    """An .npz whose arr_0 has `shape` in its header and `held` bytes of data."""
     header, file = io.BytesIO(), io.BytesIO()
     description = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, description)
@@ -234,37 +234,37 @@ def flipped(content: bytes, position: int) -> bytes:
 BAD = {
     "text": (
         b"arr_0",
-        "is no .npz of images .*; expected a folder or a .zip of PNG, .* .npz",
+        "is not an .npz of images .*; expected a folder or a .zip of PNG, .* .npz",
     ),
-    "a pickle": (pickle.dumps(Bomb()), "is no .npz of images"),
+    "a pickle": (pickle.dumps(Bomb()), "is not an .npz of images"),
     "objects": (archive(arr_0=np.array([Bomb()], object)), "arr_0: object of shape"),
     "no arr_0": (archive(mu=np.zeros(2)), "There is no item named 'arr_0.npy'"),
     "floats": (archive(arr_0=np.zeros((2, 4, 4, 3), np.float32)), "arr_0: float32 of shape"),
     "one image": (archive(arr_0=some()[0]), r"arr_0: uint8 of shape \(6, 4, 3\), expected uint8"),
     "two channels": (archive(arr_0=some(5, 2)), r"shape \(5, 6, 4, 2\), expected"),
     "no images": (archive(arr_0=some(0)), "has no images"),
-    "columns": (archive(arr_0=np.asfortranarray(some())), "is stored column by column"),
-    "truncated": (archive(arr_0=some())[:-30], "is no .npz of images"),
+    "columns": (archive(arr_0=np.asfortranarray(some())), "arr_0 is in Fortran order"),
+    "truncated": (archive(arr_0=some())[:-30], "is not an .npz of images"),
     "damaged": (flipped(archive(arr_0=some(200)), 9999), "is damaged: Bad CRC-32"),
-    "too short": (promise((1000, 6, 4, 3), 7200), "is damaged: cannot reshape"),
-    "many": (promise((10**12, 6, 4, 3), 72), "expected .* of at most 10000000 images"),
-    "wide": (promise((1, 5000, 4, 3), 72), "and 4096 pixels a side"),
-    "flat": (promise((1, 0, 4, 3), 0), r"uint8 of shape \(1, 0, 4, 3\), expected"),
+    "too short": (inconsistent((1000, 6, 4, 3), 7200), "is damaged: cannot reshape"),
+    "many": (inconsistent((10**12, 6, 4, 3), 72), "expected .* with at most 10000000 images"),
+    "wide": (inconsistent((1, 5000, 4, 3), 72), "and 4096 pixels per side"),
+    "flat": (inconsistent((1, 0, 4, 3), 0), r"uint8 of shape \(1, 0, 4, 3\), expected"),
     "few labels": (archive(arr_0=some(), arr_1=np.zeros(4, int)), r"arr_1 is int64 \(4,\), expec"),
     "float labels": (archive(arr_0=some(), arr_1=np.zeros(5)), r"arr_1 is float64 \(5,\), expec"),
-    "large labels": (archive(arr_0=some(), arr_1=np.full(5, 2**32)), "arr_1 has a class 4294967"),
+    "large labels": (archive(arr_0=some(), arr_1=np.full(5, 2**32)), "arr_1 has label 4294967"),
     "negative labels": (archive(arr_0=some(), arr_1=np.full(5, -1)), "has labels from -1 to -1"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_files_of_other_things_are_refused(tmp_path, kind):
+def test_invalid_npz_files_are_refused(tmp_path, kind):
     content, message = BAD[kind]
     (tmp_path / "samples.npz").write_bytes(content)
     refused(tmp_path / "samples.npz", message)
 
 
-def test_a_png_written_here_is_a_png(tmp_path):
+def test_written_files_are_valid_pngs(tmp_path):
     images.write_folder(tmp_path, [some(1)])
     with Image.open(tmp_path / "000000" / "000000.png") as picture:
         assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (4, 6))

@@ -1,4 +1,4 @@
-"""References: from data and from files, computed once, and refused where features differ."""
+"""References: from data and files, cached, refused if the features differ."""
 
 import dataclasses
 import hashlib
@@ -29,12 +29,12 @@ def digits():
 
 
 def some(count: int = 1100) -> np.ndarray:
-    """More than two batches."""
+    """Random images, more than two batches by default."""
     return np.random.default_rng(0).integers(0, 256, (count, 2, 2, 1), np.uint8)
 
 
 def quiet(text: str) -> None:
-    """Where a test does not look at what is said."""
+    """Log callback of tests that ignore the log."""
 
 
 PROTOCOL = {
@@ -62,7 +62,7 @@ def of_file(path, extractor=INCEPTION, **options):
 
 
 def forbidden(extractor: Extractor) -> Extractor:
-    """Of the same protocol, and must not be used."""
+    """Same protocol, but fails when features are computed."""
     return dataclasses.replace(extractor, extract=lambda _: pytest.fail("features were computed"))
 
 
@@ -89,7 +89,7 @@ def test_the_digits_are_compared_as_bytes(digits):
     }
 
 
-def test_a_limit_takes_the_first(digits):
+def test_a_limit_selects_the_first_images(digits):
     found = of_dataset(digits, features.pixels(), limit=600)
     whole = of_dataset(digits, features.pixels(), limit=10_000)
     assert (found.count, whole.count, found.protocol["count"]) == (600, 1797, 600)
@@ -98,7 +98,7 @@ def test_a_limit_takes_the_first(digits):
     np.testing.assert_allclose(found.mean, whole.features[:600].mean(0), atol=1e-5)
 
 
-def test_what_was_computed_is_not_computed_again():
+def test_a_cached_reference_is_not_computed_again():
     dataset = in_memory("images", some(), None, 0)
     said = []
     first = of_dataset(dataset, say=said.append)
@@ -109,7 +109,7 @@ def test_what_was_computed_is_not_computed_again():
     assert (again.name, again.labels) == ("copy", None)
 
 
-def test_other_data_extractors_and_limits_are_computed_anew(digits):
+def test_other_data_extractors_and_limits_are_not_taken_from_the_cache(digits):
     dataset = in_memory("images", some(), None, 0)
     first = of_dataset(dataset)
     half = dataclasses.replace(INCEPTION, protocol=PROTOCOL | {"dtype": "bfloat16"})
@@ -123,14 +123,14 @@ def test_other_data_extractors_and_limits_are_computed_anew(digits):
 
 
 @pytest.mark.parametrize("field", ["count", "mean", "covariance", "features", "labels", "protocol"])
-def test_the_checksum_is_of_everything_but_the_name(field):
+def test_the_checksum_covers_everything_but_the_name(field):
     found = of_dataset(in_memory("images", some(9), np.arange(9) % 2, 2))
     value = getattr(found, field)
     changed = dataclasses.replace(found, **{field: {} if field == "protocol" else 2 * value})
     assert reference._hashed(changed).sha256 != reference._hashed(found).sha256
 
 
-def test_a_damaged_cache_is_computed_again(cache_directory):
+def test_a_damaged_cache_entry_is_computed_again(cache_directory):
     dataset = in_memory("images", some(), np.arange(1100) % 7, 7)
     first = of_dataset(dataset)
     (path,) = (cache_directory / "references").iterdir()
@@ -153,7 +153,7 @@ def test_a_damaged_cache_is_computed_again(cache_directory):
         said = []
         assert_equal(of_dataset(dataset, say=said.append), first)
         assert said[0].startswith(str(path))
-        assert said[0].endswith("It is computed again.")
+        assert said[0].endswith("Computing it again.")
         assert_equal(of_dataset(dataset, forbidden(INCEPTION)), first)
 
 
@@ -164,16 +164,16 @@ def test_sets_without_a_covariance_are_refused(digits):
     large = dataclasses.replace(
         INCEPTION, extract=lambda x: Extracted(np.zeros((len(x), 12_289), np.float32), None)
     )
-    with pytest.raises(ConfigError, match="12289 features an image, at most 12288 have a covari"):
+    with pytest.raises(ConfigError, match="12289 features per image, expected at most 12288"):
         of_dataset(digits, large)
 
 
-def test_a_batch_of_images_is_a_reference(tmp_path):
+def test_an_npz_of_images_is_a_reference(tmp_path):
     path = tmp_path / "VIRTUAL_images.npz"
     np.savez(path, arr_0=some(), mu=np.zeros(2048), sigma=np.eye(2048))  # ADM's file has both
     said = []
     found = of_file(path, say=said.append)
-    assert said[0] == f"{path}: its mu and sigma are of another extractor; only its images are used"
+    assert said[0] == f"{path}: using only its images; its mu and sigma are of another extractor"
     expected = of_dataset(in_memory("images", some(), None, 0))
     assert_equal(found, expected, "name", "sha256")
     assert found.name == str(path)
@@ -207,7 +207,7 @@ def test_statistics_of_the_same_features_are_a_reference(tmp_path):
     assert (found.name, found.sha256) == (str(path), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def test_what_the_cache_keeps_is_a_reference_file(cache_directory):
+def test_a_cache_entry_is_a_reference_file(cache_directory):
     first = of_dataset(in_memory("images", some(), np.arange(1100) % 7, 7))
     (path,) = (cache_directory / "references").iterdir()
     found = of_file(path, forbidden(INCEPTION))
@@ -215,19 +215,19 @@ def test_what_the_cache_keeps_is_a_reference_file(cache_directory):
     assert found.protocol | {"split": None} == first.protocol
 
 
-def test_statistics_from_elsewhere_are_taken_for_inceptions_and_that_is_said(tmp_path):
+def test_statistics_without_a_protocol_are_assumed_inceptions_with_a_log_line(tmp_path):
     path = tmp_path / "edm.npz"
     saved(path)
     said = []
     found = of_file(path, say=said.append)
     assert found.protocol == {"extractor": "reference of unknown protocol"}
     assert found.count is None
-    assert said == [f"{path}: reference of unknown protocol; taken for FID statistics"]
-    with pytest.raises(ConfigError, match="does not say what it was made with.* are 'pixels'"):
+    assert said == [f"{path}: reference of unknown protocol; assuming FID statistics"]
+    with pytest.raises(ConfigError, match="does not record its features.* are 'pixels'"):
         of_file(path, features.pixels())
 
 
-def test_statistics_of_another_length_are_refused(tmp_path):
+def test_statistics_of_another_dimension_are_refused(tmp_path):
     path = tmp_path / "ref.npz"
     for protocol in (None, {"extractor": PROTOCOL}):
         saved(path, protocol, dim=4)
@@ -239,21 +239,23 @@ def test_statistics_of_another_length_are_refused(tmp_path):
 def test_statistics_of_other_features_are_refused(tmp_path, field):
     path = tmp_path / "ref.npz"
     saved(path, {"extractor": PROTOCOL | {field: "other"}})
-    message = f"ref.npz was made with other .*\n  {field}: 'other' -> '{PROTOCOL[field]}'\nCompute"
+    message = (
+        f"ref.npz was computed with other .*\n  {field}: 'other' -> '{PROTOCOL[field]}'\nCompute"
+    )
     with pytest.raises(ConfigError, match=message):
         of_file(path)
 
 
-def test_statistics_with_a_protocol_of_another_kind_are_refused(tmp_path):
+def test_statistics_with_an_unknown_protocol_are_refused(tmp_path):
     saved(tmp_path / "ref.npz", {"made by": "hand"})
     with pytest.raises(ConfigError, match=r"made by: 'hand' -> '\(absent\)'"):
         of_file(tmp_path / "ref.npz")
     saved(tmp_path / "ref.npz", {"extractor": "by hand"})
-    with pytest.raises(ConfigError, match="made with other features"):
+    with pytest.raises(ConfigError, match="computed with other features"):
         of_file(tmp_path / "ref.npz")
 
 
-def test_files_that_are_no_reference_are_refused(tmp_path):
+def test_invalid_reference_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="absent.npz does not exist"):
         of_file(tmp_path / "absent.npz")
     path = tmp_path / "ref.npz"
@@ -280,7 +282,7 @@ def test_a_url_is_fetched_once(tmp_path):
     assert (first.name, len(first.mean)) == (site.url, 3)
 
 
-def test_a_source_is_data_or_a_file(tmp_path, digits):
+def test_a_source_is_a_data_set_or_a_file(tmp_path, digits):
     found = reference.of("digits", features.pixels(), limit=100, say=quiet)
     assert (found.name, found.count, found.protocol["split"]) == ("digits", 100, "train")
     images.write_npz(tmp_path / "a.npz", some())
@@ -310,7 +312,7 @@ def test_a_folder_or_a_zip_of_images_is_a_reference(tmp_path):
         assert reference.of(site.url, INCEPTION, say=quiet).count == 9
 
 
-def test_a_run_is_no_folder_of_images(tmp_path):
+def test_a_run_is_refused_as_a_folder_of_images(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is a run or weights, expected a folder of images"):
+    with pytest.raises(ConfigError, match="is a run or a model, expected a folder of images"):
         reference.of(str(tmp_path), INCEPTION, say=quiet)

@@ -1,4 +1,4 @@
-"""Streamed moments are those of the whole set, however it is cut; files are read with care."""
+"""Streaming moments for any batch size and device count; refusal of invalid files."""
 
 import io
 import json
@@ -17,7 +17,7 @@ TOLERANCE = 1e-6  # relative to the largest entry
 
 
 def features(count: int = 1003, dim: int = 24) -> np.ndarray:
-    """Correlated, positive, far from zero: as pooled activations, and worse."""
+    """Correlated, positive, far from zero: harder than pooled activations."""
     rng = np.random.default_rng(0)
     mixed = rng.normal(size=(count, dim)) @ rng.normal(size=(dim, dim))
     return (np.abs(mixed) + 20).astype(np.float32)
@@ -49,16 +49,16 @@ def test_moments_are_those_of_the_whole_set(batch):
 
 
 def test_a_large_mean_costs_no_precision():
-    far = np.concatenate([features(), features() - 500])  # batches far apart
+    far = np.concatenate([features(), features() - 500])  # batches with distant means
     assert_moments_of(streamed(far, 1003), far)
-    # In float32 a sum of so many rows is off by 1e-5, and at 1e5 the mean by 1e-2 of the spread.
+    # Plain float32 sums of 20000 rows are off by 1e-5: at offset 1e5, the mean by 1e-2 of the std.
     for offset in (1e4, 1e5):
         rows = np.random.default_rng(1).normal(size=(20000, 2)) + offset
         assert_moments_of(streamed(rows.astype(np.float32), 20000), rows.astype(np.float32))
 
 
 def assert_devices_agree():
-    # 1003 rows in batches of 102: neither divides by 8.
+    # 1003 rows in batches of 102: neither is divisible by 8.
     rows = features()
     assert len(jax.devices()) == 8
     for stats in (streamed(rows, 102, 8), statistics.add(statistics.empty(24), rows)):
@@ -74,7 +74,7 @@ def test_eight_devices_equal_one():
     assert subprocesses.on_devices(8, program) == "equal\n"
 
 
-def test_padding_is_not_counted_whatever_it_holds():
+def test_padding_is_ignored_even_if_nan():
     rows = features(40)
     padded = np.concatenate([rows, np.full((24, 24), np.nan, np.float32)])
     stats = statistics.add(statistics.empty(24), padded, count=40)
@@ -82,7 +82,7 @@ def test_padding_is_not_counted_whatever_it_holds():
     assert statistics.add(stats, padded, count=0) is stats
 
 
-def test_merging_is_adding():
+def test_merging_equals_adding():
     rows = features()
     parts = statistics.merge(streamed(rows[:300], 100), streamed(rows[300:], 100))
     assert_moments_of(parts, rows)
@@ -92,7 +92,7 @@ def test_merging_is_adding():
     assert_moments_of(statistics.merge(parts, nothing), rows)
 
 
-def test_the_frechet_distance_of_streamed_moments_is_that_of_the_rows():
+def test_streamed_moments_give_the_same_frechet_distance():
     a, b = features(), features()[:, ::-1]
     direct = frechet.frechet_distance(*frechet.moments(a), *frechet.moments(b))
     moments = [statistics.moments(streamed(rows, 100)) for rows in (a, b)]
@@ -120,7 +120,7 @@ def test_one_image_has_no_covariance(ddof):
         statistics.moments(stats, ddof=ddof)
 
 
-def test_count_and_protocol_are_read_where_a_file_has_them(tmp_path):
+def test_count_and_protocol_are_read_if_present(tmp_path):
     text = json.dumps({"features": "pixels", "ddof": 0})
     np.savez(tmp_path / "ours.npz", mu=np.ones(3), sigma=np.eye(3), count=9, protocol=text)
     found = statistics.load(tmp_path / "ours.npz")
@@ -128,7 +128,7 @@ def test_count_and_protocol_are_read_where_a_file_has_them(tmp_path):
     assert (found.count, found.protocol) == (9, {"features": "pixels", "ddof": 0})
 
 
-def test_a_file_of_edm_has_neither_count_nor_protocol(tmp_path):
+def test_edms_files_have_neither_count_nor_protocol(tmp_path):
     np.savez(tmp_path / "edm.npz", mu=np.zeros(3, np.float32), sigma=np.eye(3))
     found = statistics.load(tmp_path / "edm.npz")
     assert (found.count, found.protocol) == (None, {})
@@ -155,19 +155,19 @@ BAD = {
         "is not a file of feature statistics",
     ),
     "truncated": (archive(mu=np.zeros(2), sigma=np.eye(2))[:-30], "is not a file of feature"),
-    "nothing inside": (archive(mean=np.zeros(2)), "must be an .npz of arrays mu and sigma"),
+    "nothing inside": (archive(mean=np.zeros(2)), "expected an .npz of arrays mu and sigma"),
     "words": (archive(mu=np.array(["1"]), sigma=np.eye(1)), "is not a file of feature"),
     "protocol": (archive(mu=np.zeros(2), sigma=np.eye(2), protocol="{"), "JSONDecodeError"),
     "shapes": (archive(mu=np.zeros(2), sigma=np.eye(3)), r"mu has shape \(2,\) and sigma \(3, 3\)"),
     "a number": (archive(mu=np.zeros(()), sigma=np.zeros(())), "mu has shape"),
     "no dimension": (archive(mu=np.zeros(0), sigma=np.zeros((0, 0))), "mu has shape"),
     "not finite": (archive(mu=np.zeros(1), sigma=np.full((1, 1), np.nan)), "not all numbers are"),
-    "not symmetric": (archive(mu=np.zeros(2), sigma=SKEW), "is not symmetric"),
+    "not symmetric": (archive(mu=np.zeros(2), sigma=SKEW), "is not a covariance"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_files_of_another_kind_are_refused(tmp_path, kind):
+def test_invalid_files_are_refused(tmp_path, kind):
     content, message = BAD[kind]
     (tmp_path / "ref.npz").write_bytes(content)
     with pytest.raises(ConfigError, match=message) as raised:

@@ -121,7 +121,7 @@ def test_of_a_folder_of_images_those_before_a_full_disk_stay(tmp_path, monkeypat
     with pytest.raises(ConfigError) as error:
         images.write_folder(tmp_path / "out", [pictures] * 3)
     assert "000003.png cannot be written: No space left" in str(error.value)
-    assert "The 3 images before it stay." in str(error.value)
+    assert "The 3 images before it are kept." in str(error.value)
     assert left(tmp_path / "out") == [f"{n:06d}.png" for n in range(3)]
 
 
