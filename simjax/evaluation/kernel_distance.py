@@ -1,6 +1,6 @@
-"""Kernel distance (KID): the squared maximum mean discrepancy of two sets of features. float64.
+"""Kernel Inception distance (KID): squared MMD of two feature sets. float64.
 
-Reference: Bińkowski et al., arXiv:1801.01401, section 4; subsets drawn as SiD's metrics draw them.
+Reference: Bińkowski et al., arXiv:1801.01401, section 4; subsets are drawn as in SiD's metrics.
 Called from evaluation/evaluator.py.
 """
 
@@ -21,21 +21,22 @@ def kernel_distance(
     subsets: int = 100,
     subset_size: int = 1000,
 ) -> float:
-    """Mean over random subsets of mmd_squared; zero in expectation for equal distributions.
+    """KID: mean of mmd_squared over random subsets.
 
-    Defaults are SiD's. A set with fewer than subset_size rows makes all subsets as small.
+    Zero in expectation for equal distributions. Defaults are SiD's. If a set has fewer than
+    subset_size rows, all subsets have its size.
 
     Raises:
-      ConfigError: sets of rows of two lengths, not finite, or of a single row.
+      ConfigError: the feature dimensions differ, a number is not finite, or a set has one row.
     """
     require_comparable("generated features", generated, "real features", real)
     size = min(subset_size, len(generated), len(real))
     if size < 2:
         raise ConfigError(
             f"{len(generated)} generated and {len(real)} real images, subsets of {subset_size}: "
-            "the kernel distance needs at least two of each."
+            "KID needs at least two of each."
         )
-    draws = np.random.RandomState(seed)  # the reference's generator, kept stable by NumPy
+    draws = np.random.RandomState(seed)  # SiD's generator, which NumPy keeps stable
     total = 0.0
     for _ in range(subsets):
         ours = generated[draws.choice(len(generated), size, replace=False)]
@@ -46,7 +47,13 @@ def kernel_distance(
 
 @typed
 def mmd_squared(x: Float[np.ndarray, "m d"], y: Float[np.ndarray, "m d"]) -> float:
-    """Unbiased: E k(x, x') + E k(y, y') - 2 E k(x, y), x' another row than x. May be negative."""
+    """Unbiased estimate of the squared MMD; may be negative.
+
+        E k(x, x') + E k(y, y') - 2 E k(x, y),  k(x, y) = (x . y / d + 1)^3,  x' another row than x
+
+    >>> mmd_squared(np.array([[1.0], [1.0]]), np.array([[0.0], [0.0]]))
+    7.0
+    """
     x, y = x.astype(np.float64), y.astype(np.float64)
     within = _kernel(x, x) + _kernel(y, y)
     pairs = len(x) * (len(x) - 1)
@@ -54,5 +61,5 @@ def mmd_squared(x: Float[np.ndarray, "m d"], y: Float[np.ndarray, "m d"]) -> flo
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(x . y / d + 1)^3 of every pair."""
+    """(x . y / d + 1)^3 for every pair."""
     return (x @ y.T / x.shape[1] + 1) ** 3

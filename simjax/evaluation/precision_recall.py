@@ -1,7 +1,7 @@
-"""Improved precision and recall: how much of each set lies within the other's neighbourhoods.
+"""Improved precision and recall from k-nearest-neighbour manifolds.
 
-Reference: Kynkäänniemi et al., arXiv:1904.06991, section 2, k = 3. Distances are float32 matrix
-products on the device, BLOCK rows at a time. Called from evaluation/evaluator.py.
+Reference: Kynkäänniemi et al., arXiv:1904.06991, section 2, k = 3. Distances are float32 matmuls on
+the device, BLOCK rows at a time. Called from evaluation/evaluator.py.
 """
 
 import functools
@@ -18,9 +18,9 @@ from simjax.evaluation.statistics import require_comparable
 from simjax.runtime import sharding
 from simjax.typing import Array, typed
 
-BLOCK = 1024  # rows of distances held at a time; our choice
-# Relative to |a|^2 + |b|^2, what float32 may round in |a - b|^2: nearer than that to the radius is
-# at the radius, so that ties count. Equal rows of 2048 numbers come to 5e-7; our choice.
+BLOCK = 1024  # rows of the distance matrix in memory at a time; our choice
+# Tolerance of |a - b|^2 for float32 rounding, relative to |a|^2 + |b|^2: a pair within it of the
+# radius counts as inside, so ties count. Equal rows of 2048 numbers reach 5e-7; our choice.
 ROUNDING = 2e-6
 
 
@@ -32,16 +32,25 @@ def precision_recall(
     k: int = 3,
     mesh: Mesh | None = None,
 ) -> tuple[float, float]:
-    """(precision, recall): the shares of generated rows near real ones, and of real near generated.
+    """(precision, recall) of generated features.
 
-    A row is near a set when, for some member, it is no farther than that member's k-th neighbour
-    within its own set.
+    Precision is the fraction of generated rows on the manifold of the real ones, recall the
+    fraction of real rows on the manifold of the generated ones.
+
+    A set's manifold is the union of balls around its members, each with the distance to the
+    member's k-th nearest neighbour in the set as radius.
+
+    >>> real = np.arange(4.0)[:, None]
+    >>> generated = np.array([[0.0], [1.0], [2.0], [9.0]])  # 9 is far from the real ones
+    >>> precision_recall(real, generated, k=1)
+    (0.75, 1.0)
 
     Args:
-      mesh: devices that share the rows of a block; None takes this process's.
+      mesh: devices over which the rows of a block are split; None: local devices.
 
     Raises:
-      ConfigError: sets of rows of two lengths, not finite, or of at most k rows.
+      ConfigError: the feature dimensions differ, a number is not finite, or a set has at most k
+        rows.
     """
     require_comparable("real features", real, "generated features", generated)
     if not 1 <= k < min(len(real), len(generated)):
@@ -50,7 +59,7 @@ def precision_recall(
             f"k = {k} need at least k + 1 of each, and k >= 1."
         )
     mesh = sharding.local_mesh() if mesh is None else mesh
-    centre = real.mean(0, dtype=np.float64).astype(np.float32)  # smaller numbers round less
+    centre = real.mean(0, dtype=np.float64).astype(np.float32)  # centring reduces rounding errors
     real, generated = ((rows - centre).astype(np.float32) for rows in (real, generated))
     real_radius = _squared_radii(real, k, mesh)
     generated_radius = _squared_radii(generated, k, mesh)
@@ -64,14 +73,14 @@ def precision_recall(
 
 
 def _squared_radii(rows: np.ndarray, k: int, mesh: Mesh) -> np.ndarray:
-    """Squared distance from each row to its k-th neighbour, itself left out."""
+    """Squared distance from each row to its k-th nearest neighbour, excluding itself."""
     members = jax.device_put(rows, sharding.replicated(mesh))
     found = [np.asarray(_kth(block, members, k, mesh)) for (block,) in _blocks(mesh, rows)]
     return np.concatenate(found)[: len(rows)]
 
 
 def _blocks(mesh: Mesh, *arrays: np.ndarray) -> Iterator[tuple[Array, ...]]:
-    """BLOCK rows of each array at a time over the devices; the last one begins again at row 0."""
+    """Blocks of BLOCK rows; the last block wraps around to row 0."""
     size = sharding.rounded_up(BLOCK, mesh)
     for start in range(0, len(arrays[0]), size):
         index = np.arange(start, start + size) % len(arrays[0])
@@ -95,7 +104,10 @@ def _coverage(
     member_radius: Float[Array, "n"],
     mesh: Mesh,
 ) -> tuple[Array, Array]:
-    """Which rows are near some member, and which members near some row; radii are squared."""
+    """Rows inside a ball around some member, and vice versa.
+
+    Radii are squared.
+    """
     squared, rounding = _squared_distances(rows, members)
     near = squared <= member_radius + rounding
     reached = squared <= row_radius[:, None] + rounding
@@ -107,7 +119,7 @@ def _coverage(
 def _squared_distances(
     rows: Float[Array, "b d"], members: Float[Array, "n d"]
 ) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
-    """|a - b|^2 of every pair, and what it may be off by."""
+    """|a - b|^2 for every pair, and its rounding tolerance."""
     size = jnp.sum(rows**2, 1)[:, None] + jnp.sum(members**2, 1)
     products = jnp.matmul(rows, members.T, precision="highest")
     return size - 2 * products, ROUNDING * size

@@ -1,4 +1,4 @@
-"""Closed forms of the Frechet distance, and SciPy's matrix root."""
+"""Frechet distance against closed forms and SciPy's matrix square root."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_distance_of_commuting_gaussians():
 
 
 @pytest.mark.parametrize("case", range(20))
-def test_distance_is_that_of_scipys_matrix_root(case):
+def test_distance_equals_that_with_scipys_matrix_root(case):
     rng = np.random.default_rng(case)
     dim = (1, 2, 3, 7, 50)[case % 5]
     (mean_a, cov_a), (mean_b, cov_b) = (gaussian(rng, dim, 2 * dim) for _ in range(2))
@@ -36,15 +36,15 @@ def test_distance_is_that_of_scipys_matrix_root(case):
 
 
 def test_distance_when_there_are_fewer_samples_than_dimensions():
-    # Shifting every row moves the mean alone, whatever the rank of the covariance.
+    # Shifting every row changes only the mean, for any rank of the covariance.
     rows = np.random.default_rng(1).normal(size=(6, 40))
     shift = np.full(40, 0.25)
     found = frechet.frechet_distance(*frechet.moments(rows), *frechet.moments(rows + shift))
     np.testing.assert_allclose(found, 40 * 0.25**2, rtol=1e-6)
 
 
-def test_rounding_in_the_null_space_of_a_covariance_does_not_add_up():
-    # Orthogonal supports: the root of the product is zero, and only the traces are left.
+def test_rounding_errors_in_a_null_space_do_not_accumulate():
+    # Orthogonal supports: the root of the product is zero, so the distance is the sum of traces.
     rng = np.random.default_rng(2)
     rotation = np.linalg.qr(rng.normal(size=(200, 200)))[0]
     cov_a, cov_b = (half @ half.T for half in (rotation[:, :100], rotation[:, 100:]))
@@ -54,7 +54,7 @@ def test_rounding_in_the_null_space_of_a_covariance_does_not_add_up():
 
 
 @pytest.mark.parametrize("rank", [3, 60])
-def test_distance_is_symmetric_to_the_last_bit(rank):
+def test_distance_is_bitwise_symmetric(rank):
     rng = np.random.default_rng(3)
     for _ in range(5):
         a, b = (gaussian(rng, 30, rank) for _ in range(2))
@@ -68,7 +68,7 @@ def test_distance_is_never_negative():
         assert 0 <= frechet.frechet_distance(*a, *a) < 1e-12 * np.trace(a[1])
 
 
-def test_moments_divide_by_what_is_asked():
+def test_moments_divide_by_n_minus_ddof():
     mean, covariance = frechet.moments(np.array([[0.0, 0], [2, 4]]))
     np.testing.assert_allclose(mean, [1, 2])
     np.testing.assert_allclose(covariance, [[2, 4], [4, 8]])
@@ -91,7 +91,7 @@ def test_one_image_has_no_covariance():
 
 @pytest.mark.parametrize("position", range(4))
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_is_refused(position, value):
+def test_nonfinite_moments_are_refused(position, value):
     arguments = [np.zeros(2), np.eye(2), np.zeros(2), np.eye(2)]
     arguments[position].flat[-1] = value
     with pytest.raises(ConfigError, match="not all numbers are finite"):

@@ -1,4 +1,4 @@
-"""Precision and recall of rows on lines; blocks, devices, ties."""
+"""Precision and recall of points on a line; blocks, devices, ties."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from tests.helpers import subprocesses
 
 
 def by_definition(real: np.ndarray, generated: np.ndarray, k: int) -> tuple[float, float]:
-    """From all differences at once, float64."""
+    """Reference implementation: all pairwise distances at once, float64."""
 
     def distances(a, b):
         return np.sqrt(((a[:, None].astype(np.float64) - b[None]) ** 2).sum(-1))
@@ -30,7 +30,7 @@ def random_sets(n: int = 150, m: int = 211, dim: int = 6) -> tuple[np.ndarray, n
     return (5 + real).astype(np.float32), (5 + generated).astype(np.float32)
 
 
-def test_neighbourhoods_on_a_line():
+def test_manifolds_on_a_line():
     # Real rows 0..9 on a line: the third neighbour is at most 3 away (at the ends), 2 inside.
     real = np.arange(10.0)[:, None]
     inside, outside = np.linspace(4, 5, 8)[:, None], np.full((8, 1), 100.0) + np.arange(8)[:, None]
@@ -38,24 +38,24 @@ def test_neighbourhoods_on_a_line():
     assert precision_recall(real, outside) == (0.0, 0.0)
     precision, recall = precision_recall(real, np.concatenate([inside, outside]))
     assert precision == 0.5
-    assert recall == pytest.approx(0.2)  # real 4 and 5 alone lie within 3 / 7 of the dense eight
+    assert recall == pytest.approx(0.2)  # only real 4 and 5 are within 3 / 7 of the dense eight
 
 
-def test_a_row_at_exactly_the_radius_is_near_and_one_just_beyond_is_not():
+def test_a_row_at_exactly_the_radius_is_inside_and_one_just_beyond_is_not():
     real = np.array([[0.0], [1], [2], [3]])  # radii 3, 2, 2, 3
     assert precision_recall(real, np.array([[6.0], [6.5], [7], [8]]))[0] == 0.25
     assert precision_recall(real, np.array([[6.0001], [6.5], [7], [8]]))[0] == 0.0
     assert precision_recall(real, np.array([[6.5], [-3.0], [7], [8]]))[0] == 0.25
 
 
-def test_a_row_at_the_radius_is_near_where_float32_rounds():
-    # Each row four times: all radii are zero, and only equal rows are near each other.
+def test_a_row_at_the_radius_is_inside_despite_float32_rounding():
+    # Each row four times: all radii are zero, so only equal rows are inside.
     rows = np.random.default_rng(1).uniform(0, 3, size=(40, 2048)).astype(np.float32)
     assert precision_recall(np.tile(rows, (4, 1)), np.tile(rows, (5, 1))) == (1.0, 1.0)
     assert precision_recall(np.tile(rows, (4, 1)), np.tile(rows + 0.01, (5, 1))) == (0.0, 0.0)
 
 
-def test_distances_do_not_suffer_from_a_large_mean():
+def test_a_large_mean_costs_no_accuracy():
     real, generated = random_sets()
     shifted = precision_recall(real.astype(np.float64) + 1e6, generated.astype(np.float64) + 1e6)
     assert shifted == by_definition(real, generated, 3)
@@ -63,7 +63,7 @@ def test_distances_do_not_suffer_from_a_large_mean():
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("block", [16, 150, 1024])
-def test_blocks_change_nothing(monkeypatch, k, block):
+def test_the_block_size_does_not_matter(monkeypatch, k, block):
     monkeypatch.setattr(module, "BLOCK", block)
     real, generated = random_sets()
     expected = by_definition(real, generated, k)
@@ -72,7 +72,7 @@ def test_blocks_change_nothing(monkeypatch, k, block):
 
 
 def assert_devices_agree():
-    # Blocks of 51 rows become 56 on eight devices; neither 150 nor 211 rows divide by it.
+    # Blocks of 51 rows become 56 on eight devices; 56 divides neither 150 nor 211.
     module.BLOCK = 51
     sets = random_sets()
     assert len(jax.devices()) == 8
