@@ -43,14 +43,15 @@ MISTAKES = {
     f"{IMAGES}--metrics=frechet,aesthetic,,--clip=clip,,--aesthetic_head=head.pth{END}": "images "
     "need --reference=... (or --data=...) to be compared with, by frechet",
     # Files.
-    f"{IMAGES}--metrics=clip_score,,--clip=none,,--prompts=prompts.txt{END}": "none is no folder",
+    f"{IMAGES}--metrics=clip_score,,--clip=none,,--prompts=prompts.txt{END}": "none is not a"
+    " folder",
     f"{IMAGES}--metrics=clip_score,,--clip=drawn,,--prompts=prompts.txt{END}": "drawn: holds ",
     f"{IMAGES}--metrics=clip_score,,--clip=wordless,,--prompts=prompts.txt{END}": "no tokenizer",
     f"{IMAGES}--metrics=clip_score,,--clip=cut,,--prompts=prompts.txt{END}": "cut/model.safetens",
     f"{IMAGES}--metrics=aesthetic,,--clip=clip,,--aesthetic_head=none.pth{END}": "none.pth: No suc",
     f"{IMAGES}--metrics=aesthetic,,--clip=clip,,--aesthetic_head=drawn.npz{END}": "drawn.npz: ",
     f"{IMAGES}--metrics=aesthetic,,--clip=small,,--aesthetic_head=head.pth{END}": "small: embedding"
-    "s of 12 numbers, but the aesthetic head reads 768",
+    "s have 12 channels, but the aesthetic head needs 768",
     f"{IMAGES}{CLIP},,--prompts=none.txt{END}": "none.txt",
     f"{IMAGES}{CLIP},,--prompts=empty.txt{END}": "empty.txt has no prompts",
     f"{IMAGES}{CLIP},,--prompts=four.txt{END}": "drawn has 6 images, four.txt 4 prompts; expected ",

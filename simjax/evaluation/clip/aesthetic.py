@@ -1,7 +1,7 @@
-"""LAION's aesthetic score: how much people would like an image, about 1 to 10, by its CLIP vector.
+"""LAION aesthetic score: predicted human rating, about 1 to 10.
 
-Five linear layers with nothing between them but dropout in training, on the L2-normalised embedding
-of openai/clip-vit-large-patch14. Papers mean this head by "aesthetic score", SIM's among them.
+Five linear layers without activations (only dropout in training) on the L2-normalised image
+embedding of openai/clip-vit-large-patch14. The "aesthetic score" of papers, SIM's included.
 Reference: github.com/christophschuhmann/improved-aesthetic-predictor, its file
 sac+logos+ava1-l14-linearMSE.pth. Called from score.py.
 """
@@ -20,15 +20,15 @@ from simjax.porting.maps import rules
 from simjax.porting.maps.clip import AESTHETIC_RULES
 from simjax.typing import Array, Params, PerExample, typed
 
-LAYERS = ("0", "2", "4", "6", "7")  # as the file numbers them
+LAYERS = ("0", "2", "4", "6", "7")  # names in the file
 WIDTHS = (768, 1024, 128, 64, 16, 1)
 
 
 def load(path: str | os.PathLike) -> Params:
-    """The head's parameters, {layer: {kernel, bias}}, from its .pth file.
+    """Loads the head from its .pth file: {layer: {kernel, bias}}.
 
     Raises:
-      ConfigError: the file is missing, damaged, or of another head.
+      ConfigError: the file is missing, damaged, or of another network.
     """
     tensors = read_weights.read(path).tensors
     refuse_nonfinite(tensors, path)
@@ -49,10 +49,10 @@ def load(path: str | os.PathLike) -> Params:
 
 @typed
 def aesthetic_scores(params: Params, embeddings: Float[Array, "b c"]) -> PerExample:
-    """One score an image, of ViT-L/14's embeddings; a vector's length does not matter.
+    """One score per image from ViT-L/14 embeddings, which are normalised first.
 
     Raises:
-      ConfigError: embeddings of another network.
+      ConfigError: embeddings of another width, so of another network.
     """
     require_width(embeddings.shape[1])
     x = normalised(embeddings)
@@ -62,19 +62,28 @@ def aesthetic_scores(params: Params, embeddings: Float[Array, "b c"]) -> PerExam
 
 
 def require_width(width: int) -> None:
-    """Refuses the embeddings of networks that the head is not for, by their width.
+    """Raises unless the embedding width is that of ViT-L/14.
+
+    >>> require_width(768)
+    >>> require_width(512)
+    Traceback (most recent call last):
+    simjax.errors.ConfigError: embeddings have 512 channels, but the aesthetic head needs 768: ...
 
     Raises:
-      ConfigError: another width than ViT-L/14's.
+      ConfigError: another width than 768.
     """
     if width != WIDTHS[0]:
         raise ConfigError(
-            f"embeddings of {width} numbers, but the aesthetic head reads {WIDTHS[0]}: those of "
+            f"embeddings have {width} channels, but the aesthetic head needs {WIDTHS[0]}: use "
             "openai/clip-vit-large-patch14."
         )
 
 
 def normalised(embeddings: Float[Array, "b c"]) -> Float[Array, "b c"]:
-    """Each of length 1; zeros stay."""
+    """L2-normalises each row; rows of zeros stay zero.
+
+    >>> normalised(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(3).tolist()
+    [[0.6..., 0.8...], [0.0, 0.0]]
+    """
     length = jnp.linalg.norm(embeddings, axis=1, keepdims=True)
     return embeddings / jnp.where(length == 0, 1, length)

@@ -1,11 +1,11 @@
-"""CLIP score: how well images agree with their prompts; and all scores of a text-to-image table.
+"""CLIP score: agreement of images with their prompts.
 
     CLIP score = w max(cos(E_image, E_text), 0)
 
-Its paper has w = 2.5 and writes "A photo depicts" before each caption. Tables of text-to-image
-models report w = 100 of the bare prompt, as torchmetrics does, and so does this file; torchmetrics
-takes the maximum after the mean over images, which differs only where some cosine is negative.
-Scores compare only where the network is the same, mostly openai/clip-vit-large-patch14.
+The CLIPScore paper uses w = 2.5 and the prefix "A photo depicts". Tables of text-to-image models,
+torchmetrics and this file use w = 100 and no prefix; torchmetrics clips at 0 after averaging over
+images, which differs only if some cosine is negative. Scores are comparable only for the same CLIP
+network, usually openai/clip-vit-large-patch14.
 Reference: CLIPScore, arXiv:2104.08718, section 3.
 """
 
@@ -34,23 +34,23 @@ from simjax.runtime import checkpoint, sharding
 from simjax.typing import Array, Images, Params, typed
 
 WEIGHT = 100.0  # w, see above
-# Of red, green and blue in [0, 1]: openai/CLIP, clip/clip.py, _transform.
+# RGB mean and std in [0, 1]: openai/CLIP, clip/clip.py, _transform.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-BATCH = 64  # images or texts at a time, rounded up to the devices; our choice
+BATCH = 64  # batch size, rounded up to a multiple of the number of devices; our choice
 
 Bytes = UInt8[np.ndarray, "n h w c"]
 Embeddings = Float[np.ndarray, "n d"]
 
 
 class Embedder(NamedTuple):
-    """A CLIP network that takes images and prompts as they are.
+    """A CLIP network that embeds raw images and prompts.
 
     Attributes:
-      images: any number of uint8 images, grey ones too, to embeddings.
-      prompts: any number of prompts to embeddings, and how many of them were cut.
-      width: numbers of an embedding.
-      sha256: of the network's parameters.
+      images: maps any number of uint8 images, RGB or grey, to embeddings.
+      prompts: maps any number of prompts to embeddings and the number of truncated prompts.
+      width: channels of an embedding.
+      sha256: checksum of the parameters.
     """
 
     images: Callable[[Bytes], Embeddings]
@@ -60,15 +60,15 @@ class Embedder(NamedTuple):
 
 
 def load_clip(folder: str | os.PathLike, *, batch: int = BATCH) -> Embedder:
-    """The network in a folder of transformers' CLIPModel: config.json, weights, tokenizer.
+    """Loads a transformers CLIPModel folder: config.json, weights, tokenizer.
 
     Raises:
-      ConfigError: something is missing, damaged or not CLIP's, or `tokenizers` is not installed.
+      ConfigError: a file is missing, damaged or not CLIP's, or `tokenizers` is not installed.
     """
     if not os.path.isdir(folder):
         raise ConfigError(
-            f"{folder} is no folder; expected one of transformers' CLIPModel: config.json, "
-            "weights, tokenizer. Download openai/clip-vit-large-patch14, for one."
+            f"{folder} is not a folder; expected one of transformers' CLIPModel: config.json, "
+            "weights, tokenizer. Download, for example, openai/clip-vit-large-patch14."
         )
     weights = read_weights.read(folder)
     refuse_nonfinite(weights.tensors, folder)
@@ -89,21 +89,23 @@ def load_clip(folder: str | os.PathLike, *, batch: int = BATCH) -> Embedder:
 def scores(
     images: Bytes, prompts: Sequence[str], clip: Embedder, aesthetic: Params
 ) -> dict[str, Any]:
-    """Of each image and its prompt: "clip_score" and "aesthetic", (n,); "NAME_mean", floats.
+    """CLIP and aesthetic score of images, one prompt per image.
 
-    "truncated" counts the prompts whose end was not read.
+    Returns "clip_score" and "aesthetic", (n,); their means, "clip_score_mean" and
+    "aesthetic_mean"; and "truncated", the number of truncated prompts.
 
     Args:
       clip: from load_clip.
       aesthetic: from aesthetic.load.
 
     Raises:
-      ConfigError: not as many prompts as images, no images, or a network the head is not for.
+      ConfigError: unequal numbers of images and prompts, no images, or a CLIP network of another
+        width than the aesthetic head's.
     """
     if len(images) != len(prompts) or not len(images):
         raise ConfigError(
-            f"{len(images)} images and {len(prompts)} prompts; expected a prompt for each image, "
-            "and one image at least."
+            f"{len(images)} images and {len(prompts)} prompts; expected one prompt per image "
+            "and at least one image."
         )
     of_prompts, truncated = clip.prompts(prompts)
     each = of_embeddings(clip.images(images), of_prompts, aesthetic)
@@ -114,10 +116,10 @@ def scores(
 def of_embeddings(
     images: Embeddings, prompts: Embeddings | None, aesthetic: Params | None
 ) -> dict[str, Float[np.ndarray, "n"]]:
-    """Each image's "clip_score", if there are prompts, and its "aesthetic", if there is a head.
+    """Per image, "clip_score" (with prompts) and "aesthetic" (with a head).
 
     Raises:
-      ConfigError: embeddings that are not finite, or of a network that the head is not for.
+      ConfigError: embeddings are not finite, or have another width than the head's.
     """
     each = {}
     if prompts is not None:
@@ -131,10 +133,14 @@ def of_embeddings(
 def clip_scores(
     images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"]
 ) -> Float[np.ndarray, "n"]:
-    """100 max(cos, 0) of each image's embedding and its text's, in float64.
+    """100 max(cos(image, text), 0) per pair of embeddings, in float64.
+
+    >>> texts = np.array([[1.0, 0.0], [1.0, 0.0]])
+    >>> clip_scores(np.array([[3.0, 4.0], [-1.0, 0.0]]), texts).tolist()
+    [60.0, 0.0]
 
     Raises:
-      ConfigError: not finite.
+      ConfigError: an embedding is not finite.
     """
     require_finite("embeddings", images, texts)
     images, texts = images.astype(np.float64), texts.astype(np.float64)
@@ -144,17 +150,20 @@ def clip_scores(
 
 @typed
 def cropped(images: UInt8[np.ndarray, "n h w c"], resolution: int) -> UInt8[np.ndarray, "n r r 3"]:
-    """The middle of images whose shorter side becomes `resolution`, bicubic and antialiased by PIL.
+    """Resizes the shorter side to `resolution` (PIL bicubic, antialiased), then centre-crops.
 
-    The longer side is rounded down, and so is the crop's first row or column (transformers'
-    CLIPImageProcessor; OpenAI's own crop may begin one later where an odd number is cut off).
+    The longer side and the offset of the crop are rounded down, as in transformers'
+    CLIPImageProcessor; OpenAI's crop may start one pixel later if an odd number is cropped.
+
+    >>> cropped(np.zeros((1, 10, 20, 1), np.uint8), 5).shape
+    (1, 5, 5, 3)
 
     Raises:
-      ConfigError: neither grey nor of three colours.
+      ConfigError: other than 1 or 3 channels.
     """
     height, width, channels = images.shape[1:]
     if channels not in (1, 3):
-        raise ConfigError(f"images of {channels} channels; expected 1 (grey) or 3.")
+        raise ConfigError(f"images have {channels} channels; expected 1 (grey) or 3 (RGB).")
     shorter = min(height, width)
     height, width = (side * resolution // shorter for side in (height, width))
     top, left = ((side - resolution) // 2 for side in (height, width))
@@ -167,25 +176,25 @@ def cropped(images: UInt8[np.ndarray, "n h w c"], resolution: int) -> UInt8[np.n
 
 
 def normalised(images: UInt8[Array, "b h w 3"]) -> Images:
-    """What the network takes: (v / 255 - mean) / deviation of every byte, by colour."""
+    """Input normalisation: (v / 255 - MEAN) / DEVIATION per RGB channel."""
     return (images.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(DEVIATION)
 
 
 def _require_fit(folder: str | os.PathLike, tokenizer: Tokenizer, text: Text) -> None:
-    """Refuses tokens that the network does not know, and an end that it would not find."""
+    """Raises if tokenizer and network differ in vocabulary or end token."""
     end = tokenizer.size - 1 if text.end is None else text.end
     if tokenizer.size > text.vocabulary or tokenizer.end != end:
         raise ConfigError(
-            f"{folder}: its tokenizer has {tokenizer.size} tokens and ends texts by "
-            f"{tokenizer.end}, but the network has {text.vocabulary} and looks for {end}; use the "
-            "files of one model."
+            f"{folder}: the tokenizer has {tokenizer.size} tokens, the end token {tokenizer.end}, "
+            f"but the network has {text.vocabulary}, the end token {end}; use tokenizer and "
+            "weights of the same model."
         )
 
 
 def _embedders(
     graphdef: nnx.GraphDef, params: Params, tokenizer: Tokenizer, resolution: int, batch: int
 ) -> tuple[Callable[[Bytes], Embeddings], Callable[[Sequence[str]], tuple[Embeddings, int]]]:
-    """An Embedder's images and prompts: batches, padded and split over local devices."""
+    """Embedder.images and Embedder.prompts: padded batches over local devices."""
     mesh = sharding.local_mesh()
     batch = sharding.rounded_up(batch, mesh)
     params = jax.device_put(params, sharding.replicated(mesh))

@@ -1,6 +1,7 @@
-"""CLIP and aesthetic score of a set of images that is read in batches; only scores are kept.
+"""CLIP and aesthetic score of batches of images; keeps only the scores.
 
-Image i belongs to prompt i mod the number of prompts, as simjax sample --prompts draws them.
+Image i is scored against prompt i modulo the number of prompts, the order in which
+`simjax sample --prompts` draws them.
 Called from simjax/commands/evaluate.py.
 """
 
@@ -21,7 +22,13 @@ SPACE = "clip"
 
 
 class Prompts(NamedTuple):
-    """Texts in the order of the images, the name of their file, and the sha256 of the texts."""
+    """Prompts of the images.
+
+    Attributes:
+      texts: in the order of the images.
+      name: name of the file of prompts.
+      sha256: checksum of the texts.
+    """
 
     texts: Sequence[str]
     name: str
@@ -29,7 +36,7 @@ class Prompts(NamedTuple):
 
 
 class Scorer:
-    """Mean scores of all images that it has seen."""
+    """Accumulates scores over batches and averages them."""
 
     def __init__(
         self,
@@ -42,12 +49,12 @@ class Scorer:
 
         Args:
           clip: from score.load_clip.
-          prompts: for CLIP score; None leaves it out.
-          head: from aesthetic.load; None leaves the aesthetic score out.
-          about: what `protocol` adds, by part: "extractor", "clip_score" or "aesthetic".
+          prompts: for the CLIP score; None: no CLIP score.
+          head: from aesthetic.load; None: no aesthetic score.
+          about: more fields for `protocol`, by part: "extractor", "clip_score" or "aesthetic".
 
         Raises:
-          ConfigError: no prompts, or a network that the head is not for.
+          ConfigError: an empty list of prompts, or a CLIP network of another width than the head's.
         """
         self._clip, self._head, self._about = clip, head, about or {}
         self._prompts, self._truncated = None, 0
@@ -55,13 +62,13 @@ class Scorer:
             aesthetic.require_width(clip.width)
         if prompts is not None:
             if not prompts:
-                raise ConfigError("no prompts; expected one at least.")
+                raise ConfigError("no prompts; expected at least one.")
             self._prompts, self._truncated = clip.prompts(prompts)
         self._count = 0
         self._each: dict[str, list[np.ndarray]] = {}
 
     def watch(self, batches: Iterable[Bytes]) -> Iterator[Bytes]:
-        """Yields the same batches, scored on their way."""
+        """Scores batches and yields them unchanged."""
         for images in batches:
             prompts = None
             if self._prompts is not None:
@@ -74,14 +81,14 @@ class Scorer:
             yield images
 
     def metrics(self) -> dict[str, float]:
-        """Means over the images, by "clip/NAME"."""
+        """Means over all images so far, by "clip/NAME"."""
         return {
             f"{SPACE}/{name}": float(np.concatenate(parts).mean(dtype=np.float64))
             for name, parts in self._each.items()
         }
 
     def protocol(self) -> dict[str, Any]:
-        """What the numbers depend on, under the name of their space."""
+        """Everything that the scores depend on, as {"clip": ...} for JSON."""
         parts = {"extractor": {"features": SPACE, "weights_sha256": self._clip.sha256}}
         if self._prompts is not None:
             counts = {"prompts": len(self._prompts), "truncated": self._truncated}
@@ -98,10 +105,10 @@ def load(
     head: str | os.PathLike | None = None,
     batch: int = score.BATCH,
 ) -> Scorer:
-    """Reads CLIP from a folder of transformers', and the aesthetic head from a file.
+    """A Scorer from a transformers CLIP folder and an aesthetic-head file.
 
     Raises:
-      ConfigError: files that are missing, damaged, or do not belong together.
+      ConfigError: files are missing, damaged, or do not fit together.
     """
     params = None if head is None else aesthetic.load(head)
     clip = score.load_clip(folder, batch=batch)

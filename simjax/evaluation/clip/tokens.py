@@ -1,6 +1,6 @@
-"""Texts as CLIP's tokens: lower-cased byte pairs between a start and an end token.
+"""CLIP tokenizer: lower-cased byte-pair encoding between start and end token.
 
-Reference: CLIP, arXiv:2103.00020, section 2.4, as transformers' CLIPTokenizer reads and writes it.
+Reference: CLIP, arXiv:2103.00020, section 2.4; files of transformers' CLIPTokenizer.
 Called from score.py.
 """
 
@@ -15,20 +15,20 @@ from jaxtyping import Bool, Int
 from simjax.errors import ConfigError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-WORD_END = "</w>"  # closes the last piece of every word
-# What byte pairs are never joined across: English endings, runs of letters, single digits, runs of
-# what is none of these; spaces are left out (CLIP's simple_tokenizer.py).
+WORD_END = "</w>"  # suffix of the last piece of every word
+# Pre-tokenization (CLIP's simple_tokenizer.py): English contractions, runs of letters, single
+# digits, runs of other characters; spaces are dropped. No merge crosses these boundaries.
 WORDS = r"'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 FILES = "tokenizer.json, or vocab.json and merges.txt"
 
 
 class Tokens(NamedTuple):
-    """Of n texts.
+    """Tokens of n texts.
 
     Attributes:
-      ids: start, the text, end; then padding.
+      ids: start token, text, end token, padding.
       mask: False at padding.
-      truncated: texts that were too long, and of which only the beginning is here.
+      truncated: number of texts that were truncated.
     """
 
     ids: Int[np.ndarray, "n l"]
@@ -37,18 +37,19 @@ class Tokens(NamedTuple):
 
 
 class Tokenizer:
-    """Texts to `length` tokens each.
+    """Tokenizes texts to a fixed length.
 
     Attributes:
-      size: tokens of the vocabulary, all numbered below it.
-      end: the number of the end token.
+      length: tokens per text, including start, end and padding.
+      size: vocabulary size; all token ids are smaller.
+      end: id of the end token.
     """
 
     def __init__(self, folder: str | os.PathLike, length: int):
-        """Reads FILES of a folder.
+        """Loads the tokenizer from a folder with FILES.
 
         Raises:
-          ConfigError: no library `tokenizers`, or files that are missing, damaged or not CLIP's.
+          ConfigError: `tokenizers` is not installed, or files are missing, damaged or not CLIP's.
         """
         self._pieces = _read(Path(folder))
         self.length = length
@@ -56,11 +57,11 @@ class Tokenizer:
         self.start, self.end = (self._pieces.token_to_id(token) for token in (START, END))
         if self.start is None or self.end is None:
             raise ConfigError(
-                f"{folder}: its vocabulary lacks {START} or {END}; expected CLIP's {FILES}."
+                f"{folder}: the vocabulary lacks {START} or {END}; expected CLIP's {FILES}."
             )
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Any texts; of long ones the first length - 2 tokens, then the end token."""
+        """Tokenizes texts, truncated to length - 2 tokens plus start and end."""
         ids = np.full((len(texts), self.length), self.end, np.int32)
         lengths = np.zeros(len(texts), np.int32)
         truncated = 0
@@ -74,27 +75,27 @@ class Tokenizer:
 
 
 def _read(folder: Path) -> Any:
-    """A tokenizers.Tokenizer that neither pads nor cuts."""
+    """A tokenizers.Tokenizer without padding and truncation."""
     try:
         import tokenizers
     except ImportError as error:
         raise ConfigError(
-            'prompts need the library tokenizers: pip install "simjax[text]"'
+            'prompts need the package tokenizers: pip install "simjax[text]"'
         ) from error
     whole, vocabulary, merges = (
         folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
     )
     if not whole.is_file() and not (vocabulary.is_file() and merges.is_file()):
-        raise ConfigError(f"{folder}: no tokenizer; expected CLIP's {FILES} beside its weights.")
+        raise ConfigError(f"{folder}: no tokenizer; expected CLIP's {FILES} beside the weights.")
     try:
         if whole.is_file():
             pieces = tokenizers.Tokenizer.from_file(str(whole))
         else:
             pieces = _assembled(tokenizers, vocabulary, merges)
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # tokenizers raises plain Exception
         raise ConfigError(
-            f"{folder}: its tokenizer cannot be read ({str(error)[:200]}); expected CLIP's "
-            f"{FILES}. Download it again"
+            f"{folder}: the tokenizer cannot be read ({str(error)[:200]}); expected CLIP's "
+            f"{FILES}. Download it again."
         ) from error
     pieces.no_padding()
     pieces.no_truncation()
@@ -102,7 +103,7 @@ def _read(folder: Path) -> Any:
 
 
 def _assembled(tokenizers: Any, vocabulary: Path, merges: Path) -> Any:
-    """CLIP's pipeline around a vocabulary of byte pairs."""
+    """Builds CLIP's tokenizer from vocab.json and merges.txt."""
     from tokenizers import models, normalizers, pre_tokenizers
 
     pieces = tokenizers.Tokenizer(

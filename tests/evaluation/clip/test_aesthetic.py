@@ -1,4 +1,4 @@
-"""The aesthetic head against the single affine map that it is, and files that are not it."""
+"""The aesthetic head against its composed affine map; refusal of other files."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_a_score_is_an_affine_map_of_the_normalised_embedding(head):
     )
 
 
-def test_the_length_of_an_embedding_does_not_matter(head):
+def test_scores_do_not_depend_on_the_embeddings_norm(head):
     embeddings = np.random.default_rng(1).standard_normal((5, 768)).astype(np.float32)
     np.testing.assert_allclose(
         aesthetic.aesthetic_scores(head, 100 * embeddings),
@@ -48,13 +48,13 @@ def test_the_length_of_an_embedding_does_not_matter(head):
     )
 
 
-def test_an_embedding_of_zeros_has_the_score_of_none(head):
+def test_a_zero_embedding_scores_the_bias(head):
     found = aesthetic.aesthetic_scores(head, np.zeros((1, 768), np.float32))
     np.testing.assert_allclose(found, [affine_map()[1]], rtol=1e-4, atol=1e-4)
 
 
 def test_embeddings_of_another_network_are_refused(head):
-    with pytest.raises(ConfigError, match="embeddings of 512 numbers.* 768"):
+    with pytest.raises(ConfigError, match="embeddings have 512 channels.* 768"):
         aesthetic.aesthetic_scores(head, np.ones((1, 512), np.float32))
 
 

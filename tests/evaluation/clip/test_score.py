@@ -1,4 +1,4 @@
-"""The CLIP score in closed form, the images and tokens that networks see, and a folder's scores."""
+"""CLIP score in closed form, preprocessing of images and texts, scores from a model folder."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ from tests.helpers.clip_files import TEXT, VISION, foreign, write_folder
 # The score
 
 
-def test_scores_are_a_hundred_times_the_cosine_or_nothing():
+def test_scores_are_a_hundred_times_the_cosine_clipped_at_zero():
     angles = np.radians([0, 60, 90, 120, 180])
     images = 7 * np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     texts = np.tile(np.array([0.1, 0], np.float32), (5, 1))
@@ -29,7 +29,7 @@ def test_scores_are_a_hundred_times_the_cosine_or_nothing():
     np.testing.assert_allclose(found, [100, 50, 0, 0, 0], atol=1e-4)
 
 
-def test_scores_are_of_pairs_and_of_directions_only():
+def test_scores_are_per_pair_and_ignore_norms():
     random = np.random.default_rng(0)
     images, texts = (random.standard_normal((6, 32)).astype(np.float32) for _ in range(2))
     texts += images
@@ -51,7 +51,7 @@ def test_embeddings_that_are_not_finite_are_refused():
 
 
 def bicubic_matrix(length, size):
-    """Weights of a cubic with a = -1/2, widened where it shrinks; beyond the edge, nothing."""
+    """Weights of a cubic with a = -1/2, widened for downsampling; zero beyond the edge."""
     scale = max(length / size, 1)
     centres = (np.arange(size)[:, None] + 0.5) * length / size
     x = abs(np.arange(length) + 0.5 - centres) / scale
@@ -61,33 +61,33 @@ def bicubic_matrix(length, size):
 
 
 @pytest.mark.parametrize(("shape", "resized"), [((50, 75), (20, 30)), ((31, 12), (51, 20))])
-def test_images_are_resized_as_the_cubic_says(shape, resized):
+def test_images_are_resized_by_a_bicubic_filter(shape, resized):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
     rows, columns = (bicubic_matrix(*sides) for sides in zip(shape, resized, strict=True))
     expected = np.einsum("ih,hwc,jw->ijc", rows, image, columns).clip(0, 255)
     top, left = ((side - 20) // 2 for side in resized)
     found = clip_score.cropped(image[None], 20)[0]
     error = abs(found - expected[top : top + 20, left : left + 20])
-    assert error.mean() < 0.6  # rounded to bytes after each side, and cut off at 0 and 255
+    assert error.mean() < 0.6  # PIL rounds and clips to bytes after each axis
     assert np.median(error) < 0.5
     assert np.percentile(error, 90) < 1.5
 
 
-def test_the_middle_is_cropped():
+def test_the_centre_is_cropped():
     images = np.random.default_rng(0).integers(0, 256, (2, 13, 8, 3)).astype(np.uint8)
     np.testing.assert_array_equal(clip_score.cropped(images, 8), images[:, 2:10])
     turned = images.transpose(0, 2, 1, 3)
     np.testing.assert_array_equal(clip_score.cropped(turned, 8), turned[:, :, 2:10])
 
 
-def test_grey_images_become_three_equal_colours():
+def test_grey_images_become_rgb():
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 1)).astype(np.uint8)
     np.testing.assert_array_equal(clip_score.cropped(images, 9), images.repeat(3, axis=3))
     with pytest.raises(ConfigError, match="2 channels"):
         clip_score.cropped(images.repeat(2, axis=3), 9)
 
 
-def test_colours_are_normalised_each_by_its_own():
+def test_each_colour_channel_has_its_own_normalisation():
     images = np.zeros((1, 1, 2, 3), np.uint8)
     images[0, 0, 1] = 255
     black, white = np.asarray(clip_score.normalised(images))[0, 0]
@@ -101,7 +101,7 @@ def test_colours_are_normalised_each_by_its_own():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of CLIPModel, small and random."""
+    """A folder of a small random CLIPModel."""
     write_folder(tmp_path)
     return tmp_path
 
@@ -113,7 +113,7 @@ def pieces_of(tokens, row, folder):
     return [names[number] for number in tokens.ids[row, tokens.mask[row]]]
 
 
-def test_texts_are_lower_cased_and_joined_within_words(folder):
+def test_texts_are_lower_cased_and_merged_within_words(folder):
     tokens = Tokenizer(folder, 16)(["Lower  LOW's\nNew 11!", ""])
     words = ["lo", "w", "er</w>", "low</w>", "'s</w>", "n", "e", "w</w>", "1</w>", "1</w>", "!</w>"]
     assert pieces_of(tokens, 0, folder) == [START, *words, END]
@@ -122,7 +122,7 @@ def test_texts_are_lower_cased_and_joined_within_words(folder):
     assert tokens.truncated == 0
 
 
-def test_long_texts_keep_their_beginning_and_are_counted(folder):
+def test_long_texts_are_truncated_and_counted(folder):
     tokens = Tokenizer(folder, 5)(["low low low", "low low low low", "low " * 100])
     assert [pieces_of(tokens, row, folder) for row in range(3)] == [
         [START, "low</w>", "low</w>", "low</w>", END]
@@ -130,7 +130,7 @@ def test_long_texts_keep_their_beginning_and_are_counted(folder):
     assert tokens.truncated == 2
 
 
-def test_a_tokenizer_file_is_read_without_its_padding_and_cut(folder):
+def test_padding_and_truncation_of_a_tokenizer_file_are_ignored(folder):
     expected = Tokenizer(folder, 9)(["lower lower", "new"])
     pieces = clip_tokens._read(folder)
     pieces.enable_truncation(2)
@@ -152,19 +152,19 @@ def test_a_folder_without_a_tokenizer_is_refused(folder, name):
 @pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
 def test_a_damaged_tokenizer_is_refused(folder, name):
     (folder / name).write_text("{")
-    with pytest.raises(ConfigError, match="its tokenizer cannot be read"):
+    with pytest.raises(ConfigError, match="the tokenizer cannot be read"):
         Tokenizer(folder, 9)
 
 
-def test_a_vocabulary_of_something_else_is_refused(folder):
+def test_a_vocabulary_without_clips_tokens_is_refused(folder):
     import tokenizers
 
     tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(folder / "tokenizer.json"))
-    with pytest.raises(ConfigError, match=r"its vocabulary lacks <\|startoftext\|>"):
+    with pytest.raises(ConfigError, match=r"the vocabulary lacks <\|startoftext\|>"):
         Tokenizer(folder, 9)
 
 
-def test_a_missing_library_is_named(folder, monkeypatch):
+def test_a_missing_package_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ConfigError, match=r'pip install "simjax\[text\]"'):
         Tokenizer(folder, 9)
@@ -176,7 +176,7 @@ IMAGES = np.random.default_rng(3).integers(0, 256, (5, 40, 33, 3)).astype(np.uin
 PROMPTS = ["low", "New lower!", "", "lower " * 20, "'s"]
 
 
-def test_a_folder_embeds_images_and_prompts_in_any_batches(folder):
+def test_embeddings_do_not_depend_on_the_batch_size(folder):
     config = json.loads((folder / "config.json").read_text())
     graphdef, like = nnx.split(
         nnx.eval_shape(lambda: Clip(**clip.describe(config), dtype=jnp.float32, rngs=nnx.Rngs(0)))
@@ -198,7 +198,7 @@ def fixed_embedder(of_images, of_prompts):
     return clip_score.Embedder(lambda images: of_images, lambda prompts: (of_prompts, 3), 768, "")
 
 
-def test_scores_are_one_of_each_kind_an_image_and_their_means():
+def test_scores_are_per_image_with_their_means():
     random = np.random.default_rng(0)
     of_images = random.standard_normal((5, 768)).astype(np.float32)
     of_prompts = of_images + random.standard_normal((5, 768)).astype(np.float32)
@@ -240,11 +240,11 @@ def test_a_tokenizer_of_another_network_is_refused(folder, changes):
     tensors = foreign()
     name = "text_model.embeddings.token_embedding.weight"
     files.write_safetensors(folder / "model.safetensors", tensors | {name: tensors[name][:rows]})
-    with pytest.raises(ConfigError, match="26 tokens and ends texts by 25, but the network has"):
+    with pytest.raises(ConfigError, match="26 tokens, the end token 25, but the network has"):
         clip_score.load_clip(folder)
 
 
-def test_a_network_that_pools_at_the_largest_token_needs_the_end_to_be_it(folder):
+def test_pooling_at_the_largest_token_requires_it_to_be_the_end_token(folder):
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["eos_token_id"] = 2
     (folder / "config.json").write_text(json.dumps(config))
@@ -252,7 +252,7 @@ def test_a_network_that_pools_at_the_largest_token_needs_the_end_to_be_it(folder
     numbers = json.loads((folder / "vocab.json").read_text())
     numbers |= {"l": numbers[END], END: numbers["l"]}
     (folder / "vocab.json").write_text(json.dumps(numbers))
-    with pytest.raises(ConfigError, match="ends texts by 0, but .* looks for 25"):
+    with pytest.raises(ConfigError, match="the end token 0, but .* the end token 25"):
         clip_score.load_clip(folder)
 
 
