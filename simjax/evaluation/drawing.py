@@ -1,4 +1,4 @@
-"""Draws samples to be measured: one sampler after another, from the same noise and conditions."""
+"""Draws samples for evaluation; every sampler gets the same noise and conditions."""
 
 import math
 import time
@@ -16,16 +16,16 @@ from simjax.typing import Array, Condition, Images, Key, Params
 
 
 class Drawing:
-    """Compiles each sampler once, and gives its samples in batches.
+    """Compiles each sampler once and yields its samples in batches.
 
     Args:
-      key: noise of sample i depends on (key, i) alone.
-      cond: of the samples.
-      shape: of one sample.
-      batch: samples at a time at most, rounded up to the devices, over which each batch is split.
-      mesh: those devices.
-      decode: of samples that are latents; its time counts too.
-      count: of samples, which have the conditions in turn; by default one for each condition.
+      key: PRNG key; the noise of sample i depends only on (key, i).
+      cond: conditions, (n, ...).
+      shape: (h, w, c) of one sample.
+      batch: largest global batch, rounded up to a multiple of the number of devices.
+      mesh: devices over which each batch is split.
+      decode: maps latents to images (an autoencoder); included in the timing.
+      count: number of samples; cycles through the conditions. None: one sample per condition.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Drawing:
         self._mesh = mesh
         self._shape = shape
         self.batch = sharding.rounded_up(min(batch, self._count), self._mesh)
-        self.seconds = 0.0  # that the last sampler took, without compilation
-        self._programs: dict[tuple, Callable] = {}  # by sampler and its parameters' dtypes
+        self.seconds = 0.0  # wall time of the last sampler, without compilation
+        self._programs: dict[tuple, Callable] = {}  # by sampler and dtypes of its parameters
 
-        key_data = np.asarray(jax.random.key_data(key))  # of no device
+        key_data = np.asarray(jax.random.key_data(key))  # NumPy, so on no device
 
         def noise(index: Array) -> tuple[Images, Array]:
             key = jax.random.wrap_key_data(key_data)
@@ -60,17 +60,17 @@ class Drawing:
     def draw(
         self, sampler: Callable[[Params, Array, Condition, Array], Images], params: Params
     ) -> Iterator[UInt8[np.ndarray, "b h w c"]]:
-        """Batches of samples of (params, z, cond, keys), rounded to uint8; on every process."""
+        """Yields uint8 batches of sampler(params, z, cond, keys), on every process."""
         return map(to_uint8, self.images(sampler, params))
 
     def images(
         self, sampler: Callable[[Params, Array, Condition, Array], Images], params: Params
     ) -> Iterator[Float[np.ndarray, "b h w c"]]:
-        """Batches of samples in data units; see `draw`.
+        """Yields batches of samples in data units; see `draw`.
 
         Raises:
-          Preempted: SIGTERM has come.
-          ConfigError: samples that are not finite.
+          Preempted: SIGTERM was received.
+          ConfigError: samples are not finite.
         """
         count = self._count
         index = np.arange(math.ceil(count / self.batch) * self.batch) % count  # one compiled shape
@@ -79,7 +79,7 @@ class Drawing:
         if key not in self._programs:
             lower = getattr(sampler, "lower", None) or jax.jit(sampler).lower
             self._programs[key] = lower(params, *self._inputs(parts[0])).compile()
-            self._decode(np.zeros((1, *self._shape), np.float32))  # compiles it, too
+            self._decode(np.zeros((1, *self._shape), np.float32))  # compiles the decoder too
         program = self._programs[key]
         self.seconds = 0.0
         for number, part in enumerate(parts):
@@ -91,7 +91,7 @@ class Drawing:
             if not np.isfinite(images).all():
                 raise ConfigError(
                     f"{np.sum(~np.isfinite(images).all((1, 2, 3)))} of {len(images)} samples are "
-                    "not finite: the network that made them has diverged."
+                    "not finite: the network that drew them has diverged."
                 )
             yield images
 

@@ -1,8 +1,8 @@
-"""Measures images in stated feature spaces, against stated references.
+"""Metrics of images against references, in one or more feature spaces.
 
-A number's name says its space: "inception/fid", "pixels/frechet", "classifier/frechet". One number
+Metrics are named SPACE/METRIC: "inception/fid", "pixels/frechet", "classifier/frechet". One number
 alone misleads (a Gaussian fitted to pixels scores well in Frechet distance), so precision and
-recall stand beside it, and every row has its sample count. Called from simjax/runs/report.py.
+recall are reported beside it, and the sample count in every row. Called from simjax/runs/report.py.
 """
 
 import dataclasses
@@ -20,13 +20,18 @@ from simjax.evaluation.precision_recall import precision_recall
 from simjax.evaluation.reference import Reference
 from simjax.typing import Int
 
-KERNEL_SEED = 0  # of the subsets of the kernel distance; our choice, the same for every row
+KERNEL_SEED = 0  # selects the subsets of KID; our choice, the same for every row
 Pixels = UInt8[np.ndarray, "n h w c"]
 
 
 @dataclasses.dataclass
 class Row:
-    """One line of a report; evaluations is network calls per sample, None where there is none."""
+    """One line of a report.
+
+    Attributes:
+      evaluations: NFE; None for real images.
+      seconds: wall time of sampling; None if unknown.
+    """
 
     name: str
     evaluations: int | None
@@ -36,25 +41,25 @@ class Row:
 
 
 class Space(NamedTuple):
-    """A feature space, and what samples are compared with in it."""
+    """A feature space and the reference in it."""
 
     extractor: Extractor
     reference: Reference
 
 
 class Sample(NamedTuple):
-    """What is left of images in one space."""
+    """Features of all images in one space, with their statistics."""
 
     statistics: statistics.Statistics
     extracted: Extracted
-    asked: Int[np.ndarray, "n"] | None  # classes that were asked for
+    asked: Int[np.ndarray, "n"] | None  # classes that the images were conditioned on
 
 
 Metric = Callable[[Space, Sample], dict[str, float]]
 
 
 def distance_of_moments(space: Space, sample: Sample) -> dict[str, float]:
-    """FID where the space is Inception's, Frechet distance elsewhere; unbiased covariances."""
+    """FID (Inception) or Frechet distance (other spaces); unbiased covariances."""
     name = "fid" if space.extractor.name == "inception" else "frechet"
     ours = statistics.moments(sample.statistics)
     reference = space.reference
@@ -63,7 +68,7 @@ def distance_of_moments(space: Space, sample: Sample) -> dict[str, float]:
 
 
 def distance_of_kernels(space: Space, sample: Sample) -> dict[str, float]:
-    """KID and its like; only where the reference has features, not just their moments."""
+    """KID; empty if the reference has only moments, no features."""
     if space.reference.features is None:
         return {}
     ours, real = sample.extracted.features, space.reference.features
@@ -71,7 +76,7 @@ def distance_of_kernels(space: Space, sample: Sample) -> dict[str, float]:
 
 
 def coverage(space: Space, sample: Sample) -> dict[str, float]:
-    """Precision and recall, k = 3."""
+    """Improved precision and recall, k = 3; empty without reference features."""
     if space.reference.features is None:
         return {}
     precision, recall = precision_recall(space.reference.features, sample.extracted.features)
@@ -79,7 +84,7 @@ def coverage(space: Space, sample: Sample) -> dict[str, float]:
 
 
 def scores(space: Space, sample: Sample) -> dict[str, float]:
-    """Inception Score (mean, deviation over ten splits) in Inception's space."""
+    """Inception Score: mean and standard deviation over ten splits."""
     if space.extractor.name != "inception" or len(sample.extracted.features) < 10:
         return {}
     mean, deviation = score_of_logits(sample.extracted.logits)
@@ -87,7 +92,7 @@ def scores(space: Space, sample: Sample) -> dict[str, float]:
 
 
 def agreement(space: Space, sample: Sample) -> dict[str, float]:
-    """How often the classifier reads a sample as the class that was asked for."""
+    """Fraction of samples classified as the class they were conditioned on."""
     if space.extractor.name != "classifier" or sample.asked is None:
         return {}
     read = sample.extracted.logits.argmax(1)
@@ -107,7 +112,7 @@ HIGHER_IS_BETTER = ("precision", "recall", "inception_score", "class_agreement")
 
 
 class Evaluator:
-    """Measures images in every space, by the metrics named."""
+    """Computes METRICS, selected by name, in every space."""
 
     def __init__(self, spaces: Sequence[Space], metrics: Sequence[str] = tuple(METRICS)):
         self.spaces = tuple(spaces)
@@ -116,10 +121,15 @@ class Evaluator:
     def measure(
         self, batches: Iterable[Pixels], asked: Int[np.ndarray, "n"] | None = None
     ) -> tuple[dict[str, float], int]:
-        """Metrics by "space/name", and the number of images; only features stay in memory.
+        """Metrics by "SPACE/METRIC", and the number of images.
+
+        Only features stay in memory, not the images.
+
+        Args:
+          asked: classes that the images were conditioned on, for class_agreement.
 
         Raises:
-          ConfigError: fewer than two images, or images that are not finite numbers.
+          ConfigError: fewer than two images, or features that are not finite.
         """
         taken: list[list[Extracted]] = [[] for _ in self.spaces]
         summed = [None] * len(self.spaces)
@@ -138,7 +148,7 @@ class Evaluator:
         return metrics, count
 
     def floors(self, seed: int) -> list[Row]:
-        """What real images score: one half against the other, and a bootstrap of the whole."""
+        """Metrics of real images: half against half, and a bootstrap sample."""
         rows = []
         for space in self.spaces:
             real = space.reference.features
@@ -156,7 +166,7 @@ class Evaluator:
         return _merged(rows)
 
     def protocol(self) -> dict[str, Any]:
-        """What every number depends on, by space."""
+        """Everything that the metrics depend on, by space; for JSON."""
         return {
             space.extractor.name: {
                 "distance": space.extractor.frechet,
@@ -185,7 +195,13 @@ class Evaluator:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows for a person to read, once for each feature space."""
+    """Text tables of the rows, one table per feature space.
+
+    >>> row = Row("generator", 1, 1000, 2.0, {"pixels/frechet": 0.25})
+    >>> [line.split() for line in table([row]).splitlines()]
+    [['pixels', 'NFE', 'samples', 'frechet', 'samples/s'],
+     ['generator', '1', '1000', '0.250', '500']]
+    """
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     spaces = list(dict.fromkeys(name.partition("/")[0] for name in names)) or [""]
     return "\n\n".join(
@@ -196,7 +212,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _one_table(space: str, rows: Sequence[Row], names: Sequence[str]) -> str:
     columns = [name.partition("/")[2] for name in names]
-    lines = [[space, "evaluations", "samples", *columns, "samples/s"]]
+    lines = [[space, "NFE", "samples", *columns, "samples/s"]]
     for row in rows:
         numbers = (f"{row.metrics[name]:.3f}" if name in row.metrics else "-" for name in names)
         evaluations = "-" if row.evaluations is None else str(row.evaluations)
@@ -223,7 +239,7 @@ def _moments_of(features: np.ndarray) -> dict[str, Any]:
 
 
 def _merged(rows: list[Row]) -> list[Row]:
-    """One row a name, with the metrics of all its spaces."""
+    """Merges rows of the same name, which hold metrics of different spaces."""
     merged: dict[str, Row] = {}
     for row in rows:
         if row.name in merged:

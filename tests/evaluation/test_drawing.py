@@ -1,4 +1,4 @@
-"""Samples to be measured: reproducible, compiled once, rounded, refused when not finite."""
+"""Samples for evaluation: reproducible, compiled once, quantised, refused when not finite."""
 
 import jax
 import jax.numpy as jnp
@@ -20,25 +20,25 @@ def draw(
     return list(drawing.draw(sampler, params))
 
 
-def z_itself(params, z, labels, keys):
+def identity(params, z, labels, keys):
     return z
 
 
-def test_samples_depend_on_the_key_and_index_alone():
-    few, many = draw(z_itself, batch=3), draw(z_itself, batch=7)
+def test_samples_depend_only_on_the_key_and_index():
+    few, many = draw(identity, batch=3), draw(identity, batch=7)
     assert [len(part) for part in few] == [3, 3, 1]
     np.testing.assert_array_equal(np.concatenate(few), many[0])
     assert many[0].dtype == np.uint8
     assert len(np.unique(many[0], axis=0)) == 7
 
 
-def test_each_sample_has_a_key_of_its_own():
+def test_each_sample_has_its_own_key():
     def noisy(params, z, labels, keys):
         return jax.vmap(lambda key: jax.random.normal(key, z.shape[1:]))(keys)
 
     ((images),) = draw(noisy, batch=7)
     assert len(np.unique(images, axis=0)) == 7
-    assert np.any(images != draw(z_itself, batch=7)[0])
+    assert np.any(images != draw(identity, batch=7)[0])
 
 
 def test_samplers_that_differ_in_parameters_share_a_program():
@@ -54,7 +54,7 @@ def test_samplers_that_differ_in_parameters_share_a_program():
             np.testing.assert_array_equal(part, to_uint8(np.full((2, 2, 2, 1), level)))
     assert len(traced) == 1
     assert drawing.seconds > 0
-    # A teacher kept in bfloat16 beside a float32 generator.
+    # A bfloat16 teacher after a float32 generator.
     (first, _) = drawing.draw(sampler, jnp.bfloat16(0.5))
     np.testing.assert_array_equal(first, to_uint8(np.full((2, 2, 2, 1), 0.5)))
 
@@ -64,7 +64,7 @@ def test_latents_are_decoded():
     doubled = lambda samples: np.repeat(samples, 2, axis=1)  # noqa: E731
     conditions = np.zeros((3, 0), np.float32)
     drawing = Drawing(jax.random.key(0), conditions, (2, 2, 1), 2, mesh, doubled)
-    parts = list(drawing.draw(z_itself, None))
+    parts = list(drawing.draw(identity, None))
     assert [part.shape for part in parts] == [(2, 4, 2, 1), (1, 4, 2, 1)]
 
 

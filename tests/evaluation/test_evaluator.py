@@ -1,4 +1,4 @@
-"""What an evaluator measures, in which space, under which name."""
+"""Values and names of the metrics of an Evaluator, by feature space."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from simjax.runtime.monitor import to_uint8
 
 
 def space_of(name: str, rows: np.ndarray, *, logits=None, keep=True) -> Space:
-    """Features are the images' own numbers; the reference is `rows`."""
+    """A space whose features are the raw pixels and whose reference is `rows`."""
 
     def extract(images):
         flat = images.reshape(len(images), -1).astype(np.float32)
@@ -32,7 +32,7 @@ def flat(pictures: np.ndarray) -> np.ndarray:
     return pictures.reshape(len(pictures), -1)
 
 
-def test_a_shift_alone_moves_the_mean():
+def test_a_shift_changes_only_the_mean():
     space = space_of("pixels", flat(images(40)))
     parts = np.array_split(images(40, shift=3), 3)
     metrics, count = Evaluator([space], ["frechet"]).measure(parts)
@@ -48,7 +48,7 @@ def test_only_inceptions_distance_is_called_fid():
     assert names == {"inception/fid", "pixels/frechet", "classifier/frechet"}
 
 
-def test_statistics_alone_give_distances_alone():
+def test_a_reference_of_statistics_gives_only_frechet_distances():
     space = space_of("pixels", flat(images(40)), keep=False)
     evaluator = Evaluator([space], tuple(METRICS))
     assert set(evaluator.measure([images(40)])[0]) == {"pixels/frechet"}
@@ -59,10 +59,10 @@ def test_equal_sets_have_full_precision_and_recall():
     evaluator = Evaluator([space_of("pixels", flat(images(40)))], ["precision_recall", "kernel"])
     metrics, _ = evaluator.measure([images(40)])
     assert metrics["pixels/precision"] == metrics["pixels/recall"] == 1.0
-    assert metrics["pixels/kid"] < 0  # unbiased: equal sets are nearer than two draws would be
+    assert metrics["pixels/kid"] < 0  # unbiased: equal sets are closer than two independent draws
 
 
-def test_agreement_is_with_the_class_that_was_asked_for():
+def test_agreement_is_with_the_class_conditioned_on():
     def read(rows):  # class 1 where the first number is above 100
         return np.stack([100 - rows[:, 0], rows[:, 0] - 100], axis=1)
 
@@ -76,7 +76,7 @@ def test_agreement_is_with_the_class_that_was_asked_for():
     assert evaluator.measure([pictures])[0] == {}
 
 
-def test_the_inception_score_of_certain_balanced_classes_is_their_number():
+def test_the_inception_score_of_confident_balanced_predictions_is_the_class_count():
     def read(rows):
         return 100.0 * np.eye(4, dtype=np.float32)[np.arange(len(rows)) % 4]
 
@@ -103,13 +103,13 @@ def test_floors_of_the_digits(digits):
     assert bootstrap.metrics["pixels/precision"] == 1.0
 
 
-def test_a_gaussian_fit_is_unmasked_by_precision(digits):
+def test_precision_exposes_a_gaussian_fit(digits):
     evaluator, pictures, _ = digits
     rng = np.random.default_rng(0)
     pixels = pictures.reshape(len(pictures), -1)
     fake = rng.multivariate_normal(pixels.mean(0), np.cov(pixels, rowvar=False), len(pixels))
     metrics, _ = evaluator.measure([to_uint8(fake.reshape(pictures.shape))])
-    assert metrics["pixels/frechet"] < 1.0  # before clipping it is below every real sampler's
+    assert metrics["pixels/frechet"] < 1.0  # before clipping, lower than that of any sampler
     assert frechet.frechet_distance(*frechet.moments(fake), *frechet.moments(pixels)) < 0.1
     assert metrics["pixels/precision"] < 0.3
 
@@ -119,14 +119,14 @@ def test_there_is_a_table_for_each_space():
     real = Row("real", None, 898, None, {"pixels/frechet": 0.28})
     pixels, inception = table([row, real]).split("\n\n")
     head, first, second = pixels.splitlines()
-    assert head.split() == ["pixels", "evaluations", "samples", "frechet", "samples/s"]
+    assert head.split() == ["pixels", "NFE", "samples", "frechet", "samples/s"]
     assert first.split()[2:] == ["35", "1797", "0.154", "898"]
     assert second.split()[1:] == ["-", "898", "0.280", "-"]
     assert inception.splitlines()[0].split()[3] == "fid"
     assert inception.splitlines()[2].split()[3] == "-"
 
 
-def test_what_was_not_measured_still_has_its_speed():
+def test_a_row_without_metrics_still_has_its_speed():
     head, row = table([Row("generator", 1, 100, 4.0, {})]).splitlines()
-    assert head.split() == ["evaluations", "samples", "samples/s"]
+    assert head.split() == ["NFE", "samples", "samples/s"]
     assert row.split() == ["generator", "1", "100", "25"]
