@@ -1,15 +1,17 @@
-"""What a text encoder made of prompts, kept in files: written shard by shard, read at random.
+"""Caption cache: text-encoder embeddings in files, written in shards, read randomly.
 
-A cache is a folder, in a bucket (gs://...) too, of shards of equally many prompts. Shard 7 is
+A cache is a folder, possibly in a bucket (gs://...), of shards with the same number of prompts,
+except the last. Shard 7 is
 
-    00007.bf16    embeddings (tokens, channels) of one prompt after another, real tokens only:
-                  bfloat16, little-endian
-    00007.index   two numbers a prompt (INDEX): tokens, and the crc32 of its embeddings
-    00007.jsonl   the prompts, a line each, as JSON strings
-    00007.json    written last: counts, and the sha256 of the three others
+    00007.bf16    embeddings (tokens, channels), prompt after prompt, without padding: bfloat16,
+                  little-endian
+    00007.index   per prompt (INDEX): number of tokens, crc32 of its embeddings
+    00007.jsonl   the prompts, one JSON string per line
+    00007.json    written last: counts, and the sha256 of the other three files
 
-and cache.json, which says what it is of and repeats the last of these. Without it the cache is
-unfinished: unfinished.json says how to go on. All files are written aside, then renamed.
+plus cache.json, written when all shards are complete, with the cache's identity and a copy of all
+0000N.json. Before that, unfinished.json holds the command that resumes the encoding. All files are
+written under a temporary name, then renamed.
 
 Written by encode.py, read by prompts.py.
 """
@@ -33,18 +35,23 @@ from simjax.typing import Bool, Caption, Float, Int
 FORMAT = 1
 CACHE, UNFINISHED = "cache.json", "unfinished.json"
 INDEX = np.dtype([("tokens", "<u4"), ("crc32", "<u4")])
-DIGESTS = ("tokenizer", "encoder", "text")  # sha256 of what a cache is of
-NUMBERS = ("length", "channels", "count", "shard")  # and the tokens kept, their channels, prompts
-LARGEST_JSON = 2**26  # bytes; our choice: some 400 a shard
-THREADS = 16  # that read, of which each waits for a bucket most of the time; our choice
-KEPT_INDICES = 1024  # of shards, 50 KB each; our choice
+DIGESTS = ("tokenizer", "encoder", "text")  # sha256 of the inputs of a cache
+NUMBERS = (
+    "length",
+    "channels",
+    "count",
+    "shard",
+)  # tokens per prompt, channels, prompts, prompts per shard
+LARGEST_JSON = 2**26  # bytes; our choice: a shard needs about 400
+THREADS = 16  # reader threads, which mostly wait for a bucket; our choice
+KEPT_INDICES = 1024  # shard indices kept in memory, 50 KB each; our choice
 
 Identity = dict[str, Any]  # DIGESTS and NUMBERS
 Indices = Int[np.ndarray, "n"]
 
 
 class Embedded(NamedTuple):
-    """What an encoder made of some prompts, and how many of them it had to cut."""
+    """Embeddings of n prompts; `truncated` counts the truncated prompts."""
 
     embedding: Float[np.ndarray, "n l c"]  # bfloat16
     mask: Bool[np.ndarray, "n l"]
@@ -52,7 +59,7 @@ class Embedded(NamedTuple):
 
 
 def begin(folder: epath.Path, identity: Mapping[str, Any], command: str) -> None:
-    """Marks a folder as a cache that is being made, unless it is marked so already."""
+    """Creates a cache folder with unfinished.json, unless it is one already."""
     if not (folder / CACHE).exists() and not (folder / UNFINISHED).exists():
         folder.mkdir(parents=True, exist_ok=True)
         note = {"format": FORMAT, **identity, "command": command}
@@ -60,10 +67,13 @@ def begin(folder: epath.Path, identity: Mapping[str, Any], command: str) -> None
 
 
 def require_same(folder: epath.Path, wanted: Mapping[str, Any]) -> None:
-    """Raises a ConfigError where a folder holds something else than a cache of this identity.
+    """Raises unless the folder is empty or a cache of this identity.
 
     Args:
-      wanted: all of an identity, or what is known of it.
+      wanted: an identity, complete or in part.
+
+    Raises:
+      ConfigError: the folder is another cache, or holds other files.
     """
     for name in (CACHE, UNFINISHED):
         if (folder / name).exists():
@@ -72,12 +82,12 @@ def require_same(folder: epath.Path, wanted: Mapping[str, Any]) -> None:
             return
     if folder.exists() and any(not path.name.endswith(".tmp") for path in folder.iterdir()):
         raise ConfigError(
-            f"{folder} is neither empty nor a cache of prompts; give another folder as --out."
+            f"{folder} is neither empty nor a caption cache; give another folder as --out."
         )
 
 
 def is_written(folder: epath.Path, number: int, identity: Mapping[str, Any]) -> bool:
-    """Whether a shard is there whole."""
+    """Whether a shard is complete."""
     note = folder / _name(number, "json")
     return note.exists() and not _misfit(folder, number, _read_json(note), identity)
 
@@ -85,10 +95,10 @@ def is_written(folder: epath.Path, number: int, identity: Mapping[str, Any]) -> 
 def write_shard(
     folder: epath.Path, number: int, prompts: Sequence[str], batches: Iterable[Embedded]
 ) -> None:
-    """Writes one shard; memory holds one of its batches at a time.
+    """Writes one shard, with one batch in memory at a time.
 
     Raises:
-      ConfigError: an embedding is not finite.
+      ConfigError: an embedding is not finite, or a file cannot be written.
     """
     index: list[tuple[int, int]] = []
     truncated = 0
@@ -99,10 +109,10 @@ def write_shard(
             truncated += batch.truncated
             for row, mask in zip(batch.embedding, batch.mask, strict=True):
                 bits = np.ascontiguousarray(row[mask]).view(np.uint16)
-                if (bits & 0x7F80 == 0x7F80).any():  # all ones in the exponent
+                if (bits & 0x7F80 == 0x7F80).any():  # exponent bits all ones: NaN or infinity
                     raise ConfigError(
-                        f"the embedding of {prompts[len(index)][:80]!r} holds NaN or infinity: "
-                        "the encoder's weights are damaged."
+                        f"the embedding of {prompts[len(index)][:80]!r} has NaN or infinity: the "
+                        "encoder's weights are damaged; download them again."
                     )
                 stored = bits.astype("<u2").tobytes()
                 index.append((len(bits), zlib.crc32(stored)))
@@ -113,7 +123,7 @@ def write_shard(
     sha256["index"] = _write(folder / _name(number, "index"), [np.array(index, INDEX).tobytes()])
     sha256["jsonl"] = _write(folder / _name(number, "jsonl"), lines)
     if len(index) != len(prompts):
-        raise ValueError(f"{len(index)} embeddings of {len(prompts)} prompts")
+        raise ValueError(f"{len(index)} embeddings, expected one per prompt, {len(prompts)}")
     note = {
         "prompts": len(prompts),
         "tokens": sum(tokens for tokens, _ in index),
@@ -124,7 +134,7 @@ def write_shard(
 
 
 def finish(folder: epath.Path, identity: Mapping[str, Any]) -> None:
-    """Makes a cache of shards that are all there."""
+    """Writes cache.json once all shards are complete, and removes unfinished.json."""
     numbers = range(shards(identity))
     notes = [_read_json(folder / _name(number, "json")) for number in numbers]
     _write(folder / CACHE, [_as_json({"format": FORMAT, **identity, "shards": notes})])
@@ -132,16 +142,20 @@ def finish(folder: epath.Path, identity: Mapping[str, Any]) -> None:
 
 
 def shards(identity: Mapping[str, Any]) -> int:
-    """How many a cache has."""
+    """Number of shards.
+
+    >>> shards({"count": 10, "shard": 4})
+    3
+    """
     return math.ceil(identity["count"] / identity["shard"])
 
 
 class Cache:
-    """Embeddings of prompts, read where they are asked for.
+    """A finished cache; embeddings are read from the files when indexed.
 
     Attributes:
-      identity: what they are of.
-      truncated: how many prompts were cut.
+      identity: DIGESTS and NUMBERS of the cache.
+      truncated: number of truncated prompts.
     """
 
     def __init__(self, folder: epath.Path, identity: Identity, notes: Sequence[Mapping[str, Any]]):
@@ -152,13 +166,13 @@ class Cache:
 
     @classmethod
     def open(cls, folder: epath.PathLike, expected: Mapping[str, Any] | None = None) -> "Cache":
-        """A finished cache.
+        """Opens a finished cache.
 
         Args:
           expected: entries that its identity must have: tokenizer, encoder, text, length, ...
 
         Raises:
-          ConfigError: it is none, unfinished, of something else, or files lack or are cut short.
+          ConfigError: no cache, unfinished, another identity, or files are missing or truncated.
         """
         folder = epath.Path(folder).expanduser()
         if not (folder / CACHE).exists():
@@ -169,7 +183,7 @@ class Cache:
         notes = content.get("shards")
         numbers = range(shards(identity))
         if not isinstance(notes, list) or len(notes) != len(numbers):
-            raise _damaged(folder / CACHE, f"it lacks notes of its {len(numbers)} shards")
+            raise _damaged(folder / CACHE, f"expected records of its {len(numbers)} shards")
         check = functools.partial(_misfit, folder, identity=identity)
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             problem = next(filter(None, pool.map(check, numbers, notes)), None)
@@ -181,11 +195,11 @@ class Cache:
         return self.identity["count"]
 
     def read(self, indices: Indices) -> Caption:
-        """Captions (n, l, c), bfloat16, zero beyond each prompt's tokens; NumPy arrays.
+        """Captions of some prompts, zero-padded: (n, l, c), bfloat16, NumPy.
 
         Raises:
-          ConfigError: what is read is not what was written.
-          IndexError: an index is not one of this cache's.
+          ConfigError: a checksum fails.
+          IndexError: an index is out of range.
         """
         indices = np.asarray(indices)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
@@ -206,7 +220,7 @@ class Cache:
         return Caption(embedding, mask, np.zeros(len(indices), bool))
 
     def _rows(self, number: int, places: Indices) -> Iterator[Float[np.ndarray, "l c"]]:
-        """Embeddings of prompts of one shard."""
+        """Embeddings of some prompts of one shard."""
         starts, index = self._index(number)
         path = self.folder / _name(number, "bf16")
         width = 2 * self.identity["channels"]
@@ -216,24 +230,24 @@ class Cache:
                     file.seek(int(starts[place]) * width)
                     stored = file.read(int(index["tokens"][place]) * width)
                     if zlib.crc32(stored) != index["crc32"][place]:
-                        raise _damaged(path, f"its prompt {place} is not what was written")
+                        raise _damaged(path, f"the checksum of its prompt {place} is wrong")
                     bits = np.frombuffer(stored, "<u2").astype(np.uint16)
                     yield bits.view(ml_dtypes.bfloat16).reshape(-1, width // 2)
         except OSError as error:
             raise _damaged(path, f"it cannot be read: {error}") from error
 
     def _read_index(self, number: int) -> tuple[Int[np.ndarray, "n"], np.ndarray]:
-        """First token of each prompt of a shard, and its INDEX."""
+        """Offset (in tokens) of each prompt of a shard, and its INDEX."""
         path = self.folder / _name(number, "index")
         try:
             stored = path.read_bytes()
         except OSError as error:
             raise _damaged(path, f"it cannot be read: {error}") from error
         if hashlib.sha256(stored).hexdigest() != self._sha256[number]:
-            raise _damaged(path, "it is not what was written")
+            raise _damaged(path, "its checksum is wrong")
         index = np.frombuffer(stored, INDEX)
         if (index["tokens"] > self.identity["length"]).any():
-            raise _damaged(path, f"a prompt of more than {self.identity['length']} tokens")
+            raise _damaged(path, f"a prompt has more than {self.identity['length']} tokens")
         return np.cumsum(index["tokens"], dtype=np.int64) - index["tokens"], index
 
 
@@ -242,17 +256,17 @@ def _name(number: int, kind: str) -> str:
 
 
 def _write(path: epath.Path, chunks: Iterable[bytes]) -> str:
-    """Writes a file, all or nothing; its sha256."""
+    """Writes a file atomically; returns its sha256."""
     aside, digest = path.with_name(f"{path.name}.tmp"), hashlib.sha256()
     try:
         with aside.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
                 digest.update(chunk)
-        aside.replace(path)  # one name for all processes: what a kill has left is written over
+        aside.replace(path)  # a fixed name, so leftovers of a killed run are overwritten
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be written: {error}; the same command goes on once it can."
+            f"{path} cannot be written: {error}; fix that, then resume with the same command."
         ) from error
     return digest.hexdigest()
 
@@ -264,21 +278,21 @@ def _as_json(content: Mapping[str, Any]) -> bytes:
 def _read_json(path: epath.Path) -> dict[str, Any]:
     try:
         if path.stat().length > LARGEST_JSON:
-            raise _damaged(path, f"it has more than {LARGEST_JSON} bytes")
+            raise _damaged(path, f"it is larger than {LARGEST_JSON} bytes")
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"{error}") from error
     if not isinstance(content, dict):
-        raise _damaged(path, f"it holds a {type(content).__name__}")
+        raise _damaged(path, f"it contains a {type(content).__name__}, expected an object")
     return content
 
 
 def _identity(path: epath.Path, content: Mapping[str, Any]) -> Identity:
-    """What a cache says of itself."""
+    """Identity recorded in cache.json or unfinished.json."""
     if content.get("format") != FORMAT:
         raise ConfigError(
-            f"{path} has format {content.get('format')!r:.40}, expected {FORMAT}: another version "
-            "of simjax wrote it, or something else did; encode the prompts again."
+            f"{path} has format {content.get('format')!r:.40}, expected {FORMAT}: it was written "
+            "by another version of simjax or another program; encode the prompts again."
         )
     identity = {name: content.get(name) for name in (*DIGESTS, *NUMBERS)}
     for name in NUMBERS:
@@ -288,31 +302,31 @@ def _identity(path: epath.Path, content: Mapping[str, Any]) -> Identity:
 
 
 def _require(folder: epath.Path, identity: Identity, wanted: Mapping[str, Any]) -> None:
-    """Raises where what a cache says of itself differs from what is wanted."""
+    """Raises if the identity of a cache differs from the wanted one."""
     differing = [
-        f"{name} {identity[name]!s:.16} (there) -> {value!s:.16} (here)"
+        f"{name} {identity[name]!s:.16} (cache) -> {value!s:.16} (here)"
         for name, value in wanted.items()
         if identity[name] != value
     ]
     if differing:
         raise ConfigError(
-            f"{folder} holds prompts encoded otherwise: {', '.join(differing)}. Use what it was "
-            "made with, or encode these prompts into another folder."
+            f"{folder} is a cache with other inputs: {', '.join(differing)}. Use the inputs of the "
+            "cache, or encode these prompts into another folder."
         )
 
 
 def _unfinished(folder: epath.Path) -> ConfigError:
-    """Says how far a cache is, or that there is none."""
+    """Error for a folder without cache.json, with the progress if unfinished."""
     if not (folder / UNFINISHED).exists():
         return ConfigError(
-            f"{folder} is no cache of prompts; make one: python -m simjax encode-prompts "
+            f"{folder} is not a caption cache; create one: python -m simjax encode-prompts "
             f"--prompts=FILE --encoder=FOLDER --out={folder}"
         )
     content = _read_json(folder / UNFINISHED)
     total = shards(_identity(folder / UNFINISHED, content))
     there = sum(path.stem.isdigit() for path in folder.glob("*.json"))
     return ConfigError(
-        f"{folder} is unfinished, {there} of {total} shards are there; this continues it: "
+        f"{folder} is unfinished: {there} of {total} shards are complete; resume with: "
         f"{content.get('command')}"
     )
 
@@ -320,10 +334,10 @@ def _unfinished(folder: epath.Path) -> ConfigError:
 def _misfit(
     folder: epath.Path, number: int, note: Any, identity: Mapping[str, Any]
 ) -> ConfigError | None:
-    """What a look at a shard's files shows, None if they are as long as they should be."""
+    """Error if a shard's record or file sizes are wrong, else None."""
     size = min(identity["shard"], identity["count"] - number * identity["shard"])
     if not _is_note(note) or note["prompts"] != size:
-        return _damaged(folder / _name(number, "json"), f"no note of {size} prompts")
+        return _damaged(folder / _name(number, "json"), f"expected a record of {size} prompts")
     sizes = {"bf16": 2 * identity["channels"] * note["tokens"], "index": INDEX.itemsize * size}
     for kind, expected in sizes.items():
         path = folder / _name(number, kind)
@@ -334,7 +348,7 @@ def _misfit(
 
 
 def _is_note(note: Any) -> bool:
-    """Whether it has the fields that write_shard notes."""
+    """Whether it has the fields that write_shard records."""
     return (
         isinstance(note, dict)
         and all(type(note.get(name)) is int for name in ("prompts", "tokens", "truncated"))
@@ -345,7 +359,7 @@ def _is_note(note: Any) -> bool:
 
 def _damaged(path: epath.Path, problem: str) -> ConfigError:
     if path.stem.isdigit():
-        remedy = f"delete {path.parent / path.stem}.json and run encode-prompts as before"
+        remedy = f"delete {path.parent / path.stem}.json and run the same encode-prompts again"
     else:
-        remedy = "bring back a copy of it, or encode the prompts again into another folder"
+        remedy = "restore it from a backup, or encode the prompts again into another folder"
     return ConfigError(f"{path} is damaged or missing: {problem}; {remedy}.")

@@ -1,8 +1,8 @@
-"""What the samples of a text-to-image run are asked for: prompts, encoded once, in a cache.
+"""Captions of a text-to-image run, encoded once into a cache.
 
-They come from a cache that `simjax encode-prompts` made; or, with labelled data, from templates in
-which {} stands for a class's word. Those are read by a small encoder with random parameters: words
-then have features of their own, which is all that a network of the digits needs.
+They come from a cache made by `simjax encode-prompts` or, for labelled data, from templates with {}
+for the word of a class. The latter are encoded by a small T5 with random parameters: every word
+then has distinct features, which is enough for networks of the size of the digits'.
 """
 
 import functools
@@ -22,20 +22,20 @@ from simjax.text.encoders import Reader
 from simjax.text.tokenizer import Tokenizer
 from simjax.typing import Caption, Int
 
-SHARD = 4096  # prompts in a file; our choice
-BATCH = 64  # prompts at a time; our choice
-SEPARATOR = "|"  # between the words of a class
-SPECIAL = ("<pad>", "</s>", "<unk>")  # tokens 0, 1, 2, as T5's
+SHARD = 4096  # prompts per shard; our choice
+BATCH = 64  # prompts per batch of the encoder; our choice
+SEPARATOR = "|"  # between the synonyms of a class
+SPECIAL = ("<pad>", "</s>", "<unk>")  # token ids 0, 1, 2, as in T5
 
 
 class Captions(NamedTuple):
-    """The prompts of a run.
+    """Captions of a run.
 
     Attributes:
-      cache: what distillation draws from.
-      of_classes: of labelled data, what its teacher is trained with: leaves (classes, captions of
-        a class, ...), numpy; None where prompts came as a cache.
-      held_out: likewise, what samples are drawn for.
+      cache: the captions that distillation draws from.
+      of_classes: training captions of the teacher, for labelled data: NumPy leaves (classes,
+        captions per class, ...); None if the config names a cache.
+      held_out: likewise, captions that samples are drawn for.
     """
 
     cache: Cache
@@ -43,7 +43,10 @@ class Captions(NamedTuple):
     held_out: Caption | None = None
 
     def asked(self, classes: Int[np.ndarray, "n"]) -> Caption:
-        """A held-out caption of each class, all of them in turn; else the first of the cache."""
+        """Captions to draw samples for, one per class label.
+
+        Cycles through the held-out captions of each class; without any, through the cache.
+        """
         if self.held_out is None:
             return self.cache.read(np.arange(len(classes)) % len(self.cache))
         count = self.held_out.dropped.shape[0]
@@ -52,10 +55,11 @@ class Captions(NamedTuple):
 
 
 def prepare(options: c.Text, workdir: epath.Path) -> Captions | None:
-    """The prompts that a run asks for, encoded if they are not yet; None if it asks for none.
+    """Captions of a config, encoded if needed; None without text.
 
     Raises:
-      ConfigError: templates and words do not fit together, or a cache is not what it should be.
+      ConfigError: templates and words do not fit together, or the cache is unfinished, damaged or
+        another one.
     """
     if not options.templates:
         return Captions(Cache.open(options.cache)) if options.cache else None
@@ -63,7 +67,9 @@ def prepare(options: c.Text, workdir: epath.Path) -> Captions | None:
         _written(options, which) for which in (options.templates, options.held_out)
     )
     folder = workdir / "text"
-    processes.by_first(functools.partial(_write_files, folder, trained, held_out), "text is there")
+    processes.by_first(
+        functools.partial(_write_files, folder, trained, held_out), "prompt files are written"
+    )
     encoder, tokenizer, _ = reader(options, workdir)
     caches = []
     for name in ("trained", "held_out"):
@@ -83,19 +89,25 @@ def prepare(options: c.Text, workdir: epath.Path) -> Captions | None:
 
 
 def reader(options: c.Text, workdir: epath.Path) -> Reader:
-    """What reads the captions of a run's labelled data; `prepare` has written its tokenizer."""
+    """Reader for captions of labelled data, with the tokenizer that `prepare` wrote."""
     tokenizer = Tokenizer(workdir / "text" / "tokenizer.json")
     return Reader(encoders.random_encoder(options.t5), tokenizer, options.length)
 
 
 def _written(options: c.Text, templates: tuple[str, ...]) -> list[list[str]]:
-    """Every class's captions."""
+    """Captions of each class: templates times words.
+
+    >>> options = c.Text(words=("zero|0", "one|1"))
+    >>> _written(options, ("digit {}",))
+    [['digit zero', 'digit 0'], ['digit one', 'digit 1']]
+    """
     lacking = [template for template in templates if "{}" not in template]
     counts = {word.count(SEPARATOR) for word in options.words}
     if lacking or not templates or len(counts) != 1:
         raise ConfigError(
-            f"text.templates and text.held_out need {{}} for a word (lacking: {lacking or 'none'}) "
-            "and at least one of each, text.words the same number of words for every class."
+            f"text.templates and text.held_out need {{}} for the word (missing in: "
+            f"{lacking or 'none'}) and at least one template each; text.words needs the same "
+            "number of words per class."
         )
     return [
         [template.format(word) for template in templates for word in words.split(SEPARATOR)]
@@ -104,7 +116,7 @@ def _written(options: c.Text, templates: tuple[str, ...]) -> list[list[str]]:
 
 
 def _write_files(folder: epath.Path, trained: list[list[str]], held_out: list[list[str]]) -> None:
-    """The prompts, a class after another, and a tokenizer that knows their words."""
+    """Writes the prompts, class by class, and a tokenizer of their words."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, prompts in (("trained", trained), ("held_out", held_out)):
         (folder / f"{name}.txt").write_text("".join(f"{p}\n" for of in prompts for p in of))
@@ -114,7 +126,7 @@ def _write_files(folder: epath.Path, trained: list[list[str]], held_out: list[li
 
 
 def _word_level(vocabulary: dict[str, int]) -> dict:
-    """The library tokenizers' own format: a token a word, the end after the last."""
+    """A word-level tokenizer in the format of `tokenizers`, with an end token."""
     end = SPECIAL[1]
     return {
         "version": "1.0",

@@ -1,4 +1,6 @@
-"""A file of prompts to a cache of captions: shard by shard, by all processes, again after a stop.
+"""Encodes a file of prompts into a caption cache: distributed, resumable.
+
+Processes share the shards; after an interruption, complete shards are kept.
 
 Called from simjax/commands/encode_prompts.py, and from simjax/text/captions.py.
 """
@@ -20,14 +22,14 @@ from simjax.text.caption_cache import Cache
 from simjax.text.encoders import Encoder
 from simjax.text.tokenizer import Tokenizer
 
-POLL = 1.0  # seconds between looks for the shards of other processes; our choice
-LINE_EVERY = {True: 0.1, False: 30.0}  # seconds, on a terminal or in a log; our choice
+POLL = 1.0  # seconds between checks for the shards of other processes; our choice
+LINE_EVERY = {True: 0.1, False: 30.0}  # seconds between progress lines: terminal, log; our choice
 
 
 def identity(
     survey: prompts.Survey, tokenizer: Tokenizer, *, length: int, shard: int
 ) -> dict[str, Any]:
-    """What a cache is known by, as far as no encoder is needed."""
+    """Identity of a cache, except for the entries that need the encoder."""
     return {
         "tokenizer": tokenizer.sha256,
         "text": survey.sha256,
@@ -48,27 +50,29 @@ def make_cache(
     shard: int,
     command: str,
 ) -> Cache:
-    """The cache of a file of prompts, opened; what is there of it is kept.
+    """Encodes a file of prompts into a cache, or resumes; opens it.
+
+    Shards that are already complete are kept.
 
     Args:
-      length: tokens kept of a prompt.
-      batch: prompts at a time.
-      shard: prompts in a file.
-      command: that goes on with an unfinished cache, for messages.
+      length: tokens per prompt; longer prompts are truncated.
+      batch: prompts per batch.
+      shard: prompts per shard.
+      command: command that resumes an unfinished cache, for messages.
 
     Raises:
-      ConfigError: the prompts cannot be read, or `folder` is a cache of others.
+      ConfigError: the prompts cannot be read, or `folder` is another cache.
     """
     folder = epath.Path(folder)
     known = identity(prompts.survey(source), tokenizer, length=length, shard=shard)
     encoders.require_fit(encoder, tokenizer)
     known |= {"encoder": encoder.digest, "channels": encoder.sizes.width}
     caption_cache.require_same(folder, known)
-    processes.wait("all have looked")
-    processes.by_first(lambda: caption_cache.begin(folder, known, command), "begun")
+    processes.wait("all have checked the cache")
+    processes.by_first(lambda: caption_cache.begin(folder, known, command), "the cache is created")
     _write_shards(source, folder, known, encoder, tokenizer, batch)
-    processes.wait("all shards are there")
-    processes.by_first(lambda: caption_cache.finish(folder, known), "finished")
+    processes.wait("all shards are complete")
+    processes.by_first(lambda: caption_cache.finish(folder, known), "the cache is finished")
     return Cache.open(folder)
 
 
@@ -80,13 +84,13 @@ def _write_shards(
     tokenizer: Tokenizer,
     batch: int,
 ) -> None:
-    """Encodes this process's shards that are not there, and waits for those of the others."""
+    """Encodes this process's missing shards, then waits for the other processes."""
     count, size = known["count"], known["shard"]
     numbers = range(caption_cache.shards(known))
     lacking = [n for n in numbers if not caption_cache.is_written(folder, n, known)]
     mine = {n for n in lacking if n % jax.process_count() == jax.process_index()}
     sizes = {n: min(size, count - n * size) for n in numbers}
-    whose = "" if jax.process_count() == 1 else f", a share of {jax.process_count()}"
+    whose = "" if jax.process_count() == 1 else f", share of 1/{jax.process_count()}"
     line = tqdm.tqdm(
         desc=f"encoding{whose}",
         total=sum(sizes[n] for n in numbers if n in mine or n not in lacking),
@@ -106,7 +110,7 @@ def _write_shards(
     for number in numbers:
         some = list(itertools.islice(reading, size))
         if len(some) != sizes[number]:
-            raise ConfigError(f"{source} changed while it was read; start again.")
+            raise ConfigError(f"{source} changed while it was read; run the same command again.")
         if number in mine:
             batches = encoders.embedded(
                 encoder, tokenizer, some, length=known["length"], batch=batch

@@ -1,6 +1,7 @@
-"""The text encoder of a run: a T5 encoder as a pure function, on parameters split over devices.
+"""T5 text encoders as pure functions, with parameters sharded over devices.
 
-Read from a folder it encodes prompts: all of a cache (encode_prompts.py), or a few at once.
+Loaded from a folder, they encode the prompts of a whole cache (commands/encode_prompts.py) or a few
+prompts at once.
 """
 
 import functools
@@ -29,13 +30,13 @@ from simjax.typing import Array, Caption, Params
 
 Encode = Callable[..., Array]  # (params, tokens (b, l), mask (b, l)) -> (b, l, channels), bfloat16
 
-# Of parameters and products; the sums between blocks are float32 (networks/t5.py).
-DTYPE = jnp.bfloat16  # our choice, for memory; PixArt-alpha's own encodes so too
-AT_A_TIME = 64  # prompts; our choice
+# Dtype of parameters and matmuls; the residual stream is float32 (networks/t5.py).
+DTYPE = jnp.bfloat16  # our choice, to save memory; so does PixArt-alpha's code
+AT_A_TIME = 64  # largest batch of prompts of a Reader; our choice
 
 
 def encoder(options: c.T5, dtype: jnp.dtype = DTYPE, unroll: bool = False) -> T5Encoder:
-    """T5 with parameters from key 0; cheap inside nnx.eval_shape."""
+    """T5 encoder initialised with key 0; call it inside nnx.eval_shape for shapes."""
     sizes = vars(options)
     return T5Encoder(**sizes, unroll=unroll, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
 
@@ -43,7 +44,7 @@ def encoder(options: c.T5, dtype: jnp.dtype = DTYPE, unroll: bool = False) -> T5
 def encoding(
     options: c.T5, dtype: jnp.dtype = DTYPE, unroll: bool = False
 ) -> tuple[Encode, Params]:
-    """encode(params, tokens, mask, *, gather=None), and the shapes of its parameters."""
+    """Returns encode(params, tokens, mask, *, gather=None) and the shapes of params."""
     module = nnx.eval_shape(lambda: encoder(options, dtype, unroll))
     graphdef, params = nnx.split(module)
 
@@ -55,7 +56,7 @@ def encoding(
 
 
 def sharded(encode: Encode, mesh: Mesh) -> Encode:
-    """The encoder of parameters that are split over the mesh, gathered block by block; jitted."""
+    """Jits `encode` for sharded parameters, all-gathered block by block."""
     gather = functools.partial(sharding.gathered_layer, mesh=mesh)
 
     def encode_sharded(params, tokens, mask):
@@ -67,12 +68,14 @@ def sharded(encode: Encode, mesh: Mesh) -> Encode:
 
 
 class Encoder(NamedTuple):
-    """An encoder read from a folder, its parameters split over the devices of this process.
+    """A text encoder, with parameters sharded over the local devices.
 
     Attributes:
       encode: encode(params, tokens, mask), jitted.
-      sizes: of the network.
+      params: sharded parameters.
+      sizes: hyperparameters of the network.
       digest: sha256 of sizes and parameters.
+      mesh: local devices.
     """
 
     encode: Encode
@@ -83,14 +86,14 @@ class Encoder(NamedTuple):
 
 
 def load_encoder(folder: str | os.PathLike) -> Encoder:
-    """A T5 encoder as Hugging Face's libraries write it: config.json and weights.
+    """Loads a T5 encoder from a Hugging Face folder: config.json and weights.
 
     Raises:
-      ConfigError: it is something else, or not whole.
+      ConfigError: another network, or files are missing or damaged.
     """
     weights = read_weights.read(zoo.local(folder))
     if weights.config is None:
-        raise ConfigError(f"{folder} has no config.json; give the folder of a T5 encoder.")
+        raise ConfigError(f"{folder} has no config.json; expected the folder of a T5 encoder.")
     try:
         sizes = c.T5(**t5.describe(weights.config))
         encode, like = encoding(sizes)
@@ -105,7 +108,7 @@ def load_encoder(folder: str | os.PathLike) -> Encoder:
 
 
 def random_encoder(sizes: c.T5) -> Encoder:
-    """An encoder with parameters from key 0, for small vocabularies and tests."""
+    """T5 with random parameters (key 0), for small vocabularies and tests."""
     encode, like = encoding(sizes)
     params = nnx.to_pure_dict(nnx.state(encoder(sizes)))
     devices = jax.local_devices()
@@ -115,21 +118,27 @@ def random_encoder(sizes: c.T5) -> Encoder:
 
 
 def require_fit(encoder: Encoder, tokenizer: Tokenizer) -> None:
-    """Raises a ConfigError where the tokenizer has tokens that the encoder does not."""
+    """Raises if token ids exceed the encoder's vocabulary.
+
+    Raises:
+      ConfigError: tokenizer and encoder are not of the same model.
+    """
     if tokenizer.largest >= encoder.sizes.vocabulary:
         raise ConfigError(
-            f"{tokenizer.path} has tokens up to {tokenizer.largest}, the encoder has "
-            f"{encoder.sizes.vocabulary}; give the tokenizer that the encoder was trained with."
+            f"{tokenizer.path} has token ids up to {tokenizer.largest}, expected less than the "
+            f"encoder's vocabulary size {encoder.sizes.vocabulary}; use the tokenizer that the "
+            "encoder was trained with."
         )
 
 
 def embedded(
     encoder: Encoder, tokenizer: Tokenizer, prompts: Sequence[str], *, length: int, batch: int
 ) -> Iterator[Embedded]:
-    """Embeddings of prompts, a batch at a time; devices are a batch ahead of what is taken.
+    """Yields embeddings of prompts in batches, computing one batch ahead.
 
     Args:
-      batch: prompts at a time, rounded up to what the devices share evenly.
+      length: tokens per prompt; longer prompts are truncated.
+      batch: batch size, rounded up to a multiple of the number of devices.
     """
     batch = sharding.rounded_up(batch, encoder.mesh)
     where = sharding.batch_split(encoder.mesh)
@@ -152,27 +161,30 @@ def _fetched(features: jax.Array, mask: np.ndarray, truncated: int) -> Embedded:
 
 
 class Reader(NamedTuple):
-    """What makes captions of prompts; of a prompt it keeps the first `length` tokens."""
+    """Encodes prompts, truncated to `length` tokens, into captions."""
 
     encoder: Encoder
     tokenizer: Tokenizer
     length: int
 
     def __call__(self, prompts: Sequence[str]) -> Caption:
-        """Encoded now, as a cache would hold them."""
+        """Captions of prompts, equal to those of a cache."""
         batch = min(AT_A_TIME, len(prompts))
         return captions(self.encoder, self.tokenizer, prompts, length=self.length, batch=batch)
 
     def cut(self, prompts: Sequence[str]) -> int:
-        """How many of the prompts are longer."""
+        """Number of prompts that are truncated."""
         return self.tokenizer.encode(prompts, self.length)[-1]
 
 
 def open_reader(encoder: str, tokenizer: str, length: int) -> Reader:
-    """From folders as transformers writes them; the tokenizer may lie beside the encoder.
+    """A Reader from Hugging Face folders of encoder and tokenizer.
+
+    Args:
+      tokenizer: folder or file of the tokenizer; "" looks in the encoder's folder.
 
     Raises:
-      ConfigError: they are something else, or do not fit together.
+      ConfigError: encoder or tokenizer cannot be loaded, or they do not fit together.
     """
     words = Tokenizer(zoo.local(tokenizer or encoder))
     made = Reader(load_encoder(encoder), words, length)
@@ -183,10 +195,10 @@ def open_reader(encoder: str, tokenizer: str, length: int) -> Reader:
 def captions(
     encoder: Encoder, tokenizer: Tokenizer, prompts: Sequence[str], *, length: int, batch: int
 ) -> Caption:
-    """What a cache would hold of a few prompts, encoded now; NumPy arrays.
+    """Captions of a few prompts, equal to those of a cache. NumPy.
 
     Args:
-      batch: see `embedded`.
+      length, batch: see `embedded`.
     """
     parts = list(embedded(encoder, tokenizer, prompts, length=length, batch=batch))
     embedding = np.concatenate([part.embedding for part in parts])

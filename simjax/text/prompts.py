@@ -1,6 +1,6 @@
-"""Prompts: read from a file, and their captions as training takes them.
+"""Prompts of a file, and batches of their cached captions for training.
 
-Called from encode_prompts.py, which makes the cache (caption_cache.py), and from training.
+Called from encode.py, which makes the cache (caption_cache.py), and from simjax/runs.
 """
 
 import hashlib
@@ -20,7 +20,13 @@ from simjax.typing import Caption
 
 
 class Survey(NamedTuple):
-    """Of a file of prompts: how many, how many lines are empty, and the sha256 of the prompts."""
+    """Statistics of a file of prompts.
+
+    Attributes:
+      count: number of prompts.
+      skipped: number of empty lines.
+      sha256: checksum of the prompts.
+    """
 
     count: int
     skipped: int
@@ -28,20 +34,29 @@ class Survey(NamedTuple):
 
 
 def read_prompts(path: epath.PathLike) -> Iterator[str]:
-    """The prompts of a file (prompt_file.KINDS), without the spaces around them.
+    """Yields the prompts of a file, stripped, without empty lines.
 
-    A text file has one a line; a .json is a list of strings or of objects, a .jsonl has one of
-    these a line; a .csv names its columns in its first line, a .tsv may. Prompts are in the first
-    of prompt_file.COLUMNS that is there, or else in the last column of a .tsv.
+    A text file has one prompt per line; a .json is a list of strings or objects, a .jsonl has one
+    of these per line; a .csv has a header, a .tsv may have one. The prompt is in the first of
+    prompt_file.COLUMNS (caption, prompt, text) that exists, or in the last column of a .tsv without
+    header.
+
+    >>> _ = epath.Path("prompts.tsv").write_text("id\\tcaption\\n1\\ta cat\\n2\\ta dog\\n")
+    >>> list(read_prompts("prompts.tsv"))
+    ['a cat', 'a dog']
 
     Raises:
-      ConfigError: naming the line that is not utf-8, too long, or has other columns.
+      ConfigError: a line is not utf-8, too long, or has another number of columns.
     """
     return (prompt for prompt in prompt_file.read(path) if prompt)
 
 
 def survey(path: epath.PathLike) -> Survey:
-    """Reads a file of prompts once, so that what is wrong with it is said before work begins.
+    """Validates a file of prompts and counts them, before any encoding.
+
+    >>> _ = epath.Path("prompts.txt").write_text("a cat\\n\\na dog\\n")
+    >>> survey("prompts.txt")
+    Survey(count=2, skipped=1, sha256='...')
 
     Raises:
       ConfigError: see read_prompts; or there are no prompts.
@@ -50,34 +65,38 @@ def survey(path: epath.PathLike) -> Survey:
     for prompt in prompt_file.read(path):
         if prompt:
             count += 1
-            digest.update(prompt.replace("\n", "\n\0").encode() + b"\n")  # none has \0
+            digest.update(prompt.replace("\n", "\n\0").encode() + b"\n")  # no prompt contains \0
         else:
             skipped += 1
     if not count:
-        raise ConfigError(f"{path} has no prompts; expected one a line, or a list of them.")
+        raise ConfigError(f"{path} has no prompts; expected one per line, or a JSON list of them.")
     return Survey(count, skipped, digest.hexdigest())
 
 
 def given(prompts: Sequence[str], file: str | None) -> list[str]:
-    """Those of a command: given one by one, then those of a file.
+    """All prompts of a command: the arguments, then a file's.
+
+    >>> given(["a cat", "a dog"], None)
+    ['a cat', 'a dog']
 
     Raises:
-      ConfigError: a file without any.
+      ConfigError: the file has no prompts.
     """
     if file is None:
         return [*prompts]
-    survey(file)  # refuses what has none
+    survey(file)  # raises if it has no prompts
     return [*prompts, *read_prompts(file)]
 
 
 class Reader(Stream):
-    """The captions of a training run's calls, read from a cache.
+    """Streams the captions of each jitted training call from a cache.
 
     Args:
-      batch: prompts of an update, of all processes.
-      steps_per_call: steps that a call makes.
-      updates: of a step.
-      mesh: over which batches are split; every process reads its own rows alone.
+      seed: seed of the order.
+      batch: global batch of an update.
+      steps_per_call: training steps per jitted call.
+      updates: updates per step.
+      mesh: devices over which batches are split; every process reads only its own rows.
     """
 
     def __init__(

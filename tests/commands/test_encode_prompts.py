@@ -122,7 +122,9 @@ def test_the_digest_is_of_weights_and_sizes_alone(files, encoder, tmp_path):
 
 def test_a_tokenizer_of_more_tokens_than_the_encoder_has_is_refused(tmp_path, files):
     encoder = encoders.load_encoder(write_encoder(tmp_path / "small", vocabulary=11))
-    with pytest.raises(ConfigError, match="has tokens up to 11, the encoder has 11"):
+    with pytest.raises(
+        ConfigError, match="has token ids up to 11, expected less than .* vocabulary size 11"
+    ):
         encoders.require_fit(encoder, Tokenizer(files / "t5"))
 
 
@@ -184,7 +186,7 @@ def test_another_origin_is_refused_and_nothing_changes(finished, files, tmp_path
             "length": 7,
             "shard": 5,
         },
-        "otherwise: encoder \\w{16} \\(there\\) -> \\w{16} \\(here\\)\\.": {
+        "other inputs: encoder \\w{16} \\(cache\\) -> \\w{16} \\(here\\)\\.": {
             "encoder": other,
             "tokenizer": files / "t5",
         },
@@ -279,7 +281,7 @@ def test_two_processes_refuse_together(many, uninterrupted):
     started = subprocesses.start(command(many, uninterrupted, length=9), processes=2, devices=1)
     said = [process.communicate(timeout=300)[0] for process in started]
     assert all(process.returncode for process in started)
-    assert any("length 6 (there) -> 9 (here)" in one for one in said), said
+    assert any("length 6 (cache) -> 9 (here)" in one for one in said), said
 
 
 READ = """
@@ -306,7 +308,7 @@ def test_a_cache_in_a_bucket_is_the_same(files, finished, tmp_path):
         assert python(*command(files, out)).returncode == 1
         bucket.refuses = None
         unfinished = python("-c", READ, out).stderr
-        assert "unfinished, 1 of 3 shards are there" in unfinished, unfinished
+        assert "unfinished: 1 of 3 shards are complete" in unfinished, unfinished
         done = python(*command(files, out))
         assert done.returncode == 0, done.stderr
         blobs = {name: bucket.blobs[name].content for name in bucket.names("cache/")}

@@ -1,4 +1,4 @@
-"""Captions of labelled data: written, encoded once, told apart by class, trained on or held out."""
+"""Captions of labelled data: templates, encoded once, by class, training and held out."""
 
 import dataclasses
 
@@ -49,36 +49,38 @@ def test_every_class_has_its_captions_in_order(made, tmp_path_factory):
     assert made.of_classes.dropped.shape == (3, 4)
     assert made.held_out.dropped.shape == (3, 2)
     assert made.of_classes.embedding.shape == (3, 4, 6, 16)
-    np.testing.assert_array_equal(made.of_classes.mask.sum(-1), [[4, 4, 2, 2]] * 3)  # and the end
+    np.testing.assert_array_equal(
+        made.of_classes.mask.sum(-1), [[4, 4, 2, 2]] * 3
+    )  # words and end token
     np.testing.assert_array_equal(made.held_out.mask.sum(-1), [[4, 4]] * 3)
     assert len(made.cache) == 12
     everything = made.cache.read(np.arange(12)).embedding.reshape(3, 4, 6, 16)
     np.testing.assert_array_equal(everything, made.of_classes.embedding)
 
 
-def test_words_have_features_of_their_own(made):
-    # The word's own token: the third of "the digit WORD", the first of "WORD".
+def test_different_words_have_different_features(made):
+    # The token of the word is the third of "the digit WORD" and the first of "WORD".
     words = np.asarray(made.of_classes.embedding[:, :2, 2], np.float32).reshape(6, -1)
     distances = np.linalg.norm(words[:, None] - words[None], axis=-1)
     assert distances[~np.eye(6, dtype=bool)].min() > 0.5
 
 
-def test_samples_are_asked_for_by_held_out_captions_in_turn(made):
-    asked = made.asked(np.array([0, 1, 2, 0, 1, 2, 0]))
+def test_samples_cycle_through_held_out_captions(made):
+    found = made.asked(np.array([0, 1, 2, 0, 1, 2, 0]))
     expected = made.held_out.embedding
     for row, (number, turn) in zip(
-        asked.embedding, [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 0)], strict=True
+        found.embedding, [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 0)], strict=True
     ):
         np.testing.assert_array_equal(row, expected[number, turn])
 
 
 def stamps(run):
-    """When each shard was written."""
+    """Modification time of each shard."""
     shards = (run / "text" / "trained").glob("*.*")
     return {p.name: p.stat().st_mtime_ns for p in shards if p.name != "cache.json"}
 
 
-def test_they_are_encoded_once(tmp_path):
+def test_captions_are_encoded_once(tmp_path):
     first = prepared(tmp_path)
     before = stamps(tmp_path)
     again = prepared(tmp_path)
@@ -89,9 +91,9 @@ def test_they_are_encoded_once(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"templates": ("the digit",)}, r"lacking: \['the digit'\]"),
-        ({"held_out": ()}, "at least one of each"),
-        ({"words": ("zero|0", "one")}, "the same number of words for every class"),
+        ({"templates": ("the digit",)}, r"missing in: \['the digit'\]"),
+        ({"held_out": ()}, "at least one template each"),
+        ({"words": ("zero|0", "one")}, "the same number of words per class"),
     ],
 )
 def test_templates_and_words_must_fit(changes, message, tmp_path):
@@ -115,7 +117,7 @@ def test_networks_and_captions_fit_together(made):
             require_fit(dataclasses.replace(network, **change), made)
 
 
-def test_a_draw_takes_each_class_s_own_captions(made):
+def test_a_drawn_caption_is_of_its_class(made):
     classes = np.repeat([0, 1, 2], 40)
     drawn = conditions.caption_of(jax.random.key(0), classes, made.of_classes)
     for row, number in zip(np.asarray(drawn.embedding), classes, strict=True):
@@ -125,7 +127,7 @@ def test_a_draw_takes_each_class_s_own_captions(made):
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
-def test_conditions_are_dropped_as_often_as_asked(probability):
+def test_conditions_are_dropped_with_the_given_probability(probability):
     caption = Caption(np.ones((4000, 1, 1)), np.ones((4000, 1), bool), np.zeros(4000, bool))
     dropped = guidance.dropped(jax.random.key(0), caption, Prompts(1, 1).null, probability)
     assert abs(dropped.dropped.mean() - probability) < 0.03
@@ -134,7 +136,7 @@ def test_conditions_are_dropped_as_often_as_asked(probability):
     assert abs(1 - labels.sum(1).mean() - probability) < 0.03
 
 
-def test_the_captioned_digits_are_a_text_run():
+def test_the_captioned_digits_config_is_consistent():
     options = load("captioned_digits")
     assert len(options.text.words) == 10
     assert not set(options.text.templates) & set(options.text.held_out)

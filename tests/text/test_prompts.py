@@ -1,4 +1,4 @@
-"""Prompts as they are read, the cache of their embeddings, the order of training, its reader."""
+"""Reading prompts, the caption cache, the training order and the reader of captions."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ LENGTH, CHANNELS, SHARD = 5, 3, 4
 
 
 def made_up(texts):
-    """In place of an encoder: 1 to LENGTH tokens, and numbers that tell them and the text apart."""
+    """Stand-in for an encoder: 1 to LENGTH tokens; embeddings unique to text and position."""
     lengths = np.array([1 + len(text) % LENGTH for text in texts])
     mask = np.arange(LENGTH) < lengths[:, None]
     first = np.array([hashlib.sha256(text.encode()).digest()[0] for text in texts])
@@ -37,7 +37,7 @@ def identity_of(count, **others):
 
 
 def write(folder, texts, *, finish=True, **others):
-    """A cache as encode_prompts.py makes it; batches of three."""
+    """Writes a cache as encode.make_cache does, in batches of three."""
     folder, identity = epath.Path(folder), identity_of(len(texts), **others)
     caption_cache.begin(folder, identity, "python -m simjax encode-prompts --x=1")
     for number in range(caption_cache.shards(identity)):
@@ -66,7 +66,7 @@ def read(path):
     return list(prompts.read_prompts(path))
 
 
-def test_a_text_file_has_one_prompt_a_line(tmp_path):
+def test_a_text_file_has_one_prompt_per_line(tmp_path):
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffa cat\r\n\n  two\tdogs \n   \n日本\u2028x".encode())
     expected = ["a cat", "two\tdogs", "日本\u2028x"]
@@ -79,12 +79,12 @@ def test_a_text_file_has_one_prompt_a_line(tmp_path):
     ("content", "expected"),
     [
         ("id\tCaption\turl\n1\ta cat\thttp\n\n2\t\thttp\n", ["a cat"]),
-        ("text\tprompt\n1\t2\n", ["2"]),  # prompt comes before text
-        ('1\ta "cat"\n2\ttwo\n', ['a "cat"', "two"]),  # no names: the last column
+        ("text\tprompt\n1\t2\n", ["2"]),  # prompt is preferred to text
+        ('1\ta "cat"\n2\ttwo\n', ['a "cat"', "two"]),  # no header: the last column
         ("caption\na\nb", ["a", "b"]),
     ],
 )
-def test_a_tsv_has_them_in_a_column(tmp_path, content, expected):
+def test_a_tsv_has_prompts_in_a_column(tmp_path, content, expected):
     path = tmp_path / "p.tsv"
     path.write_text(content)
     assert read(path) == expected
@@ -94,7 +94,7 @@ def test_a_tsv_has_them_in_a_column(tmp_path, content, expected):
     ("name", "content", "message"),
     [
         ("p.txt", b"a\nb\nd\xe9j\xe0 vu\n", "p.txt, line 3: not utf-8 .*byte 2 of the line"),
-        ("p.txt", "a\nb".encode("utf-16"), "p.txt, line 1: not utf-8"),
+        ("p.txt", "a\nb".encode("utf-16"), "p.txt, line 1: utf-16"),
         ("p.txt", b"a\n" + b"b" * 65537, "p.txt, line 2: more than 65536 characters"),
         ("p.txt", b"\n \n", "p.txt has no prompts"),
         ("p.txt", b"", "p.txt has no prompts"),
@@ -103,14 +103,14 @@ def test_a_tsv_has_them_in_a_column(tmp_path, content, expected):
         ("missing.txt", None, "missing.txt: cannot be read"),
     ],
 )
-def test_bad_files_are_refused_by_line(tmp_path, name, content, message):
+def test_invalid_files_are_refused_with_the_line(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         prompts.survey(tmp_path / name)
 
 
-def test_lines_that_cross_blocks_are_whole(tmp_path, monkeypatch):
+def test_lines_across_blocks_are_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(prompt_file, "BLOCK", 7)
     path = tmp_path / "p.txt"
     path.write_text("\n".join(TEXTS))
@@ -120,7 +120,7 @@ def test_lines_that_cross_blocks_are_whole(tmp_path, monkeypatch):
 # The cache
 
 
-def test_what_was_written_is_read_at_random(folder):
+def test_embeddings_are_read_in_any_order(folder):
     cache = Cache.open(folder)
     indices = np.array([7, 0, 9, 7, 3, 4, 8, 1])
     got, expected = cache.read(indices), made_up([TEXTS[i] for i in indices])
@@ -136,7 +136,7 @@ def test_what_was_written_is_read_at_random(folder):
         cache.read(np.array([3, -1]))
 
 
-def test_the_files_are_what_the_docstring_says(folder):
+def test_the_files_have_the_documented_format(folder):
     names = [f"0000{n}.{kind}" for n in range(3) for kind in ("bf16", "index", "json", "jsonl")]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "cache.json"]
     one = made_up(TEXTS[4:8])
@@ -155,39 +155,39 @@ def test_the_files_are_what_the_docstring_says(folder):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("tokenizer", "u" * 64, "tokenizer tttttttttttttttt .there. -> uuuuuuuuuuuuuuuu .here."),
-        ("encoder", "u" * 64, "encoder e+ .there. -> u+ .here."),
-        ("text", "u" * 64, "text p+ .there. -> u+ .here."),
-        ("length", 77, "length 5 .there. -> 77 .here."),
-        ("channels", 4096, "channels 3 .there. -> 4096 .here."),
+        ("tokenizer", "u" * 64, "tokenizer tttttttttttttttt .cache. -> uuuuuuuuuuuuuuuu .here."),
+        ("encoder", "u" * 64, "encoder e+ .cache. -> u+ .here."),
+        ("text", "u" * 64, "text p+ .cache. -> u+ .here."),
+        ("length", 77, "length 5 .cache. -> 77 .here."),
+        ("channels", 4096, "channels 3 .cache. -> 4096 .here."),
     ],
 )
-def test_another_origin_than_expected_is_refused(folder, name, value, message):
+def test_a_cache_of_other_inputs_is_refused(folder, name, value, message):
     Cache.open(folder, {name: identity_of(10)[name]})
-    with pytest.raises(ConfigError, match=f"otherwise: {message}. Use"):
+    with pytest.raises(ConfigError, match=f"other inputs: {message}. Use"):
         Cache.open(folder, identity_of(10, **{name: value}))
-    with pytest.raises(ConfigError, match=f"otherwise: {message}. Use"):
+    with pytest.raises(ConfigError, match=f"other inputs: {message}. Use"):
         caption_cache.require_same(folder, {name: value})
 
 
-def test_what_is_unfinished_says_how_far_it_is_and_how_to_go_on(tmp_path):
+def test_an_unfinished_cache_is_refused_with_its_progress_and_command(tmp_path):
     folder = write(tmp_path / "cache", TEXTS, finish=False)
     (folder / "00001.json").unlink()
     command = "python -m simjax encode-prompts --x=1"
-    with pytest.raises(ConfigError, match=f"unfinished, 2 of 3 shards .*continues it: {command}$"):
+    with pytest.raises(ConfigError, match=f"unfinished: 2 of 3 shards .*resume with: {command}$"):
         Cache.open(folder)
     written = [caption_cache.is_written(folder, n, identity_of(10)) for n in range(3)]
     assert written == [True, False, True]
-    with pytest.raises(ConfigError, match="is no cache of prompts; make one"):
+    with pytest.raises(ConfigError, match="is not a caption cache; create one"):
         Cache.open(tmp_path / "other")
 
 
 class Killed(BaseException):
-    """Nothing of the program runs after it, as after SIGKILL."""
+    """Stand-in for SIGKILL: no handler catches it."""
 
 
 @pytest.mark.parametrize("moment", ["half a file", "before its rename"])
-def test_killed_at_any_file_and_continued_it_ends_with_the_same_files(
+def test_resuming_after_a_kill_at_any_file_gives_identical_files(
     folder, tmp_path, monkeypatch, moment
 ):
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -204,7 +204,7 @@ def test_killed_at_any_file_and_continued_it_ends_with_the_same_files(
 
     monkeypatch.setattr(type(folder), "replace", killing)
     identity = identity_of(len(TEXTS))
-    for number in range(1, 15):  # 12 files of shards and two beside them
+    for number in range(1, 15):  # 12 files of shards and two .json
         out = epath.Path(tmp_path / f"{number}")
         left = number
         with pytest.raises(Killed):
@@ -218,13 +218,15 @@ def test_killed_at_any_file_and_continued_it_ends_with_the_same_files(
 def test_a_file_that_cannot_be_written_is_one_message(tmp_path):
     (tmp_path / "file").touch()
     folder = epath.Path(tmp_path / "file" / "cache")
-    with pytest.raises(ConfigError, match="00000.bf16 cannot be written.*; the same command goes"):
+    with pytest.raises(
+        ConfigError, match="00000.bf16 cannot be written.*resume with the same command"
+    ):
         caption_cache.write_shard(folder, 0, TEXTS[:2], [made_up(TEXTS[:2])])
 
 
-def test_a_folder_of_something_else_is_not_written_to(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match="neither empty nor a cache"):
+    with pytest.raises(ConfigError, match="neither empty nor a caption cache"):
         caption_cache.require_same(epath.Path(tmp_path), identity_of(10))
 
 
@@ -235,7 +237,7 @@ def flip(path, place):
 
 
 @pytest.mark.parametrize("kind", ["bf16", "index"])
-def test_files_cut_short_or_missing_are_refused_at_once(folder, kind):
+def test_truncated_or_missing_files_are_refused_on_opening(folder, kind):
     path = folder / f"00002.{kind}"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
@@ -249,11 +251,11 @@ def test_files_cut_short_or_missing_are_refused_at_once(folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["bf16", "index"])
-def test_a_changed_byte_is_noticed_where_it_is_read(folder, kind):
+def test_a_changed_byte_is_detected_on_reading(folder, kind):
     flip(folder / f"00001.{kind}", -1)
     cache = Cache.open(folder)
     cache.read(np.array([0, 1, 2, 3, 8, 9]))
-    with pytest.raises(ConfigError, match=f"00001.{kind} is damaged.* what was written"):
+    with pytest.raises(ConfigError, match=f"00001.{kind} is damaged.* checksum .*is wrong"):
         cache.read(np.arange(10))
 
 
@@ -269,20 +271,20 @@ def changed(folder, **values):
         ({"count": "10"}, "count is '10'"),
         ({"shard": 0}, "shard is 0"),
         ({"length": 2**60}, "length is 1152921504606846976"),
-        ({"shards": [{}] * 2}, "it lacks notes of its 3 shards"),
-        ({"shards": [{}] * 3}, "00000.json is damaged or missing: no note of 4 prompts"),
-        ({"shards": [None] * 3}, "no note of 4 prompts"),
-        ({"count": 9}, "no note of 1 prompts"),
+        ({"shards": [{}] * 2}, "expected records of its 3 shards"),
+        ({"shards": [{}] * 3}, "00000.json is damaged or missing: expected a record of 4"),
+        ({"shards": [None] * 3}, "expected a record of 4 prompts"),
+        ({"count": 9}, "expected a record of 1 prompts"),
     ],
 )
-def test_a_bad_cache_json_is_refused(folder, values, message):
+def test_an_invalid_field_of_cache_json_is_refused(folder, values, message):
     changed(folder, **values)
     with pytest.raises(ConfigError, match=message):
         Cache.open(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 10**6])
-def test_a_cache_json_that_is_none_is_refused(folder, content):
+def test_a_cache_json_without_an_object_is_refused(folder, content):
     (folder / "cache.json").write_bytes(content)
     with pytest.raises(ConfigError, match="cache.json is damaged or missing"):
         Cache.open(folder)
@@ -291,14 +293,14 @@ def test_a_cache_json_that_is_none_is_refused(folder, content):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_embeddings_that_are_not_finite_are_not_written(tmp_path, value):
     batch = made_up(TEXTS[:2])
-    batch.embedding[1, 3, 1] = value  # beyond the prompt's tokens
+    batch.embedding[1, 3, 1] = value  # padding, which is not written
     batch.embedding[1, 0, 1] = value
-    with pytest.raises(ConfigError, match="the embedding of 'two dogs' holds NaN or infinity"):
+    with pytest.raises(ConfigError, match="the embedding of 'two dogs' has NaN or infinity"):
         caption_cache.write_shard(epath.Path(tmp_path), 0, TEXTS[:2], [batch])
     assert not (tmp_path / "00000.json").exists() and not (tmp_path / "00000.bf16").exists()
 
 
-def test_reading_takes_the_memory_of_what_is_asked_for(tmp_path):
+def test_memory_is_bounded_by_the_rows_read(tmp_path):
     texts = [f"{n:06d}" for n in range(100_000)]
     path = tmp_path / "p.txt"
     path.write_text("\n".join(texts))
@@ -328,7 +330,7 @@ def test_reading_takes_the_memory_of_what_is_asked_for(tmp_path):
 # The order
 
 
-def test_every_prompt_is_seen_once_an_epoch():
+def test_every_prompt_is_seen_once_per_epoch():
     count, batch = 21, 4
     seen = np.concatenate([order(3, count, call, batch) for call in range(60)])
     epochs = seen[: 21 * (len(seen) // 21)].reshape(-1, count)
@@ -338,19 +340,19 @@ def test_every_prompt_is_seen_once_an_epoch():
     assert not (epochs[0] == np.arange(count)).all()
 
 
-def test_the_order_is_a_function_of_its_arguments_alone():
+def test_the_order_depends_only_on_its_arguments():
     before = order(5, 1000, 15, 64)
     _permutation.cache_clear()
     np.testing.assert_array_equal(order(5, 1000, 15, 64), before)
     assert (order(6, 1000, 15, 64) != before).any()
-    # Another batch cuts the same order elsewhere: 128 * 7 = 64 * 14.
+    # Another batch size splits the same order differently: 128 * 7 = 64 * 14.
     half = order(5, 1000, 7, 128)[:64]
     np.testing.assert_array_equal(half, order(5, 1000, 14, 64))
-    # Recorded: another machine, and a later NumPy, must draw the same.
+    # Recorded: the same on every machine and with later NumPy versions.
     assert order(0, 10, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
 
 
-def test_a_batch_may_hold_more_than_all_prompts():
+def test_a_batch_may_be_larger_than_the_number_of_prompts():
     found = np.bincount(order(0, 3, 0, 10), minlength=3)
     assert sorted(found) == [3, 3, 4]
 
@@ -365,7 +367,7 @@ def reader(folder, **options):
 
 
 def expected(step, steps=3, batch=4):
-    """Captions of a call, turn by turn."""
+    """Captions of a jitted call, step by step and update by update."""
     cache = {i: made_up([text]) for i, text in enumerate(TEXTS)}
     rows = np.empty((steps, 2, batch), int)
     for s in range(step, step + steps):
@@ -378,9 +380,9 @@ def expected(step, steps=3, batch=4):
     return embedding.reshape(*rows.shape, LENGTH, CHANNELS), mask.reshape(*rows.shape, LENGTH)
 
 
-def test_captions_are_those_of_the_steps_wherever_a_run_goes_on(folder):
+def test_captions_depend_only_on_the_step_after_a_restart(folder):
     captions = reader(folder)
-    for step in (0, 3, 6, 4, 7, 10):  # 4: a run that goes on from a step that is no multiple of 3
+    for step in (0, 3, 6, 4, 7, 10):  # 4: resumed at a step not divisible by 3
         with jax.transfer_guard("disallow"):
             got = captions.at(step)
         embedding, mask = expected(step)
@@ -390,7 +392,7 @@ def test_captions_are_those_of_the_steps_wherever_a_run_goes_on(folder):
         assert got.embedding.dtype == ml_dtypes.bfloat16
 
 
-def test_one_call_ahead_is_read_in_the_background(folder, monkeypatch):
+def test_the_next_call_is_prefetched_in_the_background(folder, monkeypatch):
     read_by, original = [], prompts.Reader._read
 
     def noted(self, step):
@@ -411,11 +413,11 @@ def test_one_call_ahead_is_read_in_the_background(folder, monkeypatch):
     assert read_by == [(0, True), (3, True), (6, True)]
 
 
-def test_damage_met_in_the_background_is_said_to_the_caller(folder):
+def test_errors_of_the_background_thread_reach_the_caller(folder):
     captions = reader(folder, steps_per_call=1, batch=2)  # an epoch is 2.5 steps
     for name in ("00000", "00001", "00002"):
         flip(folder / f"{name}.bf16", 0)
-    with pytest.raises(ConfigError, match="is not what was written"):
+    with pytest.raises(ConfigError, match="checksum .*is wrong"):
         for step in range(6):
             captions.at(step)
 
@@ -448,13 +450,13 @@ for leaf, want in ((got.embedding, embedding), (got.mask, mask)):
         assert start <= shard.index[2].start < shard.index[2].stop <= stop
         np.testing.assert_array_equal(np.asarray(shard.data).astype(np.float32), want[shard.index])
 reader._ahead[1].result()
-assert Counting.rows == 2 * 3 * 2 * (stop - start), Counting.rows  # this call's and the next one's
+assert Counting.rows == 2 * 3 * 2 * (stop - start), Counting.rows  # this call and the next
 print("well")
 """
 
 
 @pytest.mark.parametrize("fsdp", [1, 2])
-def test_over_eight_devices_they_are_the_same(folder, fsdp):
+def test_eight_devices_get_the_same_captions(folder, fsdp):
     program = DEVICES.format(fsdp=fsdp, folder=str(folder))
     assert subprocesses.on_devices(8, program) == "well\n"
 
