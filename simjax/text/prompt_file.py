@@ -1,7 +1,7 @@
-"""Files of prompts: text, .tsv, .csv, .json and .jsonl, read piece by piece.
+"""Reads files of prompts: .txt, .tsv, .csv, .json and .jsonl, streaming.
 
-They may come from anybody: no more than a block and one record is in memory, and what is wrong is
-refused with its place. Called from prompts.py.
+Input is untrusted: at most one block and one record are in memory, and errors name the line or
+entry. Called from prompts.py.
 """
 
 import codecs
@@ -18,48 +18,48 @@ from etils import epath
 
 from simjax.errors import ConfigError
 
-COLUMNS = ("caption", "prompt", "text")  # the first of these that is there
-BLOCK = 2**18  # bytes read at a time; our choice
-LONGEST = 2**16  # characters of a line or record; our choice: no encoder keeps as much
+COLUMNS = ("caption", "prompt", "text")  # in order of preference
+BLOCK = 2**18  # bytes per read; our choice
+LONGEST = 2**16  # characters per line or record, more than any encoder reads; our choice
 
-WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's begins with one of them
+WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's BOM starts with one of them
 LINE_ENDS = re.compile(r"(?<=\n)|(?<=\r)(?!\n)")
-SPACE = re.compile(r"[ \t\r\n]*")  # of JSON
+SPACE = re.compile(r"[ \t\r\n]*")  # JSON whitespace
 
-Places = Iterator[tuple[str, str]]  # where it stands, and the prompt, which may be empty
+Places = Iterator[tuple[str, str]]  # (line or entry, prompt); prompts may be empty
 
 
 def read(path: epath.PathLike) -> Iterator[str]:
-    """Each record's prompt, without the spaces around it; empty where a line is.
+    """Yields the prompt of each record, stripped; "" for an empty line.
 
     Raises:
-      ConfigError: of an unknown kind, or naming the place of what is no prompt.
+      ConfigError: an unknown file type, or a record that is not a prompt, named by its place.
     """
     path = epath.Path(path)
     kind = path.suffix.lower()
     if kind not in KINDS:
         known = ", ".join(filter(None, KINDS))
         raise ConfigError(
-            f"{path}: {kind} is not a kind of prompt file; known: {known}. Rename a text file with "
-            "a prompt on each line to NAME.txt."
+            f"{path}: {kind} is not a known file type of prompts; known: {known}. Rename a text "
+            "file with one prompt per line to NAME.txt."
         )
     for place, prompt in KINDS[kind](path):
         if "\0" in prompt or not _is_unicode(prompt):
             raise ConfigError(
-                f"{path}, {place}: not text in utf-8 (zeros, or characters of another encoding); "
-                "save it as utf-8."
+                f"{path}, {place}: not utf-8 text (NUL characters or another encoding); save it as "
+                "utf-8."
             )
         yield prompt.strip()
 
 
 def _text(path: epath.Path) -> Places:
-    """A prompt a line."""
+    """One prompt per line."""
     for number, line in _lines(path):
         yield f"line {number}", line
 
 
 def _tsv(path: epath.Path) -> Places:
-    """Columns are what tabs separate, without quotes; without names, the last one counts."""
+    """Columns separated by tabs, without quoting; without a header, the last column."""
     rows = ((number, line.rstrip("\r\n").split("\t")) for number, line in _lines(path))
     _, names = first = next(rows, (1, [""]))
     column = _column(path, names)
@@ -69,15 +69,15 @@ def _tsv(path: epath.Path) -> Places:
 
 
 def _csv(path: epath.Path) -> Places:
-    """RFC 4180: commas, quotes, line ends inside quotes; the first row names the columns."""
-    size = 0  # of this record so far: a quote that is never closed would read on to the end
+    """RFC 4180: commas, quotes, line ends within quotes; a header."""
+    size = 0  # characters of this record: bounds the effect of an unclosed quote
 
     def bounded() -> Iterator[str]:
         nonlocal size
         for number, line in _lines(path):
             size += len(line)
             if size > LONGEST:
-                raise _too_long(path, f"line {number}", "is a quote not closed?")
+                raise _too_long(path, f"line {number}", "a quote may be unclosed")
             yield line
 
     def rows() -> Iterator[tuple[int, list[str]]]:
@@ -90,7 +90,7 @@ def _csv(path: epath.Path) -> Places:
         except csv.Error as error:
             raise ConfigError(
                 f"{path}, line {reader.line_num}: {error}; expected columns separated by commas, "
-                'and quotes inside quotes doubled ("").'
+                'and quotes within quotes doubled ("").'
             ) from error
 
     found = rows()
@@ -98,14 +98,14 @@ def _csv(path: epath.Path) -> Places:
     column = _column(path, names)
     if column is None:
         raise ConfigError(
-            f"{path}: the columns of its first row are {', '.join(names)[:80]!r}; expected commas "
-            f"between them and one named {', '.join(COLUMNS)}. Add that row."
+            f"{path}: the columns of the first row are {', '.join(names)[:80]!r}; expected columns "
+            f"separated by commas, one of them named {', '.join(COLUMNS)}. Add that header."
         )
     yield from _cells(path, found, len(names), column)
 
 
 def _jsonl(path: epath.Path) -> Places:
-    """A string or an object a line."""
+    """One JSON string or object per line."""
     for number, line in _lines(path):
         place = f"line {number}"
         with _refusing(path, place):
@@ -114,9 +114,9 @@ def _jsonl(path: epath.Path) -> Places:
 
 
 def _json(path: epath.Path) -> Places:
-    """A list of strings or of objects, taken one after another."""
+    """A JSON list of strings or objects, parsed entry by entry."""
     window = _Window(_blocks(path))
-    with _refusing(path, "at its beginning (for an object a line, name it .jsonl)"):
+    with _refusing(path, "at the beginning (for one object per line, name it .jsonl)"):
         window.take("[")
     is_empty = window.sign() == "]"
     for number in itertools.count(1):
@@ -126,18 +126,18 @@ def _json(path: epath.Path) -> Places:
         yield f"entry {number}", prompt
         if end == "]":
             break
-    with _refusing(path, "after its list"):
+    with _refusing(path, "after the list"):
         window.take("")
 
 
 class _Window:
-    """A JSON text of which a piece is in memory, and where it is read."""
+    """A JSON text read block by block, with a cursor."""
 
     def __init__(self, blocks: Iterator[str]):
         self._blocks, self._text, self._at = blocks, "", 0
 
     def sign(self) -> str:
-        """The next character that is no space; "" at the end."""
+        """The next non-space character; "" at the end."""
         while self._reach(1):
             self._at = SPACE.match(self._text, self._at).end()
             if self._at < len(self._text):
@@ -145,15 +145,17 @@ class _Window:
         return ""
 
     def take(self, known: str) -> str:
-        """The next character, which must be one of these, or the end of the text."""
+        """Consumes the next character, one of `known`; "" expects the end."""
         sign = self.sign()
         if sign not in known or (known and not sign):
-            raise ValueError(f"found {sign or 'its end'}, expected {' or '.join(known) or 'none'}")
+            raise ValueError(
+                f"found {sign or 'the end'}, expected {' or '.join(known) or 'the end'}"
+            )
         self._at += len(sign)
         return sign
 
     def value(self) -> Any:
-        """The next string, object or the like, if it is not too long."""
+        """Parses the next JSON value of at most LONGEST characters."""
         self.sign()
         self._reach(LONGEST + 1)
         start = self._at
@@ -163,7 +165,7 @@ class _Window:
         return value
 
     def _reach(self, count: int) -> bool:
-        """Whether so many characters lie ahead, once no more can be had."""
+        """Reads until `count` characters are ahead; False if the text ends before."""
         while len(self._text) - self._at < count and (block := next(self._blocks, "")):
             self._text, self._at = self._text[self._at :] + block, 0
         return len(self._text) - self._at >= count
@@ -180,7 +182,7 @@ KINDS: dict[str, Callable[[epath.Path], Places]] = {
 
 
 def _column(path: epath.Path, names: list[str]) -> int | None:
-    """Which of the columns has the prompts, if one says so."""
+    """Index of the prompts' column; None if the row is no header."""
     known = [name.strip().lower() for name in names]
     name = next((name for name in COLUMNS if name in known), None)
     if name is None:
@@ -193,22 +195,22 @@ def _column(path: epath.Path, names: list[str]) -> int | None:
 def _cells(
     path: epath.Path, rows: Iterator[tuple[int, list[str]]], width: int, column: int
 ) -> Places:
-    """One column of rows that all have the same number."""
+    """One column of rows, which must all have `width` columns."""
     for number, row in rows:
         is_empty = not any(map(str.strip, row))
         if len(row) != width and not is_empty:
             raise ConfigError(
-                f"{path}, line {number}: {len(row)} columns, expected {width} as in line 1; of a "
-                ".tsv, separate columns by one tab, and keep tabs and line ends out of prompts."
+                f"{path}, line {number}: {len(row)} columns, expected {width} as in line 1; in a "
+                ".tsv, separate columns by one tab and use no tabs or line ends within prompts."
             )
         yield f"line {number}", "" if is_empty else row[column]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object under small letters."""
+    """A JSON object with lower-cased keys."""
     found = {name.lower(): value for name, value in pairs}
     if len(found) != len(pairs):
-        raise ValueError("two entries of one name")
+        raise ValueError("two keys with the same name")
     return found
 
 
@@ -216,7 +218,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _prompt_of(value: Any) -> str:
-    """A JSON string, or the one that an object has under one of COLUMNS."""
+    """A JSON string, or an object's value for the first of COLUMNS."""
     if isinstance(value, dict):
         value = next((value[name] for name in COLUMNS if name in value), None)
     if not isinstance(value, str):
@@ -226,7 +228,7 @@ def _prompt_of(value: Any) -> str:
 
 @contextlib.contextmanager
 def _refusing(path: epath.Path, place: str) -> Iterator[None]:
-    """Names the place of JSON that cannot be read, or holds something else."""
+    """Turns JSON errors into a ConfigError that names the place."""
     try:
         yield
     except ConfigError:
@@ -240,7 +242,7 @@ def _refusing(path: epath.Path, place: str) -> Iterator[None]:
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, with its end: \\n, \\r\\n or \\r."""
+    """Number and text of each line, with its \\n, \\r\\n or \\r."""
     rest, numbers = "", itertools.count(1)
     for block in itertools.chain(_blocks(path), [""]):
         *lines, rest = LINE_ENDS.split(rest + block)
@@ -249,12 +251,12 @@ def _lines(path: epath.Path) -> Iterator[tuple[int, str]]:
         for line in filter(None, lines):
             number = next(numbers)
             if len(line.rstrip("\r\n")) > LONGEST:
-                raise _too_long(path, f"line {number}", "expected one prompt a line")
+                raise _too_long(path, f"line {number}", "expected one prompt per line")
             yield number, _utf8(path, f"line {number}", line)
 
 
 def _blocks(path: epath.Path) -> Iterator[str]:
-    """The text, a block at a time, never ending between \\r and \\n; wrong bytes as surrogates."""
+    """Decodes block by block, not splitting \\r\\n; invalid bytes become surrogates."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
     newlines = io.IncrementalNewlineDecoder(decoder, translate=False)
     try:
@@ -262,21 +264,23 @@ def _blocks(path: epath.Path) -> Iterator[str]:
             block = file.read(BLOCK)
             if block.startswith(WIDE):
                 raise ConfigError(
-                    f'{path}, line 1: not utf-8 but utf-16, the "Unicode" of some programs; save '
-                    "it as utf-8."
+                    f'{path}, line 1: utf-16 (the "Unicode" of some programs), expected utf-8; '
+                    "save it as utf-8."
                 )
             while block:
                 if text := newlines.decode(block):
                     yield text
                 block = file.read(BLOCK)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error}; give a file of prompts.") from error
+        raise ConfigError(
+            f"{path}: cannot be read: {error}; expected a file of prompts."
+        ) from error
     if text := newlines.decode(b"", final=True):
         yield text
 
 
 def _utf8(path: epath.Path, place: str, text: str) -> str:
-    """The text, if it was utf-8."""
+    """The text; raises if its bytes were not utf-8."""
     try:
         text.encode("utf-8", "surrogateescape").decode()
     except UnicodeDecodeError as error:

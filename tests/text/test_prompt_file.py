@@ -1,4 +1,4 @@
-"""Every kind of prompt file: read exactly, or refused by its place, in little memory."""
+"""Prompt files: exact reading, errors with line or entry, bounded memory."""
 
 import codecs
 import hashlib
@@ -15,7 +15,7 @@ LONG = prompt_file.LONGEST
 
 
 def read(path):
-    """The prompts, and a survey that agrees with them."""
+    """The prompts, after checking that the survey agrees."""
     found, survey = list(prompts.read_prompts(path)), prompts.survey(path)
     assert survey.count == len(found)
     return found
@@ -41,7 +41,7 @@ KINDS = {
 @pytest.mark.parametrize("start", [b"", codecs.BOM_UTF8])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_is_read_with_any_line_end(tmp_path, monkeypatch, name, end, start, block):
+def test_every_file_type_is_read_with_any_line_end(tmp_path, monkeypatch, name, end, start, block):
     monkeypatch.setattr(prompt_file, "BLOCK", block)
     content = start + KINDS[name].replace("\n", end).encode()
     assert read(write(tmp_path, name, content)) == TWO
@@ -59,7 +59,7 @@ def test_every_kind_is_read_with_any_line_end(tmp_path, monkeypatch, name, end, 
         ("p.TXT", "日本\u2028x\x0b\x85y\n", ["日本\u2028x\x0b\x85y"]),
     ],
 )
-def test_quotes_escapes_and_line_ends_inside_are_kept(
+def test_quotes_escapes_and_embedded_line_ends_are_kept(
     tmp_path, monkeypatch, name, content, expected
 ):
     assert read(write(tmp_path, name, content)) == expected
@@ -67,45 +67,61 @@ def test_quotes_escapes_and_line_ends_inside_are_kept(
     assert read(tmp_path / name) == expected
 
 
-def test_a_survey_tells_a_line_end_inside_a_prompt_from_one_between(tmp_path):
+def test_the_checksum_distinguishes_line_ends_within_and_between_prompts(tmp_path):
     first = prompts.survey(write(tmp_path, "p.json", '["a\\nb", "c"]'))
     second = prompts.survey(write(tmp_path, "q.json", '["a", "b\\nc"]'))
     assert first.count == second.count and first.sha256 != second.sha256
-    plain = hashlib.sha256(b"a\nb\n").hexdigest()  # as ever
+    plain = hashlib.sha256(b"a\nb\n").hexdigest()  # unchanged for prompts without line ends
     assert prompts.survey(write(tmp_path, "p.txt", "a\nb")).sha256 == plain
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.parquet", b"PAR1", r"\.parquet is not a kind .* Rename a text file .* NAME\.txt"),
-        ("p.xlsx", b"PK\3\4", r"\.xlsx is not a kind of prompt file; known: \.txt, \.tsv, \.csv"),
-        ("p.txt", b"PK\3\4\0\0\n", "line 1: not text in utf-8"),
-        ("p.txt", "a\nb".encode("utf-16"), "line 1: not utf-8 but utf-16.*save it as utf-8"),
-        ("p.json", "[]".encode("utf-32"), "line 1: not utf-8 but utf-16"),
-        ("p.csv", "a cat\na dog\n", "columns of its first row are 'a cat'; expected .* one named"),
-        ("p.csv", "id;caption\n1;a cat\n", "'id;caption'; expected commas"),
+        ("p.parquet", b"PAR1", r"\.parquet is not a known file .* Rename a text file .* NAME\.txt"),
+        (
+            "p.xlsx",
+            b"PK\3\4",
+            r"\.xlsx is not a known file type of prompts; known: \.txt, \.tsv, \.csv",
+        ),
+        ("p.txt", b"PK\3\4\0\0\n", "line 1: not utf-8 text"),
+        ("p.txt", "a\nb".encode("utf-16"), "line 1: utf-16 .*expected utf-8; save it as utf-8"),
+        ("p.json", "[]".encode("utf-32"), "line 1: utf-16 .*expected utf-8"),
+        (
+            "p.csv",
+            "a cat\na dog\n",
+            "columns of the first row are 'a cat'; expected .* one of them",
+        ),
+        ("p.csv", "id;caption\n1;a cat\n", "'id;caption'; expected columns separated by commas"),
         ("p.csv", "caption,id,caption\na,1,b\n", "line 1: two columns are named caption"),
         ("p.csv", "caption,id\na,b,c\n", "line 2: 3 columns, expected 2"),
         ("p.csv", 'caption\n"a cat\n', "line 2: unexpected end of data"),
-        ("p.csv", 'caption\n"a" cat\n', "line 2: .*quotes inside quotes doubled"),
-        ("p.csv", 'caption\n"' + "a\n" * LONG, "more than 65536 characters; is a quote not closed"),
-        ("p.csv", 'caption\n"a\n"' + ',"b\n"' * LONG, "more than 65536 characters; is a quote"),
+        ("p.csv", 'caption\n"a" cat\n', "line 2: .*quotes within quotes doubled"),
+        (
+            "p.csv",
+            'caption\n"' + "a\n" * LONG,
+            "more than 65536 characters; a quote may be unclosed",
+        ),
+        ("p.csv", 'caption\n"a\n"' + ',"b\n"' * LONG, "more than 65536 characters; a quote"),
         ("p.csv", b"caption\na\n\xe9\n", "line 3: not utf-8"),
-        ("p.json", '{"caption": "a"}\n', r"at its beginning .*name it \.jsonl.*found {, expected"),
-        ("p.json", "", "at its beginning .*found its end"),
+        ("p.json", '{"caption": "a"}\n', r"at the beginning .*name it \.jsonl.*found {, expected"),
+        ("p.json", "", "at the beginning .*found the end"),
         ("p.json", "[]", "has no prompts"),
         ("p.json", '["a", 3]', "entry 2: no prompt; expected strings, or objects with caption"),
         ("p.json", '["a", {"url": "x"}]', "entry 2: no prompt"),
         ("p.json", '["a", {"caption": null}]', "entry 2: no prompt"),
-        ("p.json", '["a", {"caption": "x", "Caption": "y"}]', "entry 2: two entries of one name"),
+        (
+            "p.json",
+            '["a", {"caption": "x", "Caption": "y"}]',
+            "entry 2: two keys with the same name",
+        ),
         ("p.json", '["a" "b"]', 'entry 1: found ", expected , or ]'),
-        ("p.json", '["a", "b"', "entry 2: found its end"),
-        ("p.json", '["a"] ["b"]', "after its list: found .*, expected none"),
+        ("p.json", '["a", "b"', "entry 2: found the end"),
+        ("p.json", '["a"] ["b"]', "after the list: found .*, expected the end"),
         ("p.json", '["a", "b\n', "entry 2: Invalid control character|Unterminated"),
-        ("p.json", '["\\ud800"]', "entry 1: not text"),
-        ("p.json", '["a\\u0000"]', "entry 1: not text"),
-        ("p.json", b'["\xe9"]', "entry 1: not text in utf-8"),
+        ("p.json", '["\\ud800"]', "entry 1: not utf-8 text"),
+        ("p.json", '["a\\u0000"]', "entry 1: not utf-8 text"),
+        ("p.json", b'["\xe9"]', "entry 1: not utf-8 text"),
         ("p.json", "[" * 100_000, "entry 1: "),
         (
             "p.json",
@@ -113,7 +129,7 @@ def test_a_survey_tells_a_line_end_inside_a_prompt_from_one_between(tmp_path):
             "entry 1: 65538 characters; .* at most 65536",
         ),
         ("p.json", '["' + "a" * 10**7, "entry 1: Unterminated string .* at most 65536"),
-        ("p.json", " " * 10**7, "at its beginning"),
+        ("p.json", " " * 10**7, "at the beginning"),
         ("p.jsonl", '"a"\n[1]\n', "line 2: no prompt"),
         ("p.jsonl", '"a"\na dog\n', "line 2: Expecting value"),
         ("p.jsonl", '"a" "b"\n', "line 1: Extra data"),
@@ -121,7 +137,7 @@ def test_a_survey_tells_a_line_end_inside_a_prompt_from_one_between(tmp_path):
         ("p.txt", "\r\n" * 5 + "a" * 10**7, "line 6: more than 65536 characters"),
     ],
 )
-def test_what_is_no_prompt_is_refused_by_its_place(tmp_path, name, content, message):
+def test_invalid_files_are_refused_with_the_place(tmp_path, name, content, message):
     path = write(tmp_path, name, content)
     with pytest.raises(ConfigError, match=message) as error:
         prompts.survey(path)
