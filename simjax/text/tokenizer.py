@@ -1,9 +1,9 @@
-"""Prompts to T5's tokens, by the file beside an encoder: tokenizer.json or spiece.model.
+"""T5 tokenizer from a tokenizer.json or a spiece.model.
 
-spiece.model is a SentencePiece model, a protobuf of pieces with their log probabilities. Python's
-protobuf reads it, by the classes of the library `sentencepiece`, whose C++ never sees the file,
-which may come from anybody; the most probable cut of a prompt (unigram, arXiv:1804.10959;
-SentencePiece, arXiv:1808.06226) is found by the library `tokenizers`, as in transformers.
+spiece.model is a SentencePiece model (arXiv:1808.06226), a protobuf of pieces with log
+probabilities. The file is untrusted, so it is parsed by Python's protobuf with the message classes
+of `sentencepiece`, whose C++ code never reads it. As in transformers, `tokenizers` computes the
+most probable segmentation (unigram model, arXiv:1804.10959).
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from simjax.errors import ConfigError
 from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, reading, shown
 from simjax.typing import Bool, Int
 
-FILES = ("tokenizer.json", "spiece.model")  # in a folder, the first that is there
+FILES = ("tokenizer.json", "spiece.model")  # in order of preference
 END = "</s>"  # the end of a sequence
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a space in SentencePiece's pieces
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # a space in SentencePiece
 LARGEST_FILE = 64 * 2**20  # bytes; our choice: T5's have 2.4 and 0.8 MB, mT5's 16 and 4
-LARGEST_MODEL = 8 * 2**20  # of spiece.model: protobuf takes up to 28 times that, for empty pieces
+LARGEST_MODEL = 8 * 2**20  # bytes of spiece.model; protobuf needs up to 28 times as much memory
 MOST_PIECES = 2**19  # our choice: twice mT5's
 _NORMAL, _UNKNOWN, _CONTROL = 1, 2, 3  # types of pieces
-_PLAIN = {  # what T5's models have, which is the default too
+_PLAIN = {  # settings of T5's models, which are also the defaults
     "trainer_spec": {"model_type": 1, "byte_fallback": False},  # 1: unigram
     "normalizer_spec": {
         "add_dummy_prefix": True,
@@ -43,14 +43,15 @@ Mask = Bool[np.ndarray, "n l"]
 
 
 class Tokenizer:
-    """What cuts prompts into tokens.
+    """Tokenizes prompts.
 
     Args:
-      path: tokenizer.json, spiece.model, or the folder that has one of them.
+      path: tokenizer.json, spiece.model, or a folder with one of them.
 
     Attributes:
-      sha256: of the file.
-      largest: the largest token.
+      path: the file.
+      sha256: checksum of the file.
+      largest: the largest token id.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -66,17 +67,17 @@ class Tokenizer:
             tokens = self._library.encode("a a").tokens
             if len(tokens) != 2 or tokens[-1] != END:
                 raise ConfigError(
-                    f"cuts 'a a' to {shown(str(tokens))}, expected 2 tokens, {END} the last, as "
-                    "T5's does; give the file of a T5 encoder"
+                    f"truncates 'a a' to {shown(str(tokens))}, expected 2 tokens, the last {END}, "
+                    "as for T5; use the tokenizer of a T5 encoder"
                 )
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[Tokens, Mask, int]:
-        """Tokens, 0 after the end; which are real; and how many prompts were cut to `length`.
+        """Token ids (padded with 0), mask, and the number of truncated prompts.
 
-        What is cut keeps its end of sequence.
+        Truncated prompts keep the end-of-sequence token.
 
         Raises:
-          ConfigError: the library fails, or a text is no unicode.
+          ConfigError: `tokenizers` fails, or a text is not valid Unicode.
         """
         tokens = np.zeros((len(texts), length), np.int32)
         self._library.enable_truncation(length)
@@ -96,16 +97,18 @@ class Tokenizer:
 
 
 def _file(path: Path) -> Path:
-    """The path, or the file of FILES in the folder there."""
+    """The path itself, or one of FILES in a folder."""
     if not path.is_dir():
         if path.exists():
             return path
-        raise ConfigError(f"{path}: no such tokenizer; expected {' or '.join(FILES)}, or a folder.")
+        raise ConfigError(
+            f"{path}: no such file; expected {' or '.join(FILES)}, or a folder with one."
+        )
     file = next((path / name for name in FILES if (path / name).exists()), None)
     if file is None:
         raise ConfigError(
-            f"{path}: has neither {' nor '.join(FILES)}; give the folder that has one of them: "
-            "of a whole pipeline, its tokenizer."
+            f"{path}: has neither {' nor '.join(FILES)}; expected a folder with one of them (in a "
+            "diffusers pipeline, its subfolder tokenizer)."
         )
     return file
 
@@ -113,15 +116,15 @@ def _file(path: Path) -> Path:
 def _require_size(data: memoryview, most: int) -> None:
     if len(data) > most:
         raise ConfigError(
-            f"{len(data)} bytes, expected at most {most}; give the file of a T5 encoder"
+            f"{len(data)} bytes, expected at most {most}; use the tokenizer of a T5 encoder"
         )
 
 
 def _library(name: str) -> Any:
-    """A module of the extra `text`, imported where it is needed."""
+    """Imports a module of the optional dependencies `text`."""
     try:
         return importlib.import_module(name)
-    except Exception as error:  # a protobuf that is older than what sentencepiece was made with
+    except Exception as error:  # protobuf raises other errors if it is too old
         raise ConfigError(
             f'reading it needs {name.partition(".")[0]}: pip install "simjax[text]" '
             f"({str(error)[:200]})"
@@ -130,7 +133,7 @@ def _library(name: str) -> Any:
 
 @contextlib.contextmanager
 def _panicking() -> Iterator[None]:
-    """Makes an Exception of what Rust raises where it meets what it thought impossible."""
+    """Turns a Rust panic, which is a BaseException, into a ValueError."""
     try:
         yield
     except BaseException as error:
@@ -144,7 +147,7 @@ def _from_json(data: memoryview) -> Any:
 
 
 def _from_sentencepiece(data: memoryview) -> Any:
-    """T5's normalizer, cut at spaces, pieces and end, of a spiece.model."""
+    """T5's pipeline from a spiece.model: normalizer, words, unigram pieces, end token."""
     model = _library("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(data)
     _require_plain(model)
     unknown, end = _unknown_and_end(model.pieces)
@@ -162,27 +165,27 @@ def _from_sentencepiece(data: memoryview) -> Any:
         single=["$A", END], special_tokens=[(END, end)]
     )
     special = [piece.piece for piece in model.pieces if piece.type != _NORMAL]
-    tokenizer.add_special_tokens(special)  # a prompt may name them, as in transformers
+    tokenizer.add_special_tokens(special)  # recognised in prompts, as in transformers
     return tokenizer
 
 
 def _require_plain(model: Any) -> None:
-    """Refuses a setting that T5's models do not have."""
+    """Raises if a setting differs from that of T5's models."""
     for message, settings in _PLAIN.items():
         for name, expected in settings.items():
             value = getattr(getattr(model, message), name)
             if value != expected:
                 raise ConfigError(
-                    f"{name} = {int(value)} is not supported, T5's models have {int(expected)}; "
-                    "give a tokenizer.json, which transformers saves"
+                    f"{name} = {int(value)} is not supported, expected {int(expected)} as for T5; "
+                    "use a tokenizer.json, which transformers saves"
                 )
 
 
 def _unknown_and_end(pieces: Sequence[Any]) -> tuple[int, int]:
-    """Numbers of the piece for what is unknown and of the end.
+    """Token ids of the unknown and of the end-of-sequence piece.
 
     Raises:
-      ConfigError: there is not one of each, or other pieces are not like T5's.
+      ConfigError: one of them is missing or duplicated, or another piece is invalid for T5.
     """
     if len(pieces) > MOST_PIECES:
         raise ConfigError(f"more than {MOST_PIECES} pieces; {DOWNLOAD_AGAIN}")
@@ -191,13 +194,13 @@ def _unknown_and_end(pieces: Sequence[Any]) -> tuple[int, int]:
     names = [piece.piece for piece in pieces]
     if len(set(names)) != len(names):
         (twice, _), *_ = Counter(names).most_common(1)
-        raise ConfigError(f"the piece {shown(twice)} is there twice; {DOWNLOAD_AGAIN}")
+        raise ConfigError(f"the piece {shown(twice)} is duplicated; {DOWNLOAD_AGAIN}")
     types = [piece.type for piece in pieces]
     if types.count(_UNKNOWN) != 1 or END not in names:
         raise ConfigError(
-            f"no SentencePiece model of T5: {len(pieces)} pieces, {types.count(_UNKNOWN)} of them "
-            f"for what is unknown, {names.count(END)} of them {END}; expected one of each. "
-            "Give T5's spiece.model or a tokenizer.json"
+            f"not a SentencePiece model of T5: {len(pieces)} pieces, {types.count(_UNKNOWN)} of "
+            f"them of type unknown, {names.count(END)} of them {END}; expected one of each. Use "
+            "T5's spiece.model or a tokenizer.json"
         )
     return types.index(_UNKNOWN), names.index(END)
 
@@ -205,10 +208,10 @@ def _unknown_and_end(pieces: Sequence[Any]) -> tuple[int, int]:
 def _require_like_t5s(piece: Any) -> None:
     text, score, kind = piece.piece, piece.score, piece.type
     if not isinstance(text, str):
-        raise ConfigError(f"damaged: the piece {shown(str(text))} is no UTF-8; {DOWNLOAD_AGAIN}")
+        raise ConfigError(f"damaged: the piece {shown(str(text))} is not UTF-8; {DOWNLOAD_AGAIN}")
     if not text or not math.isfinite(score) or kind not in (_NORMAL, _UNKNOWN, _CONTROL):
         raise ConfigError(
             f"the piece {shown(text)!r} has log probability {score} and type {kind}; expected a "
-            "text, a finite number and type 1, 2 or 3, as in T5's spiece.model. Of other models "
-            "give a tokenizer.json, which transformers saves"
+            "nonempty text, a finite number and type 1, 2 or 3, as in T5's spiece.model. For other "
+            "models use a tokenizer.json, which transformers saves"
         )

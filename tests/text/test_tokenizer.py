@@ -1,4 +1,4 @@
-"""Tokens of a spiece.model against a search of our own, what is cut, and files that are refused."""
+"""Tokens of a spiece.model against a reference Viterbi; truncation; refusal of invalid files."""
 
 import contextlib
 import hashlib
@@ -25,11 +25,11 @@ from tests.helpers.tokenizer_files import (
     spiece,
 )
 
-UNKNOWN_PENALTY = 10  # below the least probable piece, for each unknown character; SentencePiece
+UNKNOWN_PENALTY = 10  # SentencePiece: an unknown character scores this much below the worst piece
 
 
 def viterbi(word, known):
-    """The most probable cut of a word, as numbers of pieces; unknown characters are one piece."""
+    """Token ids of the most probable segmentation; runs of unknown characters are one piece."""
     worst = min(score for score, _ in known.values()) - UNKNOWN_PENALTY
     best = [(0.0, ())] + [(-np.inf, ())] * len(word)
     for end in range(1, len(word) + 1):
@@ -44,7 +44,7 @@ def viterbi(word, known):
 
 @pytest.fixture
 def folder(tmp_path):
-    """As T5's repositories have it."""
+    """A tokenizer folder like those of T5's repositories."""
     table = field(2, charsmap(REPLACED))
     (tmp_path / "spiece.model").write_bytes(spiece(pieces(), normalizer=table))
     return tmp_path
@@ -55,7 +55,7 @@ def random_prompts(count, letters):
     return ["".join(draw.choice(list(letters), draw.integers(0, 40))) for _ in range(count)]
 
 
-def test_the_most_probable_cut_of_every_word(folder):
+def test_every_word_has_its_most_probable_segmentation(folder):
     known = {text: (score, n) for n, (text, score, kind) in enumerate(pieces()) if kind == 1}
     prompts = random_prompts(200, "aabbccddeefgh   é日" + "".join(REPLACED))
     tokens, mask, truncated = Tokenizer(folder).encode(prompts, 100)
@@ -69,7 +69,7 @@ def test_the_most_probable_cut_of_every_word(folder):
     assert (tokens == 2).any()
 
 
-def test_a_model_that_sentencepiece_trained_is_cut_as_it_cuts(tmp_path):
+def test_tokens_of_a_trained_model_equal_sentencepieces(tmp_path):
     text, model = random_prompts(500, LETTERS + "     ,.Ａé①\N{NO-BREAK SPACE}ﬁ"), io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text[:400]),
@@ -97,7 +97,7 @@ def test_special_tokens_in_a_prompt_are_recognised(folder):
     assert special == [0, 2, 1]
 
 
-def test_what_is_cut_keeps_its_end_and_is_counted(folder):
+def test_truncated_prompts_keep_the_end_token_and_are_counted(folder):
     tokenizer = Tokenizer(folder / "spiece.model")
     prompts = ["a b c d", "a b c d e f g h", "", "a b c"]
     whole, _, _ = tokenizer.encode(prompts, 20)
@@ -108,12 +108,12 @@ def test_what_is_cut_keeps_its_end_and_is_counted(folder):
     assert tokens[[0, 1, 3], 3].tolist() == [1, 1, 1] and tokens[2].tolist() == [1, 0, 0, 0]
 
 
-def test_tokenizer_json_is_read_whatever_it_says_of_padding(folder, tmp_path):
+def test_padding_settings_of_a_tokenizer_json_are_ignored(folder, tmp_path):
     ours = Tokenizer(folder)
     library = ours._library
     library.enable_padding(length=50, pad_id=7)
     library.save(str(tmp_path / "tokenizer.json"))
-    again = Tokenizer(tmp_path)  # before the spiece.model that is there too
+    again = Tokenizer(tmp_path)  # preferred to the spiece.model beside it
     prompts = random_prompts(20, LETTERS + "  ")
     np.testing.assert_array_equal(
         again.encode(prompts, 9)[0], Tokenizer(tmp_path / "spiece.model").encode(prompts, 9)[0]
@@ -131,19 +131,19 @@ BAD = {
     "cut short": (GOOD[:-1], "damaged.*DecodeError"),
     "cut in a number": (GOOD[: len(field(1, field(1, b"<pad>")))] + b"\x80", "damaged"),
     "no protobuf": (b"\xff" * 20, "damaged.*DecodeError"),
-    "no model": (field(1, 7), "no SentencePiece model of T5: 0 pieces"),
-    "not utf-8": (field(1, field(1, b"\xff")), "damaged: the piece .* is no UTF-8"),
+    "no model": (field(1, 7), "not a SentencePiece model of T5: 0 pieces"),
+    "not utf-8": (field(1, field(1, b"\xff")), "damaged: the piece .* is not UTF-8"),
     "nan": (spiece([*SPECIAL, ("a", float("nan"), 1)]), "'a' has log probability nan"),
     "no text": (spiece([*SPECIAL, ("", -1.0, 1)]), "'' has log probability"),
-    "user defined": (spiece([*SPECIAL, ("a", -1.0, 4)]), "type 4; .*give a tokenizer.json"),
-    "twice": (spiece([*SPECIAL, *LETTER, *LETTER]), "the piece a is there twice"),
-    "no unknown": (spiece([*SPECIAL[:2], *LETTER]), "0 of them for what is unknown"),
+    "user defined": (spiece([*SPECIAL, ("a", -1.0, 4)]), "type 4; .*use a tokenizer.json"),
+    "twice": (spiece([*SPECIAL, *LETTER, *LETTER]), "the piece a is duplicated"),
+    "no unknown": (spiece([*SPECIAL[:2], *LETTER]), "0 of them of type unknown"),
     "no end": (spiece([SPECIAL[0], SPECIAL[2], *LETTER]), "0 of them </s>"),
     "bpe": (GOOD + field(2, field(3, 2)), "model_type = 2 is not supported"),
     "bytes": (GOOD + field(2, field(35, 1)), "byte_fallback = 1"),
     "no prefix": (GOOD + field(3, field(3, 0)), "add_dummy_prefix = 0"),
     "charsmap": (GOOD + field(3, field(2, b"abc")), "Precompiled"),
-    "charsmap that leads astray": (
+    "charsmap out of bounds": (
         GOOD + field(3, field(2, b"\x08\0\0\0" + b"\xff" * 8 + b"a\0")),
         "damaged.*index out of bounds",
     ),
@@ -154,7 +154,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_files_are_refused_by_name(tmp_path, case):
+def test_invalid_files_are_refused_by_name(tmp_path, case):
     content, message = BAD[case]
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ConfigError, match=f"^{tmp_path}/file: .*({message})") as refusal:
@@ -167,11 +167,11 @@ def test_a_tokenizer_without_end_of_sequence_is_refused(tmp_path):
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ConfigError, match="cuts 'a a' to .*'a', 'a'.*</s> the last"):
+    with pytest.raises(ConfigError, match="truncates 'a a' to .*'a', 'a'.*the last </s>"):
         Tokenizer(tmp_path)
 
 
-def test_many_pieces_and_large_files_are_refused(tmp_path):
+def test_too_many_pieces_and_too_large_files_are_refused(tmp_path):
     path = tmp_path / "spiece.model"
     path.write_bytes(field(1, field(1, b"a")) * (2**19 + 1))
     with pytest.raises(ConfigError, match="more than 524288 pieces"):
@@ -184,8 +184,8 @@ def test_many_pieces_and_large_files_are_refused(tmp_path):
             Tokenizer(path)
 
 
-def test_damage_anywhere_is_refused_or_harmless(tmp_path):
-    """Every length of a small model, and bytes that are others."""
+def test_damaged_files_raise_only_config_errors(tmp_path):
+    """Truncates a small model at every length, and replaces random bytes."""
     content = spiece(pieces()[:20])
     draw = np.random.default_rng(3)
     damaged = [content[:size] for size in range(1, len(content))]
@@ -200,15 +200,15 @@ def test_damage_anywhere_is_refused_or_harmless(tmp_path):
     assert 0 < read < len(damaged)
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_tokenizer_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="has neither tokenizer.json nor spiece.model"):
         Tokenizer(tmp_path)
-    with pytest.raises(ConfigError, match="missing: no such tokenizer"):
+    with pytest.raises(ConfigError, match="missing: no such file"):
         Tokenizer(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("library", ["tokenizers", "sentencepiece.sentencepiece_model_pb2"])
-def test_without_a_library_one_line_says_how_to_get_it(library, folder, monkeypatch):
+def test_a_missing_package_is_named_with_its_pip_command(library, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     needed = library.partition(".")[0]
     message = rf'needs {needed}: pip install "simjax\[text\]" \(import of {library} halted'
@@ -216,21 +216,23 @@ def test_without_a_library_one_line_says_how_to_get_it(library, folder, monkeypa
         Tokenizer(folder)
 
 
-def test_a_protobuf_older_than_sentencepiece_expects_is_refused(folder, monkeypatch):
+def test_a_too_old_protobuf_is_refused(folder, monkeypatch):
     def refuse(_):
-        raise RuntimeError("Runtime version cannot be older")  # protobuf's is no ImportError
+        raise RuntimeError(
+            "Runtime version cannot be older"
+        )  # protobuf raises this, not ImportError
 
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(ConfigError, match=r'"simjax\[text\]" \(Runtime version cannot be older'):
         Tokenizer(folder)
 
 
-def test_a_text_that_is_no_unicode_is_refused(folder):
+def test_a_text_of_invalid_unicode_is_refused(folder):
     with pytest.raises(ConfigError, match=r"1 prompts, the first '\\\\ud800', cannot be encoded"):
         Tokenizer(folder).encode(["\ud800"], 5)
 
 
-def test_the_json_of_the_library_holds_what_was_read(folder):
+def test_the_tokenizer_has_the_pieces_of_the_file(folder):
     written = json.loads(Tokenizer(folder)._library.to_str())
     assert written["model"]["vocab"] == [[text, score] for text, score, _ in pieces()]
     assert written["model"]["unk_id"] == 2
