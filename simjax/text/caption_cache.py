@@ -1,4 +1,4 @@
-"""Caption cache: text-encoder embeddings in files, written in shards, read randomly.
+"""Caption cache: text-encoder embeddings in sharded files with random access.
 
 A cache is a folder, possibly in a bucket (gs://...), of shards with the same number of prompts,
 except the last. Shard 7 is
@@ -36,12 +36,8 @@ FORMAT = 1
 CACHE, UNFINISHED = "cache.json", "unfinished.json"
 INDEX = np.dtype([("tokens", "<u4"), ("crc32", "<u4")])
 DIGESTS = ("tokenizer", "encoder", "text")  # sha256 of the inputs of a cache
-NUMBERS = (
-    "length",
-    "channels",
-    "count",
-    "shard",
-)  # tokens per prompt, channels, prompts, prompts per shard
+# Tokens per prompt, channels, prompts, prompts per shard.
+NUMBERS = ("length", "channels", "count", "shard")
 LARGEST_JSON = 2**26  # bytes; our choice: a shard needs about 400
 THREADS = 16  # reader threads, which mostly wait for a bucket; our choice
 KEPT_INDICES = 1024  # shard indices kept in memory, 50 KB each; our choice
@@ -297,7 +293,7 @@ def _identity(path: epath.Path, content: Mapping[str, Any]) -> Identity:
     identity = {name: content.get(name) for name in (*DIGESTS, *NUMBERS)}
     for name in NUMBERS:
         if type(identity[name]) is not int or not 0 < identity[name] < 2**48:
-            raise _damaged(path, f"{name} is {identity[name]!r:.40}")
+            raise _damaged(path, f"{name} is {identity[name]!r:.40}, expected a positive integer")
     return identity
 
 

@@ -72,8 +72,8 @@ class Scorer:
         for images in batches:
             prompts = None
             if self._prompts is not None:
-                turns = np.arange(self._count, self._count + len(images)) % len(self._prompts)
-                prompts = self._prompts[turns]
+                indices = np.arange(self._count, self._count + len(images)) % len(self._prompts)
+                prompts = self._prompts[indices]
             found = score.of_embeddings(self._clip.images(images), prompts, self._head)
             for name, values in found.items():
                 self._each.setdefault(name, []).append(values)
