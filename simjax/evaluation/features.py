@@ -270,17 +270,12 @@ def _fit(dataset: Dataset, fitted: Int[np.ndarray, "n"], seed: int) -> dict[str,
         n_iter_no_change=ITERATIONS,  # no early stopping
         random_state=seed,
     )
-    with (
-        warnings.catch_warnings(),
-        threadpool_limits(1),
-    ):  # faster, and independent of the core count
+    with warnings.catch_warnings(), threadpool_limits(1):  # faster; same result on any cores
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit((x - mean) / scale, labels)
     params = {"mean": mean, "scale": scale}
     for layer, (kernel, bias) in enumerate(zip(model.coefs_, model.intercepts_, strict=True)):
-        if (
-            layer == len(HIDDEN) and dataset.label_dim == 2
-        ):  # scikit-learn has one logit for two classes
+        if layer == len(HIDDEN) and dataset.label_dim == 2:  # scikit-learn has a single logit
             kernel, bias = (np.concatenate([0 * w, w], -1) for w in (kernel, bias))
         params |= {f"kernel_{layer}": kernel, f"bias_{layer}": bias}
     return {name: np.asarray(value, np.float32) for name, value in params.items()}

@@ -89,7 +89,7 @@ def test_a_mixture_has_two_peaks():
     assert not calibration.faults(found)
     inner, outer = calibration.propose(found).peaks
     assert inner == pytest.approx(narrow, rel=0.1)
-    assert outer == pytest.approx(centre * 16, rel=0.5)  # of sqrt(256) pixels
+    assert outer == pytest.approx(centre * 16, rel=0.5)  # centre * sqrt(256 pixels)
 
 
 BROKEN = {

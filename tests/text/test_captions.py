@@ -49,9 +49,8 @@ def test_every_class_has_its_captions_in_order(made, tmp_path_factory):
     assert made.of_classes.dropped.shape == (3, 4)
     assert made.held_out.dropped.shape == (3, 2)
     assert made.of_classes.embedding.shape == (3, 4, 6, 16)
-    np.testing.assert_array_equal(
-        made.of_classes.mask.sum(-1), [[4, 4, 2, 2]] * 3
-    )  # words and end token
+    # Tokens of a caption: its words and the end.
+    np.testing.assert_array_equal(made.of_classes.mask.sum(-1), [[4, 4, 2, 2]] * 3)
     np.testing.assert_array_equal(made.held_out.mask.sum(-1), [[4, 4]] * 3)
     assert len(made.cache) == 12
     everything = made.cache.read(np.arange(12)).embedding.reshape(3, 4, 6, 16)

@@ -218,9 +218,7 @@ def test_a_missing_package_is_named_with_its_pip_command(library, folder, monkey
 
 def test_a_too_old_protobuf_is_refused(folder, monkeypatch):
     def refuse(_):
-        raise RuntimeError(
-            "Runtime version cannot be older"
-        )  # protobuf raises this, not ImportError
+        raise RuntimeError("Runtime version cannot be older")  # by protobuf, not ImportError
 
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(ConfigError, match=r'"simjax\[text\]" \(Runtime version cannot be older'):
