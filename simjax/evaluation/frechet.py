@@ -54,9 +54,7 @@ def frechet_distance(
     statistics.require_comparable("the first mean", mean_a, "the second mean", mean_b)
     statistics.require_finite("the covariances", cov_a, cov_b)
     pair = [(mean, cov.astype(np.float64)) for mean, cov in ((mean_a, cov_a), (mean_b, cov_b))]
-    pair.sort(
-        key=lambda gaussian: gaussian[1].tobytes()
-    )  # any fixed order: makes the result symmetric
+    pair.sort(key=lambda gaussian: gaussian[1].tobytes())  # any fixed order, for symmetry
     (mean_a, cov_a), (mean_b, cov_b) = pair
     singular = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False)
     distance = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b)

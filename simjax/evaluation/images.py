@@ -1,8 +1,8 @@
 """Image sets as a folder, a zip or an .npz.
 
-Folders have the layout of EDM's generate.py, an .npz that of ADM's samples. Floats
-become bytes as in the official evaluations: clamp(127.5 x + 128, 0, 255), truncated. Input files
-are untrusted: sizes are checked before memory is allocated, and nothing in them is executed.
+Folders have the layout of EDM's generate.py, an .npz that of ADM's samples. Floats become bytes as
+in the official evaluations: clamp(127.5 x + 128, 0, 255), truncated. Input files are untrusted:
+sizes are checked before memory is allocated, and nothing in them is executed.
 Called by evaluation/features.py, evaluation/reference.py and simjax/commands/evaluate.py.
 """
 

@@ -23,9 +23,8 @@ from simjax.runtime import sharding
 from simjax.typing import Array, typed
 
 ROWS = 512  # summed at once on one device, for a float32 error of 1e-7; our choice
-SYMMETRY = (
-    1e-5  # largest |C - C^T| / max |C| of a stored covariance, enough for float32; our choice
-)
+# Largest |C - C^T| / max |C| of a stored covariance, enough for float32; our choice.
+SYMMETRY = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
