@@ -1,4 +1,7 @@
-"""Latents to images, for pictures and measurements; training never leaves the latents."""
+"""Decodes VAE latents to images, for sample grids and metrics.
+
+Training stays in latent space.
+"""
 
 import os
 from collections.abc import Callable
@@ -22,45 +25,46 @@ Decode = Callable[[np.ndarray], np.ndarray]  # latents (n, h, w, c) -> images, d
 
 
 def decoder(folder: str, network: c.Network, *, needed: bool) -> Decode:
-    """What makes images of a network's samples: the decoder in a folder, if one is given.
+    """Maps samples to images: the VAE decoder in `folder`, or identity.
 
     Args:
-      needed: refuse samples that would be no pictures.
+      folder: diffusers' AutoencoderKL; empty for networks that sample pixels.
+      needed: raise if the samples are latents and no folder is given.
 
     Raises:
-      ConfigError: the folder is lacking, or of another network.
+      ConfigError: the folder is missing, or its latents do not match the network.
     """
     if folder:
         return load_decoder(folder, network)
     if needed and network.image_channels not in (1, 3):
         raise ConfigError(
-            f"samples are latents of {network.image_channels} channels: --config.autoencoder= the "
-            "folder of diffusers' AutoencoderKL, for pictures."
+            f"samples are latents of {network.image_channels} channels; to decode them to images, "
+            "set --config.autoencoder= to the folder of diffusers' AutoencoderKL."
         )
     return as_they_are
 
 
 def load_decoder(folder: str | os.PathLike, network: c.Network) -> Decode:
-    """The decoder in a folder of diffusers' AutoencoderKL, in float32.
+    """Loads the decoder of a diffusers AutoencoderKL folder, in float32.
 
     Each device of this process decodes one image at a time: 512 pixels take gigabytes of memory.
 
     Raises:
-      ConfigError: it is something else, not whole, or of other latents than the network's.
+      ConfigError: not an AutoencoderKL, incomplete, or its latents do not match the network.
     """
     weights = read_weights.read(zoo.local(folder))
     refuse_nonfinite(weights.tensors, folder)
     try:
         if weights.config is None:
-            raise ConfigError("it has no config.json; give the folder of an AutoencoderKL.")
+            raise ConfigError("no config.json found; expected the folder of an AutoencoderKL.")
         sizes = vae.describe(weights.config)
         module = nnx.eval_shape(lambda: Autoencoder(**sizes, dtype=jnp.float32, rngs=nnx.Rngs(0)))
         graphdef, like = nnx.split(module)
         params = rules.apply(vae.RULES, weights.tensors, nnx.to_pure_dict(like))
         if sizes["latent_channels"] != network.image_channels:
             raise ConfigError(
-                f"its latents have {sizes['latent_channels']} channels, the network's "
-                f"{network.image_channels}; give the autoencoder that it was trained with."
+                f"its latents have {sizes['latent_channels']} channels, but the network samples "
+                f"{network.image_channels}; use the autoencoder that the network was trained with."
             )
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
@@ -70,7 +74,7 @@ def load_decoder(folder: str | os.PathLike, network: c.Network) -> Decode:
 
     def in_turn(latents: np.ndarray) -> Images:
         rows = sharding.rounded_up(len(latents), mesh)
-        padded = np.resize(latents, (rows, *latents.shape[1:]))  # repeats the first
+        padded = np.resize(latents, (rows, *latents.shape[1:]))  # repeats from the first latent
         parts = (padded[start : start + mesh.size] for start in range(0, rows, mesh.size))
         where = sharding.batch_split(mesh)
         images = [np.asarray(decode(params, jax.device_put(part, where))) for part in parts]
@@ -80,5 +84,5 @@ def load_decoder(folder: str | os.PathLike, network: c.Network) -> Decode:
 
 
 def as_they_are(images: np.ndarray) -> np.ndarray:
-    """Of networks whose samples are images."""
+    """Identity: the decoder of networks that sample pixels."""
     return images

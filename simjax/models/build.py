@@ -1,4 +1,4 @@
-"""A config's network: D with its parameters, shapes and keys, in the forms of a mesh's devices."""
+"""Builds a config's denoiser D: parameters, shapes, RNG keys and mesh."""
 
 import functools
 from collections.abc import Collection, Sequence
@@ -28,7 +28,7 @@ NETWORK_CHOICES = {
 
 
 def network_choices(config: c.Config) -> dict[str, Collection[str]]:
-    """Fields that say how a network is built, and the names that they may hold."""
+    """Config fields that select a network's build options, with their valid values."""
     choices = {} if config.network is None else config.network.choices
     return NETWORK_CHOICES | {f"network.{name}": known for name, known in choices.items()}
 
@@ -41,7 +41,12 @@ def network(
     remat: str = "none",
     unroll: bool = False,
 ) -> nnx.Module:
-    """F of a preconditioning family, freshly initialised; `unroll` is for stacks of blocks."""
+    """The raw network F inside D, freshly initialised.
+
+    Args:
+      precondition: a family of diffusion/families.py; decides whether F also predicts variances.
+      unroll: trace every transformer block instead of scanning over them.
+    """
     of_family = FAMILIES[precondition].learned_variance
     twice = of_family if options.learn_sigma is None else options.learn_sigma
     outputs = options.image_channels * (2 if twice else 1)
@@ -51,16 +56,17 @@ def network(
 class OneKey:
     """A stand-in for nnx.Rngs where only shapes matter.
 
-    Traced, the count of nnx.Rngs takes time quadratic in the layers: most of a network's shapes.
+    Tracing the counter of nnx.Rngs takes time quadratic in the number of layers, which is most of
+    the time of computing a network's shapes.
     """
 
     def params(self) -> Key:
-        """The same key for every layer."""
+        """Returns the same key for every layer."""
         return jax.random.key(0)
 
 
 def module(config: c.Config, rngs: nnx.Rngs | OneKey | None = None) -> Denoiser:
-    """D with parameters drawn from config.seed, unless `rngs` is given."""
+    """D as an nnx module, initialised from config.seed unless `rngs` is given."""
     teacher = config.teacher
     coefficients = FAMILIES[teacher.precondition].precondition(teacher.sigma_data)
     dtype = DTYPES[config.compute_dtype]
@@ -72,59 +78,70 @@ def module(config: c.Config, rngs: nnx.Rngs | OneKey | None = None) -> Denoiser:
 
 
 def _shell(config: c.Config) -> Denoiser:
-    """D with shapes in place of values."""
+    """D with abstract parameters (shapes and dtypes only)."""
     return nnx.eval_shape(lambda: module(config, OneKey()))
 
 
 def weights_like(config: c.Config) -> Params:
-    """Shapes of everything in D that has a value: its parameters and its fixed constants."""
+    """Shapes and dtypes of D's parameters and fixed constants, as nested dicts."""
     return nnx.to_pure_dict(nnx.state(_shell(config)))
 
 
 def denoiser(config: c.Config, weights: Params) -> tuple[Denoise, Params]:
-    """D(params, xt, sigma, cond) and its parameters; `weights` is a tree like weights_like's."""
+    """D(params, xt, sigma, cond) as a pure function, and its parameters.
+
+    Args:
+      weights: parameters and constants, with the tree structure of `weights_like`.
+    """
     shell = _shell(config)
     nnx.update(shell, weights)
     return as_denoise(shell)
 
 
 def fresh(config: c.Config) -> tuple[Denoise, Params, Constants]:
-    """The denoiser, parameters drawn from config.seed, and the network's fixed constants."""
+    """The denoiser, parameters initialised from config.seed, and its fixed constants."""
     drawn = module(config)
     denoise, params = as_denoise(drawn)
     return denoise, params, constants_of(nnx.to_pure_dict(nnx.state(drawn)), params)
 
 
 def blank(config: c.Config) -> tuple[Denoise, Params]:
-    """The denoiser, and its parameters as zeros that nothing writes: they take no memory."""
+    """The denoiser with all-zero parameters, for tracing and compilation.
+
+    The zeros are never written to, so the operating system allocates no memory for them.
+    """
     like = weights_like(config)
     return denoiser(config, jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like))
 
 
 def weights_of(params: Params, constants: Constants) -> Params:
-    """Parameters from devices, with the constants, on the host: what files hold of a network."""
+    """Parameters on the host, with the constants, as stored in files."""
     return with_constants(sharding.to_host(params), constants)
 
 
 def count(params: Params) -> int:
-    """How many numbers a tree of parameters holds."""
+    """Number of scalars in a parameter tree.
+
+    >>> count({"kernel": np.zeros((3, 4)), "bias": np.zeros(4)})
+    16
+    """
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def image_shape(config: c.Config) -> tuple[int, int, int]:
-    """(height, width, channels) of one sample of the network: an image, or its latents."""
+    """(height, width, channels) of one sample: pixels, or VAE latents."""
     return config.network.shape
 
 
 def pixel_shape(config: c.Config) -> tuple[int, int, int]:
-    """(height, width, channels) of an image."""
+    """(height, width, channels) of a decoded image."""
     if not config.autoencoder:
         return image_shape(config)
     return (PIXELS * config.network.resolution,) * 2 + (3,)
 
 
 def mesh(config: c.Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices, in the shape that the config asks for."""
+    """Mesh of all devices; config.fsdp bounds its fsdp axis."""
     return sharding.make_mesh(config.fsdp, devices)
 
 
@@ -132,20 +149,25 @@ PURPOSES = ("pretraining", "distillation", "pictures", "evaluation")
 
 
 def key(config: c.Config, purpose: str) -> Key:
-    """One root key a run, one branch a purpose."""
+    """RNG key of one purpose, folded from the run's root key.
+
+    >>> key(c.Config(seed=0), "distillation") == key(c.Config(seed=0), "evaluation")
+    Array(False, dtype=bool)
+    """
     return jax.random.fold_in(jax.random.key(config.seed), PURPOSES.index(purpose))
 
 
 def key_on(config: c.Config, purpose: str, mesh: Mesh) -> Key:
-    """The same key on every device of a mesh."""
+    """The same key, replicated over a mesh."""
     make = functools.partial(key, config, purpose)
     return jax.jit(make, out_shardings=sharding.replicated(mesh))()
 
 
 def on_devices(denoise: Denoise, mesh: Mesh, config: c.Config) -> Denoise:
-    """The denoiser in the forms of the mesh's devices, of parameters that are split over them.
+    """The denoiser for sharded parameters, which are gathered before use.
 
-    A stack's parameters are gathered block by block.
+    Transformer stacks gather one block at a time. On CPUs, faster implementations of some layers
+    are used (runtime/cpu.py).
     """
 
     def whole(params, *args, **options):
@@ -160,12 +182,12 @@ def on_devices(denoise: Denoise, mesh: Mesh, config: c.Config) -> Denoise:
 
 
 def guided(config: c.Config, denoise: Denoise, scale: float) -> Denoise:
-    """The denoiser with classifier-free guidance of this scale, as its network is guided."""
+    """The denoiser with classifier-free guidance of this scale."""
     return guidance.guided(denoise, scale, config.network.condition.null, guided_channels(config))
 
 
 def guided_channels(config: c.Config) -> int | None:
-    """Of a sample that guidance acts on, the first; None: all."""
+    """Number of leading channels that guidance applies to; None for all."""
     channels = config.teacher.guided_channels
     if channels is None:
         channels = config.network.guided_channels
@@ -173,6 +195,6 @@ def guided_channels(config: c.Config) -> int | None:
 
 
 def any_captions(config: c.Config, shape: tuple[int, ...]) -> Caption | None:
-    """Random numbers for captions of a text-to-image network; None of any other."""
+    """Random caption embeddings for a text-to-image network; None for other networks."""
     condition = config.network.condition
     return condition.draw(key(config, "evaluation"), shape) if condition.reads_prompts else None

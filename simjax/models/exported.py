@@ -1,4 +1,4 @@
-"""Generators that simjax has exported as safetensors: their weights, and what reads them again."""
+"""Reads back generators that simjax exported as safetensors."""
 
 import json
 from pathlib import Path
@@ -18,12 +18,12 @@ WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 
 
 def is_export(folder: Path) -> bool:
-    """Whether the format safetensors lies there."""
+    """Whether a folder holds a simjax safetensors export."""
     return (folder / WEIGHTS).exists() and (folder / SETTINGS).exists()
 
 
 def settings(config: c.Config) -> dict[str, Any]:
-    """What `read` needs beside the weights, in plain JSON."""
+    """Contents of the export's config.json: all that `read` needs beside the weights."""
     return {
         "library_name": "simjax",
         "simjax": versions.SIMJAX,
@@ -36,10 +36,10 @@ def settings(config: c.Config) -> dict[str, Any]:
 
 
 def read(folder: Path) -> tuple[c.Config, Params]:
-    """Config and weights of an export in the format safetensors.
+    """Config and weights of a safetensors export.
 
     Raises:
-      ConfigError: they are lacking or damaged, or do not fit together.
+      ConfigError: a file is missing or damaged, or config and weights do not match.
     """
     file = folder / SETTINGS
     try:
@@ -52,8 +52,8 @@ def read(folder: Path) -> tuple[c.Config, Params]:
         like = build.weights_like(config)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{file} cannot be read ({' '.join(str(error).split())}); expected that of "
-            "python -m simjax export --format=safetensors."
+            f"{file} cannot be read ({' '.join(str(error).split())}); expected a config.json "
+            "written by python -m simjax export --format=safetensors."
         ) from error
     tensors = read_safetensors.read(folder / WEIGHTS)
     try:
@@ -70,5 +70,5 @@ def _generator(found: dict[str, Any]) -> c.Generator:
 
 
 def described(config: c.Config) -> Description:
-    """D as porting describes it."""
+    """The export's network, preconditioning family and sigma_data."""
     return Description(config.network, config.teacher.precondition, config.teacher.sigma_data)

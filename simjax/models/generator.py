@@ -1,9 +1,9 @@
-"""Generators: how a sample is made of noise by calls of a denoiser.
+"""Generators: one-step and K-step sampling with a denoiser.
 
     xt_k = x_{k-1} + sigma_k eps_k,    x_k = D(xt_k; sigma_k),    x_0 = 0,  eps_1 = z
 
-down the levels sigma_1 > ... > sigma_K. Whoever draws, trains, measures, exports or counts what
-that costs asks the object that `generator_of` makes of a config.
+with noise levels sigma_1 > ... > sigma_K, so NFE = K. Sampling, training, evaluation, export and
+FLOP counts all use the object that `generator_of` returns for a config.
 
 References: SIM, arXiv:2410.16794 (K = 1); K steps trained as one mixture: arXiv:2505.12674;
 SiD-DiT, arXiv:2509.25127.
@@ -35,22 +35,26 @@ def _ddim(z: Images, xt: Images, x: Images, sigma: Array, noise: Images) -> Imag
     return (xt - x) / sigma
 
 
-# The noise of the next call, from z, this call's input, output and level, and new noise.
+# Noise of the next call, from z, this call's input xt, output x and level, and fresh noise.
 RENOISE = {"fresh": _fresh, "fixed": _fixed, "ddim": _ddim}
 
 
 @dataclasses.dataclass(frozen=True)
 class OneStep:
-    """x0 = D(sigma_init z; sigma_init): one evaluation of the denoiser.
+    """One-step generator: x0 = D(sigma_init z; sigma_init), NFE 1.
 
     Args:
       sigma_init: noise level, data units.
 
     Attributes:
-      evaluations: of the network, for a sample.
-      training_evaluations: for a sample that trains, on average.
-      draws_noise: whether it takes noise beside z.
-      name, kind, formula: how a sample is made, for a person.
+      evaluations: NFE, network forwards per sample.
+      training_evaluations: mean number of forwards per training sample.
+      draws_noise: whether sampling needs noise besides z.
+      name, kind, formula: human-readable descriptions.
+
+    >>> gaussian = lambda params, xt, sigma, cond: xt / (1 + sigma[:, None, None, None] ** 2)
+    >>> OneStep(sigma_init=2.0).sample(gaussian, {}, jnp.ones((1, 1, 1, 1)), None).item()
+    0.4...
     """
 
     sigma_init: float
@@ -63,7 +67,7 @@ class OneStep:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """Of its calls."""
+        """Noise levels of its calls, data units."""
         return (self.sigma_init,)
 
     def sample(
@@ -75,12 +79,12 @@ class OneStep:
         noise: DrawNoise | None = None,
         **options: Any,
     ) -> Images:
-        """Samples, data units.
+        """Samples x0, data units.
 
         Args:
           z: N(0, I), (b, h, w, c).
-          noise: not used.
-          options: of the denoiser.
+          noise: unused.
+          options: passed to the denoiser.
         """
         sigma = jnp.full(z.shape[0], self.sigma_init, z.dtype)
         return denoise(params, self.sigma_init * z, sigma, cond, **options)
@@ -96,30 +100,34 @@ class OneStep:
         noise_keys: None = None,
         dropout_keys: Array | None = None,
     ) -> Images:
-        """Samples whose gradient trains the parameters; `Chain` has the other arguments."""
+        """Differentiable samples for training; `calls` and `noise_keys` are for `Chain`."""
         return self.sample(denoise, params, z, cond, dropout_keys=dropout_keys)
 
     def describe(self) -> str:
-        """For a person."""
+        """Human-readable summary."""
         return f"one call at sigma {self.sigma_init}"
 
     def settings(self) -> dict[str, Any]:
-        """Fields of config.Generator that make it again, in plain JSON."""
+        """Fields of config.Generator that reproduce it, as plain JSON."""
         return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """K calls of the denoiser, each on the noised output of the one before.
+    """K-step generator: each denoiser call gets the previous output, renoised.
 
-    Trained as a mixture: of one step of training all samples are x_k of one k, and the gradient
-    goes through call k alone. The fake score, which is never conditioned on k, learns the mixture
-    of all k; score projection is linear in it, so SIM's theorem holds.
+    Trained as a mixture: each training step draws one k for the whole batch, its samples are x_k,
+    and the gradient flows through call k only. The fake score, which is never conditioned on k,
+    learns the mixture over all k; score projection is linear in the mixture, so SIM's theorem
+    holds.
 
     Args:
-      levels: of the calls, descending, data units.
-      renoise: what eps_2, eps_3, ... are: "fresh" N(0, I), "fixed" z, or "ddim", the noise that
-        the call before has found.
+      levels: noise level of each call, descending, data units.
+      renoise: eps_2, eps_3, ...: "fresh" N(0, I), "fixed" z, or "ddim", the noise that the
+        previous call predicted.
+
+    >>> Chain((2.5, 0.5)).describe()
+    '2 calls at sigma 2.5, 0.5, fresh noise'
     """
 
     levels: tuple[float, ...]
@@ -127,32 +135,32 @@ class Chain:
 
     @property
     def evaluations(self) -> int:
-        """Of the network, for a sample."""
+        """NFE: network forwards per sample."""
         return len(self.levels)
 
     @property
     def training_evaluations(self) -> float:
-        """For a sample that trains, the mean over k."""
+        """Mean number of forwards per training sample, over k."""
         return (len(self.levels) + 1) / 2
 
     @property
     def draws_noise(self) -> bool:
-        """Whether it takes noise beside z."""
+        """Whether sampling needs noise besides z."""
         return self.renoise == "fresh"
 
     @property
     def name(self) -> str:
-        """How a sample is made, for a person."""
+        """Number of calls, as shown in reports."""
         return f"{len(self.levels)} calls"
 
     @property
     def kind(self) -> str:
-        """The same as an adjective."""
+        """The same as an adjective, e.g. "4-step"."""
         return f"{len(self.levels)}-step"
 
     @property
     def formula(self) -> str:
-        """The same in symbols."""
+        """The sampling recursion as a formula."""
         eps = {
             "fresh": "eps_k ~ N(0, I)",
             "fixed": "eps_k = z",
@@ -176,11 +184,11 @@ class Chain:
 
         Args:
           z: N(0, I), (b, h, w, c).
-          noise: new noise by call; needed where `draws_noise`.
-          options: of the denoiser.
+          noise: returns the fresh noise of each call; required if `draws_noise`.
+          options: passed to the denoiser.
         """
         if self.draws_noise and noise is None:
-            raise ValueError("Chain.sample: renoise = 'fresh' needs noise.")
+            raise ValueError("Chain.sample: renoise = 'fresh' needs the argument noise.")
 
         def call(xt: Images, sigma: Array) -> Images:
             return denoise(params, xt, jnp.full(xt.shape[0], sigma, xt.dtype), cond, **options)
@@ -199,11 +207,12 @@ class Chain:
         noise_keys: Array,
         dropout_keys: Array | None = None,
     ) -> Images:
-        """x_k, k = calls, a scalar that may be traced; its gradient is that of call k alone.
+        """Samples x_k, with the gradient flowing through call k only.
 
         Args:
-          noise_keys: one an example, of the noise that `sample` is given.
-          dropout_keys: of call k; the calls before it have no dropout.
+          calls: k, a scalar that may be traced.
+          noise_keys: one key per example, for the fresh noise.
+          dropout_keys: dropout of call k; earlier calls have no dropout.
         """
         frozen = jax.lax.stop_gradient(params)
 
@@ -217,12 +226,12 @@ class Chain:
         return denoise(params, xt, sigmas, cond, dropout_keys=dropout_keys)
 
     def describe(self) -> str:
-        """For a person."""
+        """Human-readable summary."""
         levels = ", ".join(f"{sigma:.4g}" for sigma in self.levels)
         return f"{len(self.levels)} calls at sigma {levels}, {self.renoise} noise"
 
     def settings(self) -> dict[str, Any]:
-        """Fields of config.Generator that make it again, in plain JSON."""
+        """Fields of config.Generator that reproduce it, as plain JSON."""
         return dataclasses.asdict(self)
 
     def _after(
@@ -232,7 +241,7 @@ class Chain:
         noise: DrawNoise | None,
         calls: Array | int,
     ) -> tuple[Images, Images]:
-        """x_k and eps_{k+1} after k calls, by a loop whose length may be traced."""
+        """x_k and eps_{k+1} after k = `calls` calls, which may be traced."""
         levels = jnp.asarray(self.levels, z.dtype)
 
         def one(k: Array, carry: tuple[Images, Images]) -> tuple[Images, Images]:
@@ -249,7 +258,11 @@ Generator = OneStep | Chain
 
 
 def generator_of(config: c.Config) -> Generator:
-    """The generator that a config describes."""
+    """The generator that a config describes.
+
+    >>> generator_of(c.Config(generator=c.Generator(steps=2))).describe()
+    '2 calls at sigma 2.5, 0.5556, fresh noise'
+    """
     options = config.generator
     levels = c.generator_levels(options)
     if len(levels) == 1:
@@ -258,7 +271,7 @@ def generator_of(config: c.Config) -> Generator:
 
 
 def with_generator(config: c.Config, generator: Generator) -> c.Config:
-    """The config whose generator makes samples as this one does."""
+    """A copy of the config with this generator's calls and levels."""
     calls = dataclasses.asdict(c.Generator())
     calls = {name: calls[name] for name in ("steps", "sigma_init", "shift", "levels", "renoise")}
     options = dataclasses.replace(config.generator, **calls | generator.settings())
@@ -266,10 +279,10 @@ def with_generator(config: c.Config, generator: Generator) -> c.Config:
 
 
 def with_calls(config: c.Config, calls: int) -> tuple[c.Config, str]:
-    """The config with another number of calls, and what a person should know of that.
+    """The config with another number of calls, and a warning to print.
 
-    The levels are those of the rule, from the same first one. The text is empty where the number
-    is that of training.
+    The new levels are `generator_levels` from the same first level. The warning is empty if the
+    generator was trained with this number of calls.
     """
     trained = generator_of(config)
     if calls == trained.evaluations:
@@ -280,32 +293,36 @@ def with_calls(config: c.Config, calls: int) -> tuple[c.Config, str]:
     options = dataclasses.replace(config.generator, steps=calls, **rule)
     config = dataclasses.replace(config, generator=options)
     return config, (
-        f"the generator was trained for {trained.describe()}; samples of "
-        f"{generator_of(config).describe()} are of another law."
+        f"the generator was trained for {trained.describe()}; samples from "
+        f"{generator_of(config).describe()} follow a different distribution."
     )
 
 
 def set_sigma_init(config: c.Config, sigma_init: float) -> None:
-    """Changes the level of a generator's first call.
+    """Sets the noise level of the generator's first call, in place.
 
     Raises:
-      ConfigError: its levels are given one by one.
+      ConfigError: the config lists all levels explicitly.
     """
     if config.generator.levels:
         raise ConfigError(
-            f"--sigma_init={sigma_init}: the generator has {generator_of(config).describe()}; "
-            "leave --sigma_init out."
+            f"--sigma_init={sigma_init}: the generator has explicit levels, "
+            f"{generator_of(config).describe()}; leave --sigma_init out."
         )
     config.generator.sigma_init = sigma_init
 
 
 def noise_given(noises: Array | None) -> DrawNoise | None:
-    """The noise of each call after the first, from an array (b, calls - 1, h, w, c)."""
+    """Noise of each call after the first, from an array.
+
+    Args:
+      noises: (b, calls - 1, h, w, c); None for no noise.
+    """
     return None if noises is None else lambda k: noises[:, k - 1]
 
 
 def noise_of(keys: Array, shape: tuple[int, ...]) -> DrawNoise:
-    """New noise for each call, of one key an example."""
+    """Fresh noise for each call, from one key per example."""
 
     def draw(k: Array | int) -> Images:
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, k)

@@ -1,4 +1,4 @@
-"""A denoiser with its parameters, and what its samples need: complete when it exists."""
+"""`Model`: a denoiser with parameters, config, conditions and VAE decoder."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,37 +16,37 @@ from simjax.runtime import sharding
 from simjax.text.captions import Captions
 from simjax.typing import Caption, Condition, Denoise, Int, Params
 
-Read = Callable[[Sequence[str]], Caption]  # what makes captions of prompts
+Read = Callable[[Sequence[str]], Caption]  # prompts -> their embeddings
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A denoiser with its parameters, and the run's config completed by what it is."""
+    """A denoiser with its parameters and its completed config."""
 
     config: c.Config
-    mesh: Mesh  # that the parameters are split over
+    mesh: Mesh  # the parameters are sharded over it
     denoise: Denoise
     params: Params
-    constants: Constants  # of the network; never trained
+    constants: Constants  # fixed buffers of the network, never trained
     provenance: dict[str, Any]
-    captions: Captions | None = None  # of a text-to-image network
-    decode: Decode = autoencoder.as_they_are  # samples to images
-    read: Read | None = None  # prompts, of text-to-image networks
-    is_generator: bool = False  # its parameters make samples by the calls of its config
+    captions: Captions | None = None  # text-to-image only: cached prompts
+    decode: Decode = autoencoder.as_they_are  # samples -> images
+    read: Read | None = None  # text-to-image only: the prompt encoder
+    is_generator: bool = False  # sample with config.generator, not with the teacher's sampler
 
     def asked(self, classes: Int[np.ndarray, "n"]) -> Condition:
-        """What samples of these classes are conditioned on."""
+        """Network conditions (label vectors or captions) of these classes."""
         if self.captions is not None:
             return self.captions.asked(classes)
         return np.asarray(self.config.network.condition.of(classes))
 
     def weights(self, params: Params) -> Params:
-        """Parameters of its network and the constants, on the host, as files hold them."""
+        """Parameters and constants on the host, as stored in files."""
         return build.weights_of(params, self.constants)
 
     @property
     def classes(self) -> int:
-        """How many classes samples can be asked for, 0 if none."""
+        """Number of classes that samples can be conditioned on; 0 if unconditional."""
         if self.captions is None:
             return self.config.network.label_dim
         return len(self.config.text.words)
@@ -61,14 +61,15 @@ def model_of(
     read: Read | None = None,
     pictures: bool = False,
 ) -> Model:
-    """The network that a completed config describes, with weights (numpy), on its mesh.
+    """Builds a `Model` from a completed config and weights (numpy).
 
     Args:
-      captions: what samples of a text-to-image network are asked for.
-      pictures: refuse latents that nothing decodes.
+      captions: cached prompts of a text-to-image network.
+      read: the prompt encoder of a text-to-image network.
+      pictures: raise if samples are latents and config.autoencoder is not set.
 
     Raises:
-      ConfigError: the autoencoder is lacking, or of another network.
+      ConfigError: the autoencoder is missing or does not match the network.
     """
     decode = autoencoder.decoder(config.autoencoder, config.network, needed=pictures)
     mesh = build.mesh(config)
@@ -78,15 +79,15 @@ def model_of(
 
 
 def require_fit(network: c.Network, prompts: Captions | None) -> None:
-    """Refuses prompts that the network does not read, and a network that has none to read.
+    """Checks that network and prompt cache match, or that neither uses captions.
 
     Raises:
-      ConfigError: with what would do.
+      ConfigError: with the remedy.
     """
     condition = network.condition
     if condition.reads_prompts != (prompts is not None):
         raise ConfigError(
-            f"{type(network).__name__} reads captions, but there are none: make a cache by "
+            f"{type(network).__name__} reads captions, but there are none: make a cache with "
             "python -m simjax encode-prompts and set --config.text.cache=FOLDER."
             if prompts is None
             else f"text.cache or text.templates are set, but {type(network).__name__} reads no "
@@ -97,7 +98,7 @@ def require_fit(network: c.Network, prompts: Captions | None) -> None:
         most = condition.limit or found["length"]
         if found["channels"] != condition.channels or found["length"] > most:
             raise ConfigError(
-                f"captions of up to {found['length']} tokens of {found['channels']} channels; the "
-                f"network reads {most} of {condition.channels}. Encode them with the encoder "
-                f"that the network was trained with, and --length={most}."
+                f"captions have up to {found['length']} tokens of {found['channels']} channels; "
+                f"the network reads {most} tokens of {condition.channels}. Encode them with the "
+                f"text encoder that the network was trained with, and --length={most}."
             )

@@ -1,4 +1,4 @@
-"""The one way to a model: of a run, of an export, of published weights; complete when it comes."""
+"""Opens a model from a run directory, an export or published weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +17,18 @@ from simjax.text import captions, encoders
 from simjax.text.encoders import Reader
 from simjax.typing import Params
 
-NETWORKS = (*stored.GENERATORS, "teacher")  # of a run
+NETWORKS = (*stored.GENERATORS, "teacher")  # networks of a run directory
 
 
 class Opened(NamedTuple):
-    """What a source is.
+    """A model and where it came from.
 
     Attributes:
-      model: a run's teacher, or the one network of anything else.
-      params: of the network that was asked for.
-      run: its directory; None of anything else.
-      found: of a generator of a run, its "step"; of the best also its "metric" and "value".
+      source: as given by the user.
+      model: the teacher of a run, or the only network of other sources.
+      params: parameters of the requested network.
+      run: the run directory; None for other sources.
+      found: for a run's generator its "step", for the best one also "metric" and "value".
     """
 
     source: str
@@ -38,36 +39,36 @@ class Opened(NamedTuple):
 
     @property
     def is_generator(self) -> bool:
-        """Whether it was trained, or exported, to make samples by the calls of its config."""
+        """Whether `params` are a distilled generator, rather than a teacher."""
         return self.found is not None or (self.run is None and is_export(self.source))
 
     def sha256(self) -> str:
-        """Of the parameters, or of the file that they come from."""
+        """sha256 of a run's generator parameters, otherwise of the source file."""
         known = self.model.provenance
         if self.found is not None:
             return checkpoint.params_sha256(self.params)
         return known["sha256" if self.run is not None else "file_sha256"]
 
     def weights(self) -> str:
-        """What they are, for a person."""
+        """Human-readable origin and sha256 of the parameters."""
         if self.found is not None:
-            told = f"generator of {self.source}, {stored.describe_generator(self.found)}"
+            name = f"generator of {self.source}, {stored.describe_generator(self.found)}"
         elif self.run is not None:
-            told = f"teacher of {self.source}, {self.model.provenance['source']}"
+            name = f"teacher of {self.source}, {self.model.provenance['source']}"
         else:
-            told = self.source
-        return f"{told}, sha256 {self.sha256()}"
+            name = self.source
+        return f"{name}, sha256 {self.sha256()}"
 
 
 class Wanted(NamedTuple):
-    """What is to be done with a model, which must have what that needs.
+    """What the caller needs from a model besides its network.
 
     Attributes:
-      captions: samples of a run are asked for its own captions, which are read or made.
-      encoder: folder of a T5 encoder that reads prompts; with `prompts`, a run's own needs none.
-      tokenizer: its file or folder, if it does not lie beside the encoder.
-      prompts: prompts are read.
-      pictures: latents are decoded.
+      captions: load (or make) the run's captions, which its samples are conditioned on.
+      encoder: folder of a T5 encoder for prompts; not needed for a run that made its own captions.
+      tokenizer: its file or folder, if it is not in the encoder's folder.
+      prompts: prompts of the user are encoded.
+      pictures: samples are decoded to images.
     """
 
     captions: bool = False
@@ -86,21 +87,21 @@ def open_model(
     adjusted: Callable[[c.Config], c.Config] = lambda config: config,
     check: Callable[[c.Config, c.Network], None] = lambda config, network: None,
 ) -> Opened:
-    """A model from wherever it is, with all that is wanted of it.
+    """Opens a model from any source, with everything in `wanted`.
 
-    What does not fit is refused as soon as it is known: before weights are fetched or read, where
-    the source tells its network.
+    Errors are raised as early as possible: before weights are downloaded or read, if the network
+    is known from the source's name.
 
     Args:
-      source: a run directory, an export in the format safetensors, a known name, a URL, a file or a
-        folder of published weights.
-      network: of a run, one of NETWORKS.
-      family: of published weights that do not tell theirs.
-      adjusted: the config with what the user changes of it.
-      check: raises where config and network do not serve the caller.
+      source: a run directory, a safetensors export, a known name, a URL, a file or a folder of
+        published weights.
+      network: which network of a run to open, one of NETWORKS.
+      family: family of published weights whose files do not identify it.
+      adjusted: applies the user's overrides to the config.
+      check: raises if config and network do not suit the caller.
 
     Raises:
-      ConfigError: it cannot be had, or not for what is wanted.
+      ConfigError: the source cannot be opened, or lacks something in `wanted`.
     """
     if (run := stored.find_run(source)) is not None:
         _refuse_family(family, "a run")
@@ -120,7 +121,7 @@ def open_model(
         config, weights = c.complete(config, *found.description), found.weights
         provenance = found.provenance
     check(config, config.network)
-    cached = wanted.captions and config.text.cache  # there is no run that would keep others
+    cached = wanted.captions and config.text.cache  # only a run directory holds other captions
     prepared = captions.prepare(config.text, folder) if cached else None
     beside = {"captions": prepared, "read": _reader(config, wanted, None)}
     model = model_of(config, weights, provenance, pictures=wanted.pictures, **beside)
@@ -128,7 +129,7 @@ def open_model(
 
 
 def is_export(source: str) -> bool:
-    """Whether a generator that simjax has exported as safetensors lies there."""
+    """Whether the source is a folder that holds a simjax safetensors export."""
     return not zoo.is_url(source) and exported.is_export(Path(source).expanduser())
 
 
@@ -157,10 +158,10 @@ def _of_run(
 
 
 def _reader(config: c.Config, wanted: Wanted, run: epath.Path | None) -> Read | None:
-    """What reads prompts: of a run that wrote its captions its own encoder, or else the given one.
+    """The prompt encoder: of a run with captions from templates, or `wanted.encoder`.
 
     Raises:
-      ConfigError: the network reads none, or was trained with another encoder.
+      ConfigError: the network reads no captions, or was trained with another encoder.
     """
     if run is not None and config.text.templates and wanted.prompts:
         return captions.reader(config.text, run)
@@ -175,15 +176,16 @@ def _reader(config: c.Config, wanted: Wanted, run: epath.Path | None) -> Read | 
     width, expected = reader.encoder.sizes.width, condition.channels
     if width != expected:
         raise ConfigError(
-            f"the text encoder has {width} channels, the network reads {expected}; give the "
-            "encoder that it was trained with."
+            f"the text encoder has {width} channels, but the network reads {expected}; use the "
+            "encoder that the network was trained with."
         )
     return reader
 
 
 def _refuse_family(family: str, what: str) -> None:
-    """Raises a ConfigError for a family where nothing is ported."""
+    """Raises ConfigError if `family` is set but nothing is ported."""
     if family:
         raise ConfigError(
-            f"family = {family!r} is of published weights; {what} does not need it: leave it out."
+            f"family = {family!r} applies to published weights only; {what} does not need it: "
+            "leave it out."
         )

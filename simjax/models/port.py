@@ -1,7 +1,7 @@
-"""From a published checkpoint to a network of ours: fetch, read, name, check.
+"""Ports a published checkpoint: download, read, map tensor names, check.
 
-What the file says about itself (its class and constructor arguments) chooses the network. Nothing
-in it is executed (porting/unpickle.py).
+Architecture and classes are read from the file (its class name and constructor arguments). Nothing
+in the file is executed (porting/files/unpickle.py).
 """
 
 import dataclasses
@@ -25,18 +25,18 @@ from simjax.porting.maps import edm, rules
 from simjax.typing import Params
 
 WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")  # of transformers; or a folder
-NOTED = {  # in a report: what a provenance may have besides
+NOTED = {  # report line: optional key of the provenance
     "files": "files",
     "state dict": "state_dict",
     "assumed, not in the file": "assumed",
 }
-MOST_NAMED = 3  # files; our choice
-LATENT_DEVIATION = 1.0  # what the autoencoder's scale gives latents (arXiv:2112.10752)
+MOST_NAMED = 3  # file names in the report; our choice
+LATENT_DEVIATION = 1.0  # std of VAE latents after scaling (arXiv:2112.10752)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ported:
-    """A checkpoint in simjax's terms; weights are its parameters and constants, nested dicts."""
+    """A ported checkpoint; `weights` holds parameters and constants as nested dicts."""
 
     description: Description
     weights: Params
@@ -52,17 +52,17 @@ def port(
 ) -> Ported:
     """Ports a known name, a URL, a file or a folder.
 
-    Files of the EDM release's format (SiD's too); DiT's, PixArt-alpha's and SIM's state
-    dictionaries; folders of diffusers' transformers.
+    Supported: pickles in the EDM release's format (SiD's too); state dicts of DiT, SiT,
+    PixArt-alpha and SIM; folders of diffusers' transformers.
 
     Args:
       source: see porting/zoo.py.
-      family: of transformers.FAMILIES, for a file that does not tell; "" for all others.
-      sha256: what the file must have; empty accepts, and records, what comes.
-      say: where progress goes.
+      family: a key of identify.FAMILIES, for files that do not identify it; "" otherwise.
+      sha256: expected hash of the file; "" accepts any file and records its hash.
+      say: prints progress.
 
     Raises:
-      ConfigError: it cannot be fetched, is not such a file, is damaged or does not fit.
+      ConfigError: download failed, unknown format, damaged file, or tensors that do not match.
     """
     if family:
         c.require_known("family", family, identify.FAMILIES)
@@ -78,7 +78,7 @@ def port(
     description, mapping, tensors, digest, note = found
     if family and not isinstance(description.network, identify.FAMILIES[family][0]):
         raise ConfigError(
-            f"{source}: family = {family!r}, but the file itself says that it is "
+            f"{source}: family = {family!r}, but the file is a "
             f"{type(description.network).__name__}; leave family out."
         )
     if sha256 not in ("", digest):
@@ -100,7 +100,7 @@ def port(
 
 
 class Read(NamedTuple):
-    """What a file says: its network, how its tensors get there, and a note for the provenance."""
+    """Contents of a file: network, tensors, their name mapping and provenance notes."""
 
     description: Description
     rules: Sequence[rules.Rule]
@@ -110,7 +110,7 @@ class Read(NamedTuple):
 
 
 def _published_family(source: str) -> str:
-    """The family of a known name, or of the URL that it stands for."""
+    """The family of a known name or its URL, otherwise ""."""
     entries = (entry for name, entry in zoo.ZOO.items() if source in (name, entry.url))
     entry = next(entries, None)
     kinds = {kind: family for family, kind in identify.FAMILIES.items()}
@@ -118,7 +118,7 @@ def _published_family(source: str) -> str:
 
 
 def _read_unet(file: LocalFile) -> Read:
-    """A pickle of the EDM release, which tells its class and arguments."""
+    """Reads a pickle in the EDM release's format."""
     found = read_pickle.read_network(file.path)
     try:
         if found.positional:
@@ -130,7 +130,7 @@ def _read_unet(file: LocalFile) -> Read:
 
 
 def _read_transformer(file: LocalFile, family: str) -> Read:
-    """A state dictionary, or a folder of diffusers'."""
+    """Reads a state dict or a diffusers folder."""
     weights = read_weights.read(file.path)
     try:
         network, mapping, tensors, assumed, precondition = identify.identify(weights, family)
@@ -148,20 +148,23 @@ def _read_transformer(file: LocalFile, family: str) -> Read:
 
 
 def _folder(path: Path) -> LocalFile:
-    """A folder of weights; of a whole pipeline, its transformer's. Its files are hashed later."""
+    """The folder of weights; of a diffusers pipeline, its `transformer` folder.
+
+    Its files are hashed later.
+    """
     inner = path / "transformer"
     is_pipeline = (path / identify.PIPELINE).exists() and inner.is_dir()
     return LocalFile(epath.Path(inner if is_pipeline else path), "", str(path))
 
 
 def _digest(files: list[Path]) -> str:
-    """sha256 of a text with a line "sha256  name" for each file, in order of their names."""
+    """sha256 of the sorted file list, one line "sha256  name" per file."""
     lines = [f"{cache.digest(path)}  {path.name}\n" for path in sorted(files)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def report(ported: Ported) -> str:
-    """What was ported, for a person to read."""
+    """Human-readable summary of a ported checkpoint."""
     network, precondition, sigma_data = ported.description
     lines = {
         "source": ported.provenance["source"],
@@ -177,22 +180,26 @@ def report(ported: Ported) -> str:
 
 
 def overview(ported: Ported) -> str:
-    """Name, shape and size of every array, as a table."""
+    """Table of the name, shape and size of every array."""
     from clu import parameter_overview
 
     return parameter_overview.get_parameter_overview(ported.weights, include_stats=False)
 
 
 def plan(config: c.Config) -> c.Config:
-    """The config as its teacher will complete it, as far as that is known without reading a file.
+    """Completes the config with its teacher's network, without reading a file.
 
     Raises:
-      ConfigError: the source is no known name, or one whose network only the file tells.
+      ConfigError: the source is not a known name, or its network is known only from the file.
+
+    >>> source = "edm-cifar10-32x32-cond-vp"
+    >>> plan(c.Config(teacher=c.Teacher(source=source))).network.label_dim
+    10
     """
     if not config.teacher.source:
         made = config.teacher
         return c.complete(config, config.network, made.precondition, made.sigma_data)
     entry = zoo.find(config.teacher.source)
     if entry.network is None:
-        raise ConfigError(f"{config.teacher.source}: only the file itself tells its network.")
+        raise ConfigError(f"{config.teacher.source}: its network is known only from its file.")
     return c.complete(config, entry.network, entry.precondition, entry.sigma_data)

@@ -1,4 +1,4 @@
-"""What draws samples: a generator, or a teacher's sampler."""
+"""Samplers: the distilled generator, and the teacher's ODE or SDE solver."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,14 +16,20 @@ from simjax.models.generator import generator_of, noise_of
 from simjax.models.model import Model
 from simjax.typing import Array, Condition, Denoise, Images, Params
 
-# For a person.
+# As shown in reports.
 NAMES = {"heun": "Heun", "euler": "Euler", "dpm_solver": "DPM-Solver++", "flow_sde": "SDE"}
 Sample = Callable[[Params, Images, Condition, Array], Images]  # params, z, cond, keys
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A way of making samples: function(params, z, cond, keys), of `evaluations` calls of D."""
+    """A named sampling function with its parameters.
+
+    Attributes:
+      name: its row in reports.
+      evaluations: NFE, network forwards per sample.
+      function: (params, z, cond, keys) -> samples, data units.
+    """
 
     name: str
     evaluations: int
@@ -32,14 +38,14 @@ class Sampler:
 
 
 def generated(model: Model, params: Mapping[str, Params]) -> list[Sampler]:
-    """The config's generator, with each of the named parameters."""
+    """Samplers of the config's generator, one per named parameter tree."""
     function = generator_sampler(model.denoise, model.config, model.mesh)
     evaluations = generator_of(model.config).evaluations
     return [Sampler(name, evaluations, function, value) for name, value in params.items()]
 
 
 def many_steps(teacher: Model, steps: int) -> Sampler:
-    """The teacher itself, by its sampler."""
+    """The teacher's multi-step sampler."""
     options = teacher.config.teacher
     function = teacher_sampler(teacher.denoise, teacher.config, steps, teacher.mesh)
     name = f"teacher, {NAMES[options.sampler.solver]}"
@@ -49,7 +55,7 @@ def many_steps(teacher: Model, steps: int) -> Sampler:
 def teacher_sampler(denoise: Denoise, config: c.Config, steps: int, mesh: Mesh) -> Sample:
     """(params, z, cond, keys) -> samples by teacher.sampler, guided by teacher.guidance.
 
-    One key an example draws the noise of its steps.
+    `keys`: one per example, for the noise of stochastic solvers.
     """
     denoise = build.on_devices(denoise, mesh, config)
     denoise = build.guided(config, denoise, config.teacher.guidance)
@@ -69,28 +75,37 @@ def teacher_sampler(denoise: Denoise, config: c.Config, steps: int, mesh: Mesh) 
 
 
 def evaluations(teacher: c.Teacher, steps: int) -> int:
-    """Of the network for each sample, in so many steps."""
+    """NFE of the teacher's sampler; guidance doubles it.
+
+    >>> heun = c.Sampler(solver="heun")
+    >>> evaluations(c.Teacher(sampler=heun), steps=18)
+    35
+    >>> evaluations(c.Teacher(sampler=heun, guidance=1.5), steps=18)
+    70
+    """
     return calls(teacher) * sampler.SOLVERS[teacher.sampler.solver].evaluations(steps)
 
 
 def calls(teacher: c.Teacher) -> int:
-    """Of the network that one evaluation of the teacher costs: two with guidance."""
+    """Network forwards per evaluation of D: two with guidance, otherwise one."""
     return guidance.evaluations(teacher.guidance)
 
 
 def require_ladder(config: c.Config) -> None:
-    """Refuses noise levels of the report's teacher rows that float32 does not hold apart.
+    """Checks that the report's teacher ladders strictly decrease in float32.
+
+    Skipped while the ladder is unknown, because the teacher's file has not been read yet.
 
     Raises:
-      ConfigError: with them; nothing is raised while only the teacher's file tells its ladder.
+      ConfigError: with the noise levels that do not.
     """
     options = c.resolved(config).teacher.sampler
     for steps in config.evaluation.teacher_steps if options.ladder else ():
         levels = np.asarray(_ladder(options, steps))
         if not (np.isfinite(levels).all() and (np.diff(levels, append=0) < 0).all()):
             raise ConfigError(
-                f"teacher.sampler: {steps} steps of the ladder {options.ladder!r} are no "
-                f"descending noise levels ({levels[0]:.4g} to {levels[-1]:.4g}); see "
+                f"teacher.sampler: the noise levels of the ladder {options.ladder!r} in {steps} "
+                f"steps do not strictly decrease ({levels[0]:.4g} to {levels[-1]:.4g}); see "
                 "evaluation.teacher_steps and the fields of teacher.sampler."
             )
 
@@ -101,7 +116,7 @@ def _ladder(options: c.Sampler, steps: int) -> Array:
 
 
 def _churn(options: c.Sampler) -> dict[str, sampler.Churn]:
-    """Empty for none, whose range and inflation have no effect."""
+    """The sampler's churn as keyword arguments; empty if churn is off."""
     if not options.churn:
         return {}
     names = ("churn", "churn_low", "churn_high", "churn_inflation")
@@ -111,7 +126,7 @@ def _churn(options: c.Sampler) -> dict[str, sampler.Churn]:
 def generator_sampler(denoise: Denoise, config: c.Config, mesh: Mesh) -> Sample:
     """(params, z, cond, keys) -> samples of the config's generator.
 
-    One key an example draws the noise of its calls after the first.
+    `keys`: one per example, for the fresh noise of calls after the first.
     """
     denoise, generator = build.on_devices(denoise, mesh, config), generator_of(config)
 

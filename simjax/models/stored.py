@@ -1,4 +1,4 @@
-"""What run directories hold: networks, stored once with all that is known of them, and loaded."""
+"""Stores and loads the networks of a run directory, with their provenance."""
 
 import functools
 import json
@@ -15,14 +15,14 @@ from simjax.porting import zoo
 from simjax.runtime import checkpoint, processes, sharding, storage, versions
 from simjax.typing import Params
 
-GENERATORS = ("generator", "best")  # of a run: the newest, and what evaluation.best has kept
+GENERATORS = ("generator", "best")  # the newest, and the best by evaluation.best
 
 
 def find_run(source: str) -> tuple[epath.Path, c.Config] | None:
-    """The directory of a run and its config; None of anything else, as a file or a URL.
+    """A run's directory and config, or None for other sources.
 
     Raises:
-      ConfigError: its config.json is broken, or of another version.
+      ConfigError: its config.json is damaged or from an incompatible version.
     """
     if zoo.is_url(source):
         return None
@@ -32,10 +32,10 @@ def find_run(source: str) -> tuple[epath.Path, c.Config] | None:
 
 
 def config_of_run(directory: epath.Path) -> c.Config | None:
-    """What a run directory says; None of anything else, as a diffusers folder.
+    """Reads a run's config.json; None for other folders, e.g. of diffusers.
 
     Raises:
-      ConfigError: its config.json is broken, or of another version.
+      ConfigError: it is damaged or from an incompatible version.
     """
     file = directory / "config.json"
     try:
@@ -48,14 +48,14 @@ def config_of_run(directory: epath.Path) -> c.Config | None:
 def store(
     directory: epath.Path, weights: Params, description: Description, provenance: dict[str, Any]
 ) -> None:
-    """Writes a network (numpy arrays) and all that is known of it; one process does it."""
+    """Writes a network (numpy arrays) with its provenance; call on one process."""
     what = description._replace(network=c.describe(description.network))._asdict()
     note = provenance | {"description": what, "simjax": versions.SIMJAX}
     checkpoint.save_teacher(directory, weights, note)
 
 
 def store_again(directory: epath.Path, model: Model, params: Params, found: dict[str, Any]) -> None:
-    """Writes other parameters of a model's network, with what is known of them."""
+    """Writes another parameter tree of a model's network; call on every process."""
     note = {"description": model.provenance["description"], "simjax": versions.SIMJAX}
     save = functools.partial(
         checkpoint.save_teacher, directory, model.weights(params), note | found
@@ -64,10 +64,12 @@ def store_again(directory: epath.Path, model: Model, params: Params, found: dict
 
 
 def described(config: c.Config, directory: epath.Path) -> tuple[c.Config, dict[str, Any]]:
-    """The config that a stored network completes, and what is known of it; no weights are read.
+    """The config completed by a stored network, and its provenance.
+
+    No weights are read.
 
     Raises:
-      ConfigError: it does not fit the config.
+      ConfigError: the network does not match the config.
     """
     provenance = checkpoint.load_provenance(directory)
     what = dict(provenance["description"])
@@ -75,13 +77,13 @@ def described(config: c.Config, directory: epath.Path) -> tuple[c.Config, dict[s
 
 
 def load(config: c.Config, directory: epath.Path, **beside: Any) -> Model:
-    """A stored network, and the config that it completes.
+    """Loads a stored network as a `Model`, which completes the config.
 
     Args:
-      beside: what model_of takes beside weights.
+      beside: keyword arguments of model_of.
 
     Raises:
-      ConfigError: it is damaged, or does not fit the config.
+      ConfigError: it is damaged or does not match the config.
     """
     config, provenance = described(config, directory)
     like = sharding.abstract(build.weights_like(config), build.mesh(config))
@@ -91,13 +93,16 @@ def load(config: c.Config, directory: epath.Path, **beside: Any) -> Model:
 def generator_of_run(
     model: Model, directory: epath.Path, which: str
 ) -> tuple[Params, dict[str, Any]]:
-    """A generator of a run, and its "step"; of the best also its "metric" and "value".
+    """Loads a run's generator EMA and its metadata.
 
     Args:
-      which: "generator", the newest; or "best", which evaluation.best has kept.
+      which: "generator" for the newest, "best" for the best by evaluation.best.
+
+    Returns:
+      The parameters, and {"step": ...}; for the best also "metric" and "value".
 
     Raises:
-      ConfigError: there is none, or it is damaged.
+      ConfigError: the run has no such generator, or it is damaged.
     """
     if which == "best":
         return _best_generator(model, directory)
@@ -106,13 +111,17 @@ def generator_of_run(
 
 
 def describe_generator(found: dict[str, Any]) -> str:
-    """What a person reads of a generator that `generator_of_run` has found."""
+    """Human-readable metadata of `generator_of_run`.
+
+    >>> describe_generator({"step": 500, "metric": "pixels/frechet", "value": 0.25})
+    'EMA at step 500, the best by pixels/frechet (0.25)'
+    """
     best = f", the best by {found['metric']} ({found['value']:.4g})" if "metric" in found else ""
     return f"EMA at step {found['step']}{best}"
 
 
 def _newest_generator(model: Model, directory: epath.Path) -> tuple[Params, int]:
-    """The generator's EMA in a run's newest checkpoint, and its step; nothing is written."""
+    """Reads the generator's EMA from a run's newest checkpoint, with its step."""
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=None, say=print)
     generator, step = checkpoints.restore_tree("generator_ema", model.params)
     checkpoints.close()
@@ -123,8 +132,8 @@ def _best_generator(model: Model, directory: epath.Path) -> tuple[Params, dict[s
     steps = checkpoint.steps_in(directory / "best")
     if not steps:
         raise ConfigError(
-            f"{directory} has kept no best generator: a run keeps one with --config.evaluation."
-            "best=METRIC (as inception/fid) and --config.evaluation.every=STEPS."
+            f"{directory} has no best generator: a run keeps one with --config.evaluation."
+            "best=METRIC (e.g. inception/fid) and --config.evaluation.every=STEPS."
         )
     found = load(model.config, directory / "best" / str(steps[-1]))
     return found.params, {name: found.provenance[name] for name in ("step", "metric", "value")}

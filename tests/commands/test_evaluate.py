@@ -82,7 +82,7 @@ MISTAKES = {
     f"{NET}--steps=3,,--sigma_init=2": "--sigma_init is for a network called once",
     "--source=net.pkl,,--samples=9": "--samples: without effect, nothing is compared: add --ref",
     "--source=net.pkl,,--limit=9,,--features=pixels": "--limit, --features: without effect",
-    "--source=without_best,,--network=best": "without_best has kept no best generator",
+    "--source=without_best,,--network=best": "without_best has no best generator",
     # Destinations; nothing is measured before they are refused.
     f"{FOLDERS}=digits,,--out=other": "--out=other is a folder, expected a file",
     f"{FOLDERS}=digits,,--out=a/": "--out=a/ is a folder, expected a file",

@@ -69,7 +69,7 @@ MISTAKES = {
     "--source=run,,--out=pictures.jpg": "--out=pictures.jpg: expected one of NAME.png, NAME.npz, "
     "FOLDER/",
     "--source=run,,--out=x.npz,,--columns=3": "--columns is for a grid, --out=NAME.png",
-    "--source=begun,,--network=best": "begun has kept no best generator: a run keeps one with "
+    "--source=begun,,--network=best": "begun has no best generator: a run keeps one with "
     "--config.evaluation.best=",
     "--source=google/ddpm-cifar10": "hf download google/ddpm-cifar10 --local-dir ddpm-cifar10",
     "--source=captioned,,--prompt=a,,--autoencoder=org/vae": "hf download org/vae --local-dir vae",
@@ -87,7 +87,7 @@ MISTAKES = {
     "--source=run,,--encoder=t5": "SongUNet has no use for --encoder and --tokenizer",
     "--source=run,,--prompts=none.txt": "none.txt",
     "--source=run,,--prompts=empty.txt": "empty.txt has no prompts",
-    "--source=run,,--autoencoder=vae": "its latents have 4 channels, the network's 1",
+    "--source=run,,--autoencoder=vae": "its latents have 4 channels, but the network samples 1",
     "--source=broken": "broken/config.json is not valid JSON",
     "--source=begun": "begun/checkpoints does not exist",
     "--source=PixArt-XL-2-512x512": "PixArt needs --prompt=TEXT or --prompts=FILE, --encoder=FOLDER"
@@ -97,7 +97,7 @@ MISTAKES = {
     "--source=pixart,,--encoder=t5,,--prompt=a": "PixArt needs --autoencoder=FOLDER",
     "--source=pixart,,--classes=1,,--prompt=a": "PixArt has no use for --classes",
     "--source=wide,,--encoder=t5,,--autoencoder=vae,,--prompt=a": "the text encoder has 32 "
-    "channels, the network reads 20",
+    "channels, but the network reads 20",
 }
 
 

@@ -1,4 +1,4 @@
-"""Generators of several calls: the chain in closed form, the mixture theorem, gradients."""
+"""Multi-step generators: closed-form samples, gradients and the mixture theorem."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def float64():
 
 
 def exact(params, xt, sigma, cond, **options):
-    """E[x0 | xt] of data N(0.4, 0.8^2)."""
+    """E[x0 | xt] for data N(0.4, 0.8^2)."""
     sigma = sigma[:, None, None, None]
     return (0.64 * xt + sigma**2 * 0.4) / (0.64 + sigma**2)
 
@@ -38,11 +38,11 @@ def images(*values) -> jax.Array:
 
 
 def noise_of(values):
-    """eps_2, eps_3, ... of one example."""
+    """Returns eps_2, eps_3, ... of one example."""
     return lambda k: jnp.array([*values, 0.0])[k - 1].reshape(1, 1, 1, 1)
 
 
-# Levels: the rule of time.
+# Noise levels: equal steps in time.
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def noise_of(values):
         (4, 999.0, 3.0, [2997.0, 8.964, 2.994, 0.9987]),
     ],
 )
-def test_levels_are_equal_steps_of_time(steps, sigma_init, shift, expected):
+def test_levels_are_equal_steps_in_time(steps, sigma_init, shift, expected):
     found = schedule.generator_levels(steps, sigma_init=sigma_init, shift=shift)
     assert found == pytest.approx(expected, rel=2e-4)
     options = config.Generator(steps=steps, sigma_init=sigma_init, shift=shift)
     assert config.generator_levels(options) == found
 
 
-def test_one_step_is_at_sigma_init_to_the_bit():
+def test_one_step_level_is_exactly_sigma_init():
     for sigma in (2.5, 0.1, 1 / 3):
         made = config.Config(generator=config.Generator(sigma_init=sigma))
         assert generator.generator_of(made) == OneStep(sigma)
@@ -86,22 +86,22 @@ def test_one_step_is_at_sigma_init_to_the_bit():
         ({"steps": 2, "sigma_init": float("inf")}, "finite"),
     ],
 )
-def test_levels_that_no_chain_can_have_are_refused_at_the_start(options, message):
+def test_invalid_levels_are_refused_at_start(options, message):
     made = config.Config(generator=config.Generator(**options))
     with pytest.raises(ConfigError, match=message):
         config.validate(made, {}, devices=1)
 
 
-def test_an_unknown_renoising_is_refused_with_those_that_are_known():
+def test_unknown_renoise_error_lists_the_known_ones():
     with pytest.raises(ConfigError, match="generator.renoise = 'new' .* known: ddim, fixed, fresh"):
         config.require_known("generator.renoise", "new", generator.RENOISE)
 
 
-# The chain in closed form. An affine denoiser makes x_k affine in its noises.
+# Closed form: with an affine denoiser, x_k is affine in the noises.
 
 
 def moments(chain: Chain) -> tuple[float, float]:
-    """Mean and variance of x_K over independent noises, from its value at each unit noise."""
+    """Mean and variance of x_K over independent noises, from its values at unit noises."""
     steps = len(chain.levels)
 
     def last(z, *later):
@@ -120,17 +120,17 @@ def moments(chain: Chain) -> tuple[float, float]:
         (4, 0.3924217006, 0.2204351002),
     ],
 )
-def test_the_gaussian_chain_has_its_moments(calls, mean, variance):
+def test_gaussian_chain_has_closed_form_moments(calls, mean, variance):
     levels = schedule.generator_levels(4, sigma_init=2.5)[:calls]
     assert moments(Chain(levels)) == pytest.approx((mean, variance), abs=1e-9)
-    # A wrong level, and the same noise again, are other laws.
+    # A wrong level or reused noise gives other moments.
     wrong = (levels[0] * 1.1, *levels[1:])
     assert abs(moments(Chain(wrong))[0] - mean) > 1e-6
     if calls > 1:
         assert abs(moments(Chain(levels, "fixed"))[1] - variance) > 1e-3
 
 
-def test_fixed_noise_is_z_again_and_ddim_the_noise_that_a_call_found():
+def test_fixed_renoise_reuses_z_and_ddim_the_predicted_noise():
     z, x, eps = images(0.7, -1.2), 0.0, images(0.7, -1.2)
     for sigma in LEVELS:
         xt = x + sigma * eps
@@ -143,7 +143,7 @@ def test_fixed_noise_is_z_again_and_ddim_the_noise_that_a_call_found():
     np.testing.assert_allclose(Chain(LEVELS, "fixed").sample(exact, {}, z, None), x, rtol=1e-12)
 
 
-def test_new_noise_differs_by_call_and_example_and_is_the_same_for_any_batch():
+def test_fresh_noise_differs_by_call_and_example_but_not_by_batch():
     keys = jax.random.split(jax.random.key(0), 3)
     draw = generator.noise_of(keys, (2, 2, 1))
     first, second = draw(1), draw(2)
@@ -153,18 +153,18 @@ def test_new_noise_differs_by_call_and_example_and_is_the_same_for_any_batch():
     np.testing.assert_array_equal(generator.noise_of(keys[1:], (2, 2, 1))(2), second[1:])
 
 
-# Training: which call, whose gradient.
+# Training: which call is drawn, and where its gradient flows.
 
 
 def moving(params, xt, sigma, cond, **options):
-    """A denoiser that is not linear in its parameter."""
+    """A denoiser that is nonlinear in its parameter."""
     return jnp.sin(params * xt) / (1 + sigma[:, None, None, None])
 
 
 @pytest.mark.parametrize("renoise", generator.RENOISE)
 @pytest.mark.parametrize("calls", [1, 2, 4])
-def test_the_gradient_is_that_of_the_last_call_alone(renoise, calls):
-    """Against one written out, with the calls before it as constants."""
+def test_gradient_flows_through_the_last_call_only(renoise, calls):
+    """Against an explicit loop with stop_gradient in the earlier calls."""
     chain, z = Chain(LEVELS, renoise), images(0.7, -1.2)
     keys = jax.random.split(jax.random.key(0), 2)
     noise = generator.noise_of(keys, z.shape[1:])
@@ -189,7 +189,7 @@ def test_the_gradient_is_that_of_the_last_call_alone(renoise, calls):
         assert abs(through - gradient) > 1e-3 * abs(gradient)
 
 
-def test_what_trains_at_k_is_what_a_chain_of_k_calls_samples():
+def test_train_sample_at_k_equals_sample_of_a_k_step_chain():
     chain, z = Chain(LEVELS), images(0.7, -1.2)
     keys = jax.random.split(jax.random.key(0), 2)
     noise = generator.noise_of(keys, z.shape[1:])
@@ -207,7 +207,7 @@ def distilled(steps: int, **fields) -> tuple[config.Config, list[update.Update]]
     return made, setup.updates_of(made, fns, mesh)
 
 
-def test_all_updates_of_a_step_have_one_k_which_is_uniform_over_steps():
+def test_all_updates_of_a_step_share_one_uniformly_drawn_k():
     _, updates = distilled(4, fake_score_updates=2)
     state = update.TrainState(jnp.int32(0), {}, None)
 
@@ -219,7 +219,7 @@ def test_all_updates_of_a_step_have_one_k_which_is_uniform_over_steps():
     np.testing.assert_allclose(np.bincount(found[:, 0], minlength=5)[1:] / 400, 0.25, atol=0.07)
 
 
-def test_one_step_draws_neither_k_nor_noise_and_the_others_as_several_do():
+def test_one_step_draws_no_k_or_noise_keys_and_otherwise_the_same_values():
     key, captions = jax.random.key(0), None
     one, four = ((distilled(n)[1][0].draw)(key, captions, key) for n in (1, 4))
     assert one.calls is None and one.noise_keys is None
@@ -232,7 +232,7 @@ def test_one_step_draws_neither_k_nor_noise_and_the_others_as_several_do():
 
 
 def test_scores_are_not_conditioned_on_k():
-    """With a generator whose samples do not depend on k, no loss does."""
+    """If the generator's samples do not depend on k, neither do the losses."""
     made, updates = distilled(4)
     fns = dataclasses.replace(
         setup.step_fns(made, moving, sharding.make_mesh(devices=jax.devices()[:1])),
@@ -248,7 +248,7 @@ def test_scores_are_not_conditioned_on_k():
         assert first == fourth != 0
 
 
-# The theorem of the mixture: components N(m_k, s_k^2), teacher N(-0.5, 1.3^2), sigma 0.7.
+# SIM's theorem for a mixture: components N(m_k, s_k^2), teacher N(-0.5, 1.3^2), sigma 0.7.
 
 COMPONENTS, TEACHER, SIGMA = ((0.1, 0.5), (0.6, 0.9)), (-0.5, 1.3), 0.7
 NODES = np.polynomial.hermite_e.hermegauss(60)
@@ -271,7 +271,11 @@ def mixture_score(xt, means):
 
 
 def mixture_gradient(distance, own: bool = False) -> list[float]:
-    """Of the loss by component, each through its own samples; one k a step makes half of each."""
+    """Gradient of the loss for each component's mean, each weighted by 1/2 (k is uniform).
+
+    Args:
+      own: use the component's own score as the fake score, instead of the mixture's.
+    """
     means = [mean for mean, _ in COMPONENTS]
     z, eps = (axis.reshape(-1, 1, 1, 1) for axis in np.meshgrid(NODES[0], NODES[0]))
     weight = np.outer(NODES[1], NODES[1]).reshape(-1) / NODES[1].sum() ** 2
@@ -298,25 +302,25 @@ def mixture_gradient(distance, own: bool = False) -> list[float]:
     ],
     ids=["l2_squared", "pseudo_huber"],
 )
-def test_the_loss_has_the_gradient_of_the_mixtures_divergence(distance, expected):
+def test_loss_gradient_is_that_of_the_mixture_divergence(distance, expected):
     assert mixture_gradient(distance) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_components_own_scores_are_another_gradient():
+def test_component_scores_give_a_different_gradient():
     found = mixture_gradient(distances.l2_squared, own=True)
     assert found == pytest.approx([0.3719315646, 0.3881439661], rel=1e-5)
 
 
-# Another number of calls than that of training.
+# Sampling with another number of calls than in training.
 
 
-def test_other_numbers_of_calls_have_the_levels_of_the_rule_and_a_note():
+def test_with_calls_recomputes_the_levels_and_warns():
     made = config.Config(generator=config.Generator(steps=4))
     assert generator.with_calls(made, 4) == (made, "")
-    fewer, told = generator.with_calls(made, 2)
+    fewer, warning = generator.with_calls(made, 2)
     assert generator.generator_of(fewer).levels == pytest.approx((2.5, 0.5556), rel=1e-4)
-    assert "trained for 4 calls at sigma 2.5, 1.154, 0.5556, 0.2174" in told
-    assert "2 calls at sigma 2.5, 0.5556" in told
+    assert "trained for 4 calls at sigma 2.5, 1.154, 0.5556, 0.2174" in warning
+    assert "2 calls at sigma 2.5, 0.5556" in warning
     listed = config.Config(generator=config.Generator(levels=(5.0, 1.0)))
     one, _ = generator.with_calls(listed, 1)
     assert generator.generator_of(one) == OneStep(5.0)
@@ -325,7 +329,7 @@ def test_other_numbers_of_calls_have_the_levels_of_the_rule_and_a_note():
 
 
 @pytest.mark.parametrize("method", ["sim", "two_steps"])
-def test_a_config_takes_another_generator_and_nothing_is_left_of_its_own(method):
+def test_with_generator_replaces_the_config_generator(method):
     options = load("digits", method)
     for made in (Chain((3.0, 1.0), "ddim"), OneStep(2.0), Chain((2.0, 1.0))):
         changed = generator.with_generator(options, made)

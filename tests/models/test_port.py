@@ -1,4 +1,4 @@
-"""Whole checkpoints: read, named, checked, built; and the ways in which one does not fit."""
+"""Porting whole checkpoints, and the errors for damaged or mismatched ones."""
 
 import jax
 import numpy as np
@@ -30,11 +30,11 @@ NETWORKS = {
 
 
 def quiet(text: str) -> None:
-    """Says nothing."""
+    """Discards progress messages."""
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_checkpoint_tells_its_network_and_brings_every_number(name, tmp_path):
+def test_network_is_read_from_the_checkpoint_and_every_value_is_ported(name, tmp_path):
     made = checkpoints.write(tmp_path / "net.pkl", NETWORKS[name])
     ported = port.port(str(tmp_path / "net.pkl"), say=quiet)
     assert ported.description == (NETWORKS[name], "edm", 0.5)
@@ -51,8 +51,8 @@ def test_a_checkpoint_tells_its_network_and_brings_every_number(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "adm"])
-def test_a_released_generator_of_sida_is_that_of_edms_classes(name, tmp_path):
-    """Classes of other names, the same parameters."""
+def test_sida_generator_ports_like_edm(name, tmp_path):
+    """SiDA's classes have other names but the same parameters."""
     for folder, suffix in (("edm", ""), ("sida", "_EncoderDecoder")):
         (tmp_path / folder).mkdir()
         checkpoints.write(tmp_path / folder / "net.pkl", NETWORKS[name], suffix=suffix)
@@ -61,8 +61,8 @@ def test_a_released_generator_of_sida_is_that_of_edms_classes(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, sida.weights, edm.weights)
 
 
-def test_official_files_give_the_recorded_networks(network_case, tmp_path):
-    # The recorded weights, written as the release writes them: the same tree as the parity tests'.
+def test_official_format_gives_the_recorded_networks(network_case, tmp_path):
+    # Recorded weights in the release's file format give the parameter tree of the parity tests.
     recording = official.read(network_case.path)
     arguments, tensors = recording.json("config"), recording.tensors("param/")
     expected = official.network(arguments, tensors)
@@ -80,7 +80,7 @@ def test_official_files_give_the_recorded_networks(network_case, tmp_path):
         np.testing.assert_array_equal(ours[name], value)
 
 
-def test_fixed_frequencies_are_ported_and_not_trained(tmp_path):
+def test_fixed_frequencies_are_ported_as_constants(tmp_path):
     made = checkpoints.write(tmp_path / "net.pkl", NETWORKS["ncsnpp"])
     ported = port.port(str(tmp_path / "net.pkl"), say=quiet)
     completed = config.complete(config.Config(), *ported.description)
@@ -142,9 +142,7 @@ def unbuildable(tensors, arguments):
         (unbuildable, "9 pixels cannot be halved at 2 levels"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused_with_all_that_is_wrong(
-    damage, message, tmp_path
-):
+def test_mismatched_checkpoint_error_lists_the_tensors(damage, message, tmp_path):
     tensors = checkpoints.tensors(NETWORKS["ddpmpp"])
     arguments = checkpoints.arguments(NETWORKS["ddpmpp"])
     damage(tensors, arguments)
@@ -156,7 +154,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_all_that_is_wrong(
     assert message in str(error.value)
 
 
-def test_arguments_without_names_are_refused(tmp_path):
+def test_positional_constructor_arguments_are_refused(tmp_path):
     path = tmp_path / "net.pkl"
     network = NETWORKS["ddpmpp"]
     arguments, tensors = checkpoints.arguments(network), checkpoints.tensors(network)
@@ -165,7 +163,7 @@ def test_arguments_without_names_are_refused(tmp_path):
         port.port(str(path), say=quiet)
 
 
-def test_a_url_is_fetched_once_and_its_hash_is_in_the_report(tmp_path, monkeypatch):
+def test_url_is_downloaded_once_and_its_sha256_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("SIMJAX_CACHE", str(tmp_path / "cache"))
     checkpoints.write(tmp_path / "net.pkl", NETWORKS["adm"])
     with file_server.serve(file_server.Site((tmp_path / "net.pkl").read_bytes())) as site:

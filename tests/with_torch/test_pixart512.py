@@ -130,4 +130,4 @@ def test_a_missing_caption_cache_raises_at_start(files, tmp_path):
         env=subprocesses.environment(),
     )
     assert done.returncode == 1
-    assert "PixArt reads captions, but there are none: make a cache by" in done.stderr
+    assert "PixArt reads captions, but there are none: make a cache with" in done.stderr
