@@ -1,4 +1,4 @@
-"""Measures the generator while it trains, as curves, and keeps the best one apart."""
+"""Online evaluation: metric curves during training, and the best generator."""
 
 import functools
 from typing import Any
@@ -16,12 +16,15 @@ from simjax.runtime.monitor import Monitor
 
 
 class Online:
-    """Every measurement uses the same noise, labels and compiled sampler.
+    """Evaluates the generator's EMA and stores the best one.
+
+    Every evaluation uses the same noise, labels and compiled sampler.
 
     Args:
-      model: the denoiser, and the run's config.
-      evaluator: with its references; None when there is nothing to compare with.
-      directory: of the run; best/STEP holds the best generator so far, with its value.
+      model: the denoiser and the run's config.
+      evaluator: metrics with their references; None without a reference.
+      directory: run directory; best/STEP holds the best generator so far, with its metric.
+      monitor: logs the metrics.
     """
 
     def __init__(
@@ -38,8 +41,8 @@ class Online:
         }
         if options.every and evaluator is None:
             raise ConfigError(
-                f"evaluation.every = {options.every}, but there is nothing to compare with: set "
-                "evaluation.reference or data.source, or evaluation.every=0."
+                f"evaluation.every = {options.every}, but there is no reference to compare with: "
+                "set evaluation.reference or data.source, or evaluation.every=0."
             )
         classes = report.asked(model, evaluator, options.online_samples)
         self._classes = classes if model.classes else None
@@ -47,7 +50,7 @@ class Online:
         self._sampler = samplers.generated(model, {"generator": model.params})[0].function
 
     def measure(self, state: Any, step: int) -> None:
-        """Measures and logs the generator's EMA; stores it when it is the best so far."""
+        """Evaluates the generator's EMA; stores it if it is the best."""
         batches = self._drawing.draw(self._sampler, state.ema)
         metrics, _ = self._evaluator.measure(batches, self._classes)
         self._monitor.measured(step, metrics)
@@ -55,7 +58,7 @@ class Online:
             better = processes.is_first() and self._is_better(name, metrics)
             better = bool(processes.from_first(np.int32(better)))
             if better:
-                value = metrics.get(name)  # the first process has it
+                value = metrics.get(name)  # only the first process has metrics
                 found = {"step": step, "metric": name, "value": value, "by": self._by}
                 stored.store_again(self._best / str(step), self._model, state.ema, found)
             remove = functools.partial(self._remove_others, step if better else None)
@@ -72,12 +75,16 @@ class Online:
             return True
         best = checkpoint.load_provenance(self._best / str(kept[-1]))
         if (best["metric"], best.get("by", self._by)) != (name, self._by):
-            return True  # the run was continued with other settings: not comparable
+            return True  # the run was resumed with other evaluation settings: not comparable
         is_higher = name.rpartition("/")[2] in HIGHER_IS_BETTER
         return value > best["value"] if is_higher else value < best["value"]
 
     def _remove_others(self, best: int | None) -> None:
-        """All but the best, by default the one kept: others, and what a kill left half written."""
+        """Deletes all but the best generator, including partial writes of a killed run.
+
+        Args:
+          best: step of the best one; None for the latest one stored.
+        """
         name = str(checkpoint.steps_in(self._best)[-1] if best is None else best)
         for path in self._best.iterdir():
             if path.name != name:

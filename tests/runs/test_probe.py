@@ -1,4 +1,4 @@
-"""The probe of exact teachers: broken calls are named, good ones pass, proposals are a config."""
+"""The probe on exact teachers: finds wrong calls, passes correct ones, proposes a config."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ CLASSES, MODES, SHAPE, NARROW = 3, 4, (4, 4, 1), 0.15
 
 
 def exact(params, xt, sigma, cond):
-    """E[x0 | xt] of a mixture: each class has centres of its own; without condition all have."""
+    """E[x0 | xt] of a Gaussian mixture with MODES centres per class; all if unconditional."""
     square = NARROW**2 + sigma**2
     centres = params["centres"].reshape(CLASSES * MODES, -1)
     flat = xt.reshape(len(xt), -1)
@@ -74,26 +74,26 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_call_is_named(name):
+def test_wrong_call_is_identified(name):
     assert names(probing.probe(teacher(BROKEN[name]))) == [name]
 
 
-def test_half_of_sigma_is_named_with_its_remedy():
+def test_halved_sigma_is_identified_with_its_remedy():
     found = probing.probe(teacher(lambda d: lambda x, s, cond: d(x, 0.5 * s, cond)))
     assert names(found) == ["sigma"]
-    assert "Called with 2 times sigma it is right" in found.findings[0].told
+    assert "Calling it with 2 * sigma fixes this" in found.findings[0].told
 
 
-def test_a_sampler_that_stops_early_is_named():
+def test_too_few_sampler_steps_are_identified():
     assert names(probing.probe(teacher(), steps=4)) == ["steps"]
 
 
-def test_guidance_of_the_config_is_named_where_it_breaks_the_teacher():
+def test_excessive_config_guidance_is_identified():
     assert names(probing.probe(teacher(guidance=5.0))) == ["guidance"]
     assert names(probing.probe(teacher(guidance=1.2))) == []
 
 
-def test_parameters_that_are_not_finite_are_named():
+def test_nonfinite_parameters_are_identified():
     broken = teacher()
     params = {"centres": centres()}
     params["centres"][0, 0] = np.nan
@@ -104,8 +104,8 @@ def test_parameters_that_are_not_finite_are_named():
     json.dumps(found.to_dict())
 
 
-def test_classes_in_another_order_than_the_data_are_named(tmp_path):
-    """Without data nobody could tell: sampler and denoiser share the mistake."""
+def test_permuted_classes_are_identified_with_data(tmp_path):
+    """Undetectable without data: sampler and denoiser share the permutation."""
     drawn = np.random.default_rng(1).normal(0, NARROW, (30, CLASSES, *SHAPE))
     images = drawn + centres()[:, 0]
     pixels = np.clip(np.round(127.5 * (images + 1)), 0, 255).astype(np.uint8)
@@ -122,7 +122,7 @@ def test_classes_in_another_order_than_the_data_are_named(tmp_path):
     assert names(probing.probe(teacher(data=config.Data(source=source)))) == []
 
 
-def test_more_classes_than_the_network_has_are_named():
+def test_more_classes_than_trained_are_identified():
     def clamped(denoise):
         return lambda x, s, cond: denoise(
             x, s, jax.nn.one_hot(jnp.minimum(cond.argmax(-1), CLASSES - 1), CLASSES)
@@ -130,36 +130,36 @@ def test_more_classes_than_the_network_has_are_named():
 
     found = probing.probe(teacher(clamped, classes=5))
     assert names(found) == ["labels"]
-    assert "the same for classes 2 and 3, 2 of 5" in found.findings[0].told
+    assert "identical for classes 2 and 3; 2 of 5" in found.findings[0].told
 
 
-def test_classes_that_are_not_read_are_named():
+def test_ignored_classes_are_identified():
     found = probing.probe(teacher(lambda denoise: lambda x, s, cond: denoise(x, s, 0 * cond)))
-    assert names(found) == ["labels"] and "does not read" in found.findings[0].told
+    assert names(found) == ["labels"] and "ignores the class" in found.findings[0].told
 
 
-def test_a_call_whose_samples_diverge_is_named_by_what_mends_it():
-    """D is finite wherever the sampler begins, and its samples are not."""
+def test_diverging_samples_are_explained_by_the_correction():
+    """D is finite where sampling starts, but the samples diverge."""
 
     def changed(denoise):
         def called(x, s, cond):
-            far = (s > 60)[:, None, None, None]  # only a doubled sigma comes there
+            far = (s > 60)[:, None, None, None]  # reached only with a doubled sigma
             return denoise(x, 2 * s, cond) + jnp.where(far, 1e12 * x, 0)
 
         return called
 
     found = probing.probe(teacher(changed))
-    assert names(found) == ["sigma"] and "are not finite. Called" in found.findings[0].told
+    assert names(found) == ["sigma"] and "are not finite. Calling it" in found.findings[0].told
 
 
-def test_what_nothing_mends_is_said_to_be_so():
+def test_unexplained_fault_is_uncalibrated():
     def changed(denoise):
         return lambda x, s, cond: 0.5 * denoise(x, s, cond)
 
     found = probing.probe(teacher(changed))
-    assert names(found) == ["uncalibrated"] and "nothing mended it" in found.table()
+    assert names(found) == ["uncalibrated"] and "none fixed it" in found.table()
     unexplained = probing.probe(teacher(changed), explain=False)
-    assert names(unexplained) == ["uncalibrated"] and "mended" not in unexplained.table()
+    assert names(unexplained) == ["uncalibrated"] and "fixed it" not in unexplained.table()
 
 
 @pytest.fixture(scope="module")
@@ -168,10 +168,10 @@ def good() -> tuple[simjax.Model, probing.Probe]:
     return model, simjax.probe(model)
 
 
-def test_a_good_teacher_is_not_flagged(good):
+def test_correct_teacher_has_no_findings(good):
     model, found = good
     assert found.findings == ()
-    assert "Called as it was trained" in found.table()
+    assert "No fault found" in found.table()
     deviation = np.sqrt(np.mean(_within(model)))
     assert found.proposal.scale == pytest.approx(deviation, rel=0.1)
     assert found.proposal.sigma_init == pytest.approx(5 * deviation, rel=0.1)
@@ -182,7 +182,7 @@ def _within(model):
     return centres().reshape(CLASSES, MODES, -1).var(1) + NARROW**2
 
 
-def test_points_of_the_plane_are_not_flagged():
+def test_points_in_the_plane_have_no_findings():
     ring = 0.7 * np.exp(2j * np.pi * np.arange(8) / 8)
     points = np.stack([ring.real, ring.imag], -1).astype(np.float32)
 
@@ -198,7 +198,7 @@ def test_points_of_the_plane_are_not_flagged():
     assert found.findings == ()
 
 
-def test_the_proposals_are_a_config_that_trains(good):
+def test_proposed_config_trains(good):
     model, found = good
     proposed = proposals.with_changes(model.config, found.changes)
     assert proposed.generator.sigma.law == proposed.fake_score.sigma.law == "lognormal"
@@ -209,8 +209,8 @@ def test_the_proposals_are_a_config_that_trains(good):
     assert np.isfinite(made.metrics[-1]["fake_score/loss"])
 
 
-def test_options_of_the_law_before_are_gone(good):
-    """A karras law's t_max would be refused beside lognormal."""
+def test_proposed_law_resets_options_of_the_previous_one(good):
+    """The t_max of a karras law would have no effect with lognormal, and be refused."""
     model, found = good
     before = copy.deepcopy(model.config)
     before.generator.sigma = config.Sigma(law="karras", t_max=0.5)
@@ -221,7 +221,7 @@ def test_options_of_the_law_before_are_gone(good):
     )
 
 
-def test_the_files_are_a_picture_and_a_config(good):
+def test_output_files_are_a_figure_and_a_config(good):
     model, found = good
     picture = files.picture(found)
     assert picture.size == (1100, 900) and np.asarray(picture).std() > 20
@@ -236,7 +236,7 @@ def test_the_files_are_a_picture_and_a_config(good):
         assert reason in text
 
 
-def test_arguments_out_of_range_are_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ConfigError, match="model is"):
         simjax.probe("runs/digits")
     with pytest.raises(ConfigError, match="samples"):
@@ -255,7 +255,7 @@ np.savez("{file}", error=curves.error, slope=curves.slope, init=init)
 
 
 @pytest.mark.whole_runs
-def test_eight_devices_see_what_one_does(tmp_path):
+def test_eight_devices_equal_one(tmp_path):
     alone = probing.probe(teacher(), samples=64, levels=9)
     subprocesses.on_devices(8, DEVICES.format(file=tmp_path / "found.npz"))
     with np.load(tmp_path / "found.npz") as found:

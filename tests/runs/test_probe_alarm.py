@@ -1,4 +1,4 @@
-"""What a run learns from its teacher's curves: warnings at its start, alarms while it trains."""
+"""Warnings at the start of a run and alarms during training, from its teacher's curves."""
 
 import json
 
@@ -16,7 +16,7 @@ B, SHAPE = 0.5, (4, 4, 1)
 
 
 def curves(b: float = B, **changed) -> Curves:
-    """Of a Gaussian's exact denoiser."""
+    """Curves of the exact denoiser of N(0, b^2)."""
     sigma = calibration.levels(b, 25)
     square = b**2 + sigma**2
     error = b**2 * sigma**2 / square
@@ -31,8 +31,8 @@ def misses(config: c.Config) -> list[str]:
     return alarm.misses(config, curves(), calibration.propose(curves()))
 
 
-def test_published_settings_fit_data_of_their_scale():
-    """SIM's and SiD's laws, and EDM's, of data whose standard deviation is 0.5."""
+def test_published_settings_give_no_warning():
+    """Sigma laws of SIM, SiD and EDM, for data with standard deviation 0.5."""
     assert misses(c.Config()) == []
     config = c.Config()
     config.generator.sigma = c.Sigma(law="karras")
@@ -43,27 +43,27 @@ def test_published_settings_fit_data_of_their_scale():
 @pytest.mark.parametrize(
     "law",
     [
-        c.Sigma(mean=4.0, std=0.3),  # above all that matters
-        c.Sigma(mean=-6.0, std=1.0),  # below it
-        c.Sigma(mean=-0.7, std=0.05),  # inside, but a sliver of it
+        c.Sigma(mean=4.0, std=0.3),  # above the rise
+        c.Sigma(mean=-6.0, std=1.0),  # below the rise
+        c.Sigma(mean=-0.7, std=0.05),  # inside the rise, but covers little of it
     ],
 )
-def test_a_law_that_misses_the_rise_is_told(role, law):
+def test_sigma_law_outside_the_rise_gives_a_warning(role, law):
     config = c.Config()
     getattr(config, role).sigma = law
-    (told,) = misses(config)
-    assert told.startswith(f"{role}.sigma draws") and "rises between 0.0714 and 3.5" in told
+    (warning,) = misses(config)
+    assert warning.startswith(f"{role}.sigma draws") and "rises between 0.0714 and 3.5" in warning
 
 
 @pytest.mark.parametrize("sigma", [0.4, 60.0])
-def test_an_unlikely_sigma_init_is_told(sigma):
+def test_sigma_init_out_of_range_gives_a_warning(sigma):
     config = c.Config()
     config.generator.sigma_init = sigma
-    (told,) = misses(config)
-    assert "sigma_init" in told and "expected 0.5 to 50" in told
+    (warning,) = misses(config)
+    assert "sigma_init" in warning and "expected 0.5 to 50" in warning
 
 
-def test_shares_of_the_rise_are_the_closed_forms():
+def test_share_of_the_rise_has_its_closed_form():
     found = curves()
 
     def share(sigma):
@@ -83,24 +83,24 @@ HEALTHY = {
 
 
 @pytest.mark.parametrize(
-    ("name", "scalars", "told"),
+    ("name", "scalars", "message"),
     [
         ("contrast", {"samples/contrast_ratio": 0.05}, "samples have 0.05 times"),
         ("contrast", {"samples/contrast_ratio": 1.6}, "lower the upper end of generator.sigma"),
         ("contrast", {"samples/contrast_ratio": np.nan}, "samples have nan times"),
-        ("drift", {"samples/mean_drift": -0.11}, "-0.11 off the teacher's, at most 0.1"),
+        ("drift", {"samples/mean_drift": -0.11}, "by -0.11, expected at most 0.1"),
         (
             "gap",
             {"gap/sigma<0.8": 0.45},
-            "0.45 at sigma<0.8, at most 0.42",
+            "0.45 at sigma<0.8, expected at most 0.42",
         ),  # b s / sqrt(b^2 + s^2)
-        ("gap", {"gap/sigma>3.2": 0.51}, "0.51 at sigma>3.2, at most 0.5"),
+        ("gap", {"gap/sigma>3.2": 0.51}, "0.51 at sigma>3.2, expected at most 0.5"),
         ("gap", {"gap/sigma>3.2": np.nan}, "nan at sigma>3.2"),
-        ("finite", {"generator/nonfinite_examples": 2.0}, "2 gradients or examples"),
-        ("finite", {"fake_score/nonfinite_grads": 1.0}, "1 gradients or examples"),
+        ("finite", {"generator/nonfinite_examples": 2.0}, "2 non-finite gradients or examples"),
+        ("finite", {"fake_score/nonfinite_grads": 1.0}, "1 non-finite gradients or examples"),
     ],
 )
-def test_a_bound_that_is_left_is_told_once_and_again_after_it_was_kept(name, scalars, told):
+def test_alarm_is_logged_once_per_excursion(name, scalars, message):
     said = []
     raised = alarm.Alarm(curves(), c.Config(), said.append)
     assert not any(raised(HEALTHY).values()) and not said
@@ -108,20 +108,20 @@ def test_a_bound_that_is_left_is_told_once_and_again_after_it_was_kept(name, sca
         found = raised(HEALTHY | scalars)
         assert [key for key, value in found.items() if value] == [f"alarm/{name}"]
         (line,) = said
-        assert line.startswith(f"alarm ({name}): ") and told in line
+        assert line.startswith(f"alarm ({name}): ") and message in line
     assert not any(raised(HEALTHY).values())
     raised(HEALTHY | scalars)
     assert len(said) == 2
 
 
-def test_before_the_generator_moves_only_its_numbers_are_watched():
+def test_before_generator_start_only_nonfinite_values_raise_alarms():
     said = []
     raised = alarm.Alarm(curves(), c.Config(), said.append)
     assert not any(raised({"fake_score/nonfinite_grads": 0.0}).values()) and not said
 
 
-def test_one_call_of_less_contrast_lowers_the_bound():
-    """A generator begins as one call: at sigma_init = 2.5 its contrast here is 0.19."""
+def test_low_one_step_contrast_lowers_the_bound():
+    """A generator starts as one teacher call; at sigma_init = 2.5 its contrast here is 0.19."""
     raised = alarm.Alarm(curves(), c.Config(), [].append)
     low = 0.5 * B * 2.5 / (B**2 + 2.5**2)
     assert raised({"samples/contrast_ratio": 1.05 * low})["alarm/contrast"] == 0
@@ -136,7 +136,7 @@ def teacher(times: float = 1.0) -> simjax.Model:
     return simjax.from_function(denoise, {"b": np.float32(B)}, shape=SHAPE)
 
 
-def test_the_start_of_a_run_writes_curves_and_warns(tmp_path):
+def test_begin_writes_curves_and_warns(tmp_path):
     x0 = np.random.default_rng(0).normal(0, B, (100, *SHAPE)).astype(np.float32)
     said, model = [], teacher()
     model.config.generator.sigma_init = 400.0
@@ -151,7 +151,7 @@ def test_the_start_of_a_run_writes_curves_and_warns(tmp_path):
     np.testing.assert_allclose(error, B**2 * sigma**2 / (B**2 + sigma**2), rtol=0.1)
 
 
-def test_a_teacher_that_is_not_finite_is_told_and_written(tmp_path):
+def test_begin_warns_about_a_nonfinite_teacher(tmp_path):
     x0 = np.random.default_rng(0).normal(0, B, (10, *SHAPE)).astype(np.float32)
     said, model = [], teacher(np.nan)
     cond = np.asarray(model.asked(np.zeros(10, np.int32)))

@@ -1,4 +1,4 @@
-"""The probe of small trained transformers: it tells a DiT that is called as a SiT, and back."""
+"""The probe on small trained transformers detects a DiT called as a SiT, and vice versa."""
 
 import dataclasses
 
@@ -20,12 +20,12 @@ CLASSES, SHAPE, SIGMA_DATA = 3, (4, 4, 1), 0.6
 NETWORK = c.DiT(
     resolution=4, image_channels=1, patch=2, width=32, depth=2, heads=2, label_dim=CLASSES
 )
-STEPS = {"ddpm_linear": 2500, "sit": 1200}  # noise is harder to predict well at high levels
+STEPS = {"ddpm_linear": 2500, "sit": 1200}  # eps prediction is harder at high noise levels
 OTHER = {"ddpm_linear": "sit", "sit": "ddpm_linear"}
 
 
 def images(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two patterns of each class, with Gaussian pixels about them; and the classes."""
+    """Images of two patterns per class with Gaussian pixel noise, and their classes."""
     rng = np.random.default_rng(0)
     patterns = rng.choice([-0.6, 0.6], (CLASSES, 2, *SHAPE))
     classes, pattern = rng.integers(CLASSES, size=count), rng.integers(2, size=count)
@@ -39,7 +39,7 @@ def described(family: str) -> c.Config:
     config.teacher = c.Teacher(
         steps=STEPS[family],
         batch=256,
-        weight="flow",  # errors of D count at high levels too
+        weight="flow",  # weights errors of D at high noise levels too
         optim=c.Optim(lr=4e-3, beta1=0.9, beta2=0.99, warmup_steps=50, final_lr=0.01),
         ema=c.Ema(half_life_kimg=4.41, rampup_ratio=0.0),
     )
@@ -68,10 +68,10 @@ def trained(family: str) -> Model:
 
 
 @pytest.mark.parametrize("family", OTHER)
-def test_a_transformer_that_is_called_as_another_family_is_named(family):
+def test_wrong_transformer_family_is_identified(family):
     teacher = trained(family)
     assert probing.probe(teacher, samples=128).findings == ()
     config = of_family(teacher.config, OTHER[family])
     wrong = model_of(config, teacher.weights(teacher.params), {})
     (found,) = probing.probe(wrong, samples=128).findings
-    assert found.name == "family" and f"As {family!r} it is right" in found.told
+    assert found.name == "family" and f"Calling it as {family!r} fixes this" in found.told

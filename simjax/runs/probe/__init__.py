@@ -1,4 +1,4 @@
-"""The probe of a teacher: `probe` looks, and says what it found, as a `Probe`."""
+"""Teacher probe: `probe(model)` checks a denoiser and returns a `Probe`."""
 
 from simjax.runs.probe.teacher_probe import LEVELS, SAMPLES, STEPS, Probe, probe
 

@@ -1,7 +1,7 @@
-"""What a distillation learns from its teacher's curves: a warning at its start, alarms on its way.
+"""Checks a distillation against its teacher's curves: warnings and alarms.
 
-The samples of its teacher's picture serve once more, so that it costs seconds. Called from
-runs/distill.py.
+Warnings are logged at the start, alarms during training. The curves reuse the samples of the
+teacher's grid, so they cost seconds. Called from runs/distill.py.
 """
 
 import dataclasses
@@ -22,15 +22,17 @@ from simjax.runtime import processes, storage
 from simjax.train import health
 from simjax.typing import Condition, Float
 
-LEVELS = 13  # of the curves; our choice
-INSIDE, COVERED = 0.2, 0.5  # least share of a law's draws, and of the error's rise; our choice
-INITS = (1.0, 100.0)  # standard deviations of the data that sigma_init may be; our choice
-DRAWS = 4096  # of a law
+LEVELS = 13  # noise levels of the curves; our choice
+# Minimum share of a sigma law's draws inside the error's rise, and of the rise covered by the law;
+# our choice.
+INSIDE, COVERED = 0.2, 0.5
+INITS = (1.0, 100.0)  # range of sigma_init, in standard deviations of the data; our choice
+DRAWS = 4096  # draws per sigma law
 # Bounds of a healthy distillation; our choice. Digits: contrast 0.88 to 1.05, drift 0.01, gap 0.1
-# to 0.5; with fifty times their rates, where nothing is learnt: 0.3, 0.2, 1.1 and more.
-CONTRAST = (0.5, 1.5)  # of the teacher's; below also of one call's at sigma_init
-DRIFT = 0.2  # of the mean, in standard deviations of the data
-GAP = 1.0  # of D_fake - D_teacher, in root mean square errors of the teacher at that level
+# to 0.5; with 50 times their learning rates, where training fails: 0.3, 0.2, 1.1 and more.
+CONTRAST = (0.5, 1.5)  # relative to the teacher; lower bound also relative to one call's contrast
+DRIFT = 0.2  # drift of the samples' mean, in standard deviations of the data
+GAP = 1.0  # RMS of D_fake - D_teacher, relative to the teacher's RMS error at that level
 
 
 def begin(
@@ -40,11 +42,12 @@ def begin(
     file: epath.Path,
     say: Callable[[str], None],
 ) -> "Alarm":
-    """Looks at the teacher, writes what it sees, warns of a config that misses it.
+    """Measures the teacher's curves, writes them and warns about unsuitable settings.
 
     Args:
       x0, cond: samples of the teacher's sampler and their conditions, numpy.
-      file: for the curves, JSON.
+      file: output JSON.
+      say: logs one line.
     """
     curves = look(teacher, x0, cond)
     written = {"curves": calibration.to_dict(curves)}
@@ -52,8 +55,11 @@ def begin(
         found = calibration.propose(curves)
         missed = misses(teacher.config, curves, found)
         written |= {"proposal": dataclasses.asdict(found), "missed": missed}
-        for told in missed:
-            say(f"warning (probe): {told}; settings: python -m simjax probe --source={file.parent}")
+        for problem in missed:
+            say(
+                f"warning (probe): {problem}; for suggested settings run "
+                f"python -m simjax probe --source={file.parent}"
+            )
     else:
         say(f"warning (probe): {calibration.faults(curves)['finite']}.")
     if processes.is_first():
@@ -62,7 +68,7 @@ def begin(
 
 
 def look(teacher: Model, x0: Float[np.ndarray, "n h w c"], cond: Condition) -> Curves:
-    """Curves of the teacher without guidance, on samples of its own; without the trace."""
+    """Curves of the unguided teacher on its own samples, without the trace."""
     config = teacher.config
     options = dataclasses.replace(config.teacher, guidance=1.0)
     plain = dataclasses.replace(teacher, config=dataclasses.replace(config, teacher=options))
@@ -71,26 +77,26 @@ def look(teacher: Model, x0: Float[np.ndarray, "n h w c"], cond: Condition) -> C
 
 
 def misses(config: c.Config, curves: Curves, found: Proposal) -> list[str]:
-    """Settings of a config that miss the levels at which its teacher does anything."""
-    told = []
+    """Settings that miss the noise levels where the teacher's error rises."""
+    missed = []
     rises = f"the teacher's error rises between {found.low:.3g} and {found.high:.3g}"
     for role in ("generator", "fake_score"):
         sigma = _drawn(getattr(config, role).sigma)
         low, high = np.quantile(sigma, (0.01, 0.99))
         inside = np.mean((sigma >= found.low) & (sigma <= found.high))
         if inside < INSIDE or calibration.rise_between(curves, low, high) < COVERED:
-            told.append(
-                f"{role}.sigma draws {low:.3g} to {high:.3g} (1 to 99 %), {inside:.0%} of it where "
-                f"{rises}"
+            missed.append(
+                f"{role}.sigma draws {low:.3g} to {high:.3g} (1 to 99 %), {inside:.0%} of the "
+                f"draws where {rises}"
             )
     first = config.generator.levels[0] if config.generator.levels else config.generator.sigma_init
     least, most = (times * found.scale for times in INITS)
     if not least <= first <= most:
-        told.append(
-            f"generator.sigma_init = {first:.3g}; expected {least:.3g} to {most:.3g}, of data "
-            f"whose standard deviation is {found.scale:.3g}"
+        missed.append(
+            f"generator.sigma_init = {first:.3g}; expected {least:.3g} to {most:.3g} for data "
+            f"with standard deviation {found.scale:.3g}"
         )
-    return told
+    return missed
 
 
 def _drawn(law: c.Sigma) -> Float[np.ndarray, "n"]:
@@ -99,10 +105,11 @@ def _drawn(law: c.Sigma) -> Float[np.ndarray, "n"]:
 
 
 class Alarm:
-    """Compares what training reports of itself with bounds that the teacher's curves give.
+    """Compares training metrics with bounds derived from the teacher's curves.
 
     Args:
-      say: takes one line, whenever a bound is left that was kept before.
+      curves: of the teacher.
+      say: logs one line each time a metric leaves its bound.
     """
 
     def __init__(self, curves: Curves, config: c.Config, say: Callable[[str], None]):
@@ -117,25 +124,25 @@ class Alarm:
         self._left: set[str] = set()
 
     def __call__(self, scalars: Mapping[str, float]) -> dict[str, float]:
-        """Of a log window's scalars: alarm/NAME, 1 where a bound is left and 0 where it is kept."""
+        """alarm/NAME for a log window's scalars: 1 if out of bounds, otherwise 0."""
         alarms = {
             "finite": self._not_finite(scalars),
             "contrast": self._contrast_off(scalars),
             "drift": self._drifted(scalars),
             "gap": self._gap_wide(scalars),
         }
-        for name, told in alarms.items():
-            if told and name not in self._left:
-                self._say(f"alarm ({name}): {told}")
-        self._left = {name for name, told in alarms.items() if told}
-        return {f"alarm/{name}": float(bool(told)) for name, told in alarms.items()}
+        for name, message in alarms.items():
+            if message and name not in self._left:
+                self._say(f"alarm ({name}): {message}")
+        self._left = {name for name, message in alarms.items() if message}
+        return {f"alarm/{name}": float(bool(message)) for name, message in alarms.items()}
 
     def _not_finite(self, scalars: Mapping[str, float]) -> str:
         bad = sum(value for name, value in scalars.items() if "/nonfinite" in name)
         if bad == 0:
             return ""
         return (
-            f"{bad:.3g} gradients or examples a step are not finite; lower both learning rates, "
+            f"{bad:.3g} non-finite gradients or examples per step; lower both learning rates, "
             "set optim.clip, or compute in float32."
         )
 
@@ -144,19 +151,19 @@ class Alarm:
         low, high = self._contrasts
         if low <= ratio <= high:
             return ""
-        told = f"samples have {ratio:.3g} times the teacher's contrast, expected {low:.3g} to "
-        told += f"{high:.3g}; "
+        message = f"samples have {ratio:.3g} times the teacher's contrast, expected {low:.3g} to "
+        message += f"{high:.3g}; "
         if ratio > high:
-            return told + "lower the upper end of generator.sigma, or guidance."
-        return told + "lower generator.optim.lr, or raise fake_score_updates."
+            return message + "lower the upper end of generator.sigma, or guidance."
+        return message + "lower generator.optim.lr, or raise fake_score_updates."
 
     def _drifted(self, scalars: Mapping[str, float]) -> str:
         drift = scalars.get("samples/mean_drift", 0.0)
         if abs(drift) <= self._drift:
             return ""
         return (
-            f"the samples' mean is {drift:.3g} off the teacher's, at most {self._drift:.3g} "
-            "expected; lower generator.optim.lr, or raise fake_score_updates."
+            f"the samples' mean differs from the teacher's by {drift:.3g}, expected at most "
+            f"{self._drift:.3g}; lower generator.optim.lr, or raise fake_score_updates."
         )
 
     def _gap_wide(self, scalars: Mapping[str, float]) -> str:
@@ -169,6 +176,7 @@ class Alarm:
             return ""
         name, (gap, most) = next(iter(wide.items()))
         return (
-            f"D_fake - D_teacher is {gap:.3g} at {name}, at most {most:.3g} expected; the fake "
-            "score does not follow: lower generator.optim.lr, or raise fake_score_updates."
+            f"the RMS of D_fake - D_teacher is {gap:.3g} at {name}, expected at most {most:.3g}; "
+            "the fake score lags behind the generator: lower generator.optim.lr, or raise "
+            "fake_score_updates."
         )

@@ -1,4 +1,4 @@
-"""What is wrong with how a teacher is called: named by the correction that mends its curves."""
+"""Diagnoses miscalled teachers by the correction that fixes their curves."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -17,26 +17,26 @@ from simjax.runs.probe.look import Look
 from simjax.runtime import sharding
 from simjax.typing import Condition, Denoise
 
-CONFIRMED = 3  # corrections that are tried once more with all samples; our choice
-GUIDED_SLOPE = 0.5  # our choice: scales up to 2 keep it on small teachers, 5 does not
+CONFIRMED = 3  # best corrections per group that are retried with all samples; our choice
+GUIDED_SLOPE = 0.5  # our choice: on small teachers scales up to 2 stay above it, 5 does not
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something wrong with how a teacher is called.
+    """A fault in how a teacher is called.
 
     Attributes:
-      name: weights, overflow (numbers that are not finite), sigma, scale, shift, family, guidance,
-        steps (the sampler stops early), labels, or uncalibrated: nothing known mends the curves.
-      told: what was seen, and what to do.
+      name: weights (non-finite parameters), overflow (non-finite outputs), sigma, scale, shift,
+        family, guidance, steps (the sampler stops early), labels, or uncalibrated (no known
+        correction fixes the curves).
     """
 
     name: str
-    told: str
+    told: str  # the message: symptom and remedy
 
 
 def not_finite(model: Model) -> list[str]:
-    """Names of the parameters that hold numbers which are not finite."""
+    """Names of the parameters that contain NaN or infinity."""
 
     @jax.jit
     def finite(params):
@@ -47,43 +47,43 @@ def not_finite(model: Model) -> list[str]:
 
 
 def diverging(look: Look, model: Model, steps: int, explain: bool) -> Finding:
-    """Why samples are not finite: D is not, or the call is wrong."""
+    """Finds why samples are not finite: overflow in D, or a wrong call."""
     shape = (look.count, *build.image_shape(model.config))
     deviation = model.config.teacher.sigma_data
     x0 = np.random.default_rng(look.seed).normal(0, deviation, shape).astype(np.float32)
-    curves = look.curves(model, x0)  # on noise of the data's scale
-    told = calibration.faults(curves).get("finite", "the samples of its sampler are not finite")
+    curves = look.curves(model, x0)  # on Gaussian noise with the data's standard deviation
+    symptom = calibration.faults(curves).get("finite", "the teacher's samples are not finite")
     if explain and curves.is_finite:
         found = _explained(look, corrections(model, curves, steps))
         if found is not None:
-            return Finding(found.name, f"{told}. {found.remedy}")
-    return Finding("overflow", f"{told}; compute in float32 or bfloat16.")
+            return Finding(found.name, f"{symptom}. {found.remedy}")
+    return Finding("overflow", f"{symptom}; compute in float32 or bfloat16.")
 
 
 def findings(
     look: Look, model: Model, curves: Curves, steps: int, explain: bool
 ) -> tuple[Finding, ...]:
-    """What is wrong with the call, named by the correction that mends the curves."""
+    """Faults of the call, each named by the correction that fixes the curves."""
     faults = calibration.faults(curves)
     if not faults:
         return ()
-    told = "; ".join(faults.values())
+    symptom = "; ".join(faults.values())
     if "finite" in faults:
-        return (Finding("overflow", f"{told}; compute in float32 or bfloat16."),)
+        return (Finding("overflow", f"{symptom}; compute in float32 or bfloat16."),)
     if not explain:
-        return (Finding("uncalibrated", f"{told}."),)
+        return (Finding("uncalibrated", f"{symptom}."),)
     found = _explained(look, corrections(model, curves, steps))
     if found is not None:
-        return (Finding(found.name, f"{told}. {found.remedy}"),)
-    told += (
-        ". Guidance, sigma, scale, shift, preconditioning and the sampler's steps were varied, and "
-        "nothing mended it."
+        return (Finding(found.name, f"{symptom}. {found.remedy}"),)
+    symptom += (
+        ". Tried changes of guidance, sigma, scale, shift, preconditioning and the sampler's "
+        "steps; none fixed it."
     )
-    return (Finding("uncalibrated", told),)
+    return (Finding("uncalibrated", symptom),)
 
 
 def of_guidance(look: Look, model: Model, steps: int) -> tuple[Finding, ...]:
-    """Whether the config's guidance breaks what its teacher keeps without."""
+    """Checks whether the config's guidance breaks a teacher that is otherwise correct."""
     x0 = look.drawn(model, steps)
     guidance = model.config.teacher.guidance
     if x0 is None:
@@ -92,17 +92,17 @@ def of_guidance(look: Look, model: Model, steps: int) -> tuple[Finding, ...]:
     slope = np.min(found.slope[(found.share > 0.02) & (found.share < 0.9)], initial=1.0)
     if slope > GUIDED_SLOPE:
         return ()
-    told = (
-        f"with teacher.guidance = {guidance} the slope falls to {slope:.2f}; a guided teacher is "
-        "of no law, and one call of it leaves the data's range: a scale nearer to 1, or "
-        "guidance = 'lsg', which guides the fake score too."
+    message = (
+        f"with teacher.guidance = {guidance} the slope falls to {slope:.2f}; a guided denoiser is "
+        "not the posterior mean of any distribution, and one call of it leaves the data's range: "
+        "use a scale nearer to 1, or guidance = 'lsg', which guides the fake score too."
     )
-    return (Finding("guidance", told),)
+    return (Finding("guidance", message),)
 
 
 @dataclasses.dataclass(frozen=True)
 class Correction:
-    """Another way of calling a network, to be tried."""
+    """An alternative call of a network to try, and its remedy."""
 
     name: str
     model: Model
@@ -111,10 +111,10 @@ class Correction:
 
 
 def _explained(look: Look, groups: Iterable[list[Correction]]) -> Correction | None:
-    """The first group's correction whose curves have no faults, the best of its group."""
+    """The best correction without faults, from the first group that has one."""
     for group in groups:
         ranked = []
-        for number, correction in enumerate(group):  # one batch of samples, for an impression
+        for number, correction in enumerate(group):  # ranked on one batch of samples
             x0 = look.drawn(correction.model, correction.steps, first=True)
             if x0 is not None:
                 strain = calibration.strain(look.curves(correction.model, x0))
@@ -126,22 +126,23 @@ def _explained(look: Look, groups: Iterable[list[Correction]]) -> Correction | N
 
 
 def _mends(look: Look, correction: Correction) -> bool:
-    """Whether all samples of the corrected call have curves without faults."""
+    """Whether the corrected call's curves have no faults, on all samples."""
     x0 = look.drawn(correction.model, correction.steps)
     return x0 is not None and not calibration.faults(look.curves(correction.model, x0))
 
 
 def corrections(model: Model, curves: Curves, steps: int) -> Iterator[list[Correction]]:
-    """Ways of calling the network that would mend the curves, if the name's fault is there.
+    """Yields groups of corrections to try, cheap ones first.
 
-    In groups, the quick ones first: calls that differ in numbers alone share what is compiled.
+    Each is named after the fault that it fixes. Calls that differ only in numbers share one
+    compiled program.
     """
     config = model.config
-    told = (
-        f"With {4 * steps} steps of the sampler instead of {steps} it is right: teacher.sampler "
-        "and its steps cut it short."
+    remedy = (
+        f"Sampling with {4 * steps} steps instead of {steps} fixes this: the sampler stops early; "
+        "use more steps, or check teacher.sampler."
     )
-    yield [Correction("steps", model, 4 * steps, told)]
+    yield [Correction("steps", model, 4 * steps, remedy)]
     yield list(_of_numbers(model, curves, steps))
     if config.network.label_dim or config.network.condition.reads_prompts:
         yield list(_of_scales(model, steps))
@@ -150,7 +151,7 @@ def corrections(model: Model, curves: Curves, steps: int) -> Iterator[list[Corre
 
 
 def _of_numbers(model: Model, curves: Curves, steps: int) -> Iterator[Correction]:
-    """Another sigma, scale or shift."""
+    """Corrections of sigma, scale and shift."""
     denoise = _changed(model.denoise)
 
     def changed(name: str, remedy: str, **call: float) -> Correction:
@@ -159,35 +160,38 @@ def _of_numbers(model: Model, curves: Curves, steps: int) -> Iterator[Correction
         return Correction(name, called, steps, remedy)
 
     for factor in (0.5, 2.0, 1e-3, 1e3):
-        told = f"Called with {factor:g} times sigma it is right: another convention of sigma."
-        yield changed("sigma", told, sigma=factor)
+        remedy = f"Calling it with {factor:g} * sigma fixes this: another convention of sigma."
+        yield changed("sigma", remedy, sigma=factor)
     for factor in (0.5, 2.0):
-        told = f"Called with {factor:g} times xt it is right: its data are of another scale."
-        yield changed("scale", told, scale=factor)
+        remedy = f"Calling it with {factor:g} * xt fixes this: its data have another scale."
+        yield changed("scale", remedy, scale=factor)
     shift = float(curves.bias[0])
     if abs(shift) > 1e-3 * curves.deviation:
-        told = f"Called with xt - {shift:.3g} it is right: its data are shifted by that."
-        yield changed("shift", told, shift=shift)
+        remedy = f"Calling it with xt - {shift:.3g} fixes this: its data are shifted by that."
+        yield changed("shift", remedy, shift=shift)
 
 
 def _of_scales(model: Model, steps: int) -> Iterator[Correction]:
-    """Without guidance of some scale."""
+    """Corrections that undo built-in guidance, one per scale."""
     denoise = _without_guidance(model.denoise, model.config.network.condition.null)
     for scale in (1.5, 2.0, 3.0, 4.0, 5.0, 7.5):
         params = {"network": model.params, "scale": np.float32(scale)}
         plain = dataclasses.replace(model, denoise=denoise, params=params)
-        told = (
-            f"It looks like guidance of scale {scale:g} inside the function: give the denoiser "
-            "itself, and the scale as teacher.guidance."
+        remedy = (
+            f"The function seems to include guidance of scale {scale:g}: pass the unguided "
+            "denoiser, and the scale as teacher.guidance."
         )
-        yield Correction("guidance", plain, steps, told)
+        yield Correction("guidance", plain, steps, remedy)
 
 
 UNCHANGED = {"scale": 1.0, "shift": 0.0, "sigma": 1.0}
 
 
 def _changed(denoise: Denoise) -> Denoise:
-    """D(scale xt - shift; sigma times a factor), of {"network": parameters, "call": the three}."""
+    """D(scale * xt - shift; factor * sigma), with these numbers in the parameter tree.
+
+    Its parameters are {"network": the denoiser's, "call": {"scale", "shift", "sigma"}}.
+    """
 
     def changed(params, xt, sigma, cond, **options):
         call = params["call"]
@@ -198,7 +202,10 @@ def _changed(denoise: Denoise) -> Denoise:
 
 
 def _without_guidance(denoise: Denoise, null: Callable[[Condition], Condition]) -> Denoise:
-    """What was guided by a scale, of {"network": parameters, "scale": it}."""
+    """Undoes classifier-free guidance inside `denoise`.
+
+    Its parameters are {"network": the denoiser's, "scale": guidance scale}.
+    """
 
     def plain(params, xt, sigma, cond, **options):
         network, scale = params["network"], params["scale"]
@@ -209,13 +216,13 @@ def _without_guidance(denoise: Denoise, null: Callable[[Condition], Condition]) 
     return plain
 
 
-def _tells_variances(network: c.Network) -> bool:
-    """Whether its description says if variances are put out beside F."""
+def _has_learn_sigma(network: c.Network) -> bool:
+    """Whether the network's config has the field learn_sigma."""
     return any(field.name == "learn_sigma" for field in dataclasses.fields(network))
 
 
 def _other_families(config: c.Config) -> list[list[str]]:
-    """Families whose networks have as many outputs as this one; then those that may have."""
+    """Other preconditioning families, in groups: same output channels first."""
     if isinstance(config.network, c.Own):
         return []
     own = config.teacher.precondition
@@ -224,14 +231,14 @@ def _other_families(config: c.Config) -> list[list[str]]:
         is_alike = family.learned_variance == FAMILIES[own].learned_variance
         (alike if is_alike else others).append(name)
     alike.remove(own)
-    return [alike, others] if _tells_variances(config.network) else [alike]
+    return [alike, others] if _has_learn_sigma(config.network) else [alike]
 
 
 def _of_family(model: Model, family: str, steps: int) -> Correction:
-    """The same network under another family's coefficients, sampled as that family is."""
+    """The same network with another family's preconditioning and default sampler."""
     before = model.config
     network = before.network
-    if _tells_variances(network):  # as many outputs as it has, whatever the family
+    if _has_learn_sigma(network):  # keep its number of output channels in any family
         known = FAMILIES[before.teacher.precondition].learned_variance
         learned = known if network.learn_sigma is None else network.learn_sigma
         network = dataclasses.replace(network, learn_sigma=learned)
@@ -244,6 +251,6 @@ def _of_family(model: Model, family: str, steps: int) -> Correction:
     )
     denoise, _ = build.denoiser(config, model.weights(model.params))
     changed = dataclasses.replace(model, config=config, denoise=denoise)
-    told = f"teacher.precondition is not {before.teacher.precondition!r}"
-    remedy = f"As {family!r} it is right: {told}."
+    was = before.teacher.precondition
+    remedy = f"Calling it as {family!r} fixes this: teacher.precondition should not be {was!r}."
     return Correction("family", changed, steps, remedy)

@@ -1,4 +1,4 @@
-"""What a probe writes: a picture of its curves and of one-call samples, and a config file."""
+"""Output files of a probe: a figure, and a config with its proposals."""
 
 import dataclasses
 import io
@@ -12,11 +12,11 @@ from simjax.runs.probe.proposals import with_changes
 from simjax.runs.probe.teacher_probe import Probe
 from simjax.runtime.monitor import grid, to_uint8
 
-SIZE = (11.0, 9.0)  # inches of the picture; our choice
+SIZE = (11.0, 9.0)  # of the figure, inches; our choice
 
 
 def picture(found: Probe) -> Image.Image:
-    """Curves over sigma, and below them samples of the sampler and of one call."""
+    """Figure of the curves over sigma, the teacher's samples and one-step samples."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -26,7 +26,7 @@ def picture(found: Probe) -> Image.Image:
         _draw_curves(above.subplots(2, 2), found)
         axes = below.subplots(len(found.images), 1, squeeze=False)[:, 0]
         for axis, (name, images) in zip(axes, found.images.items(), strict=True):
-            tiles = grid(to_uint8(images[..., :3]), len(images))  # of latents the first channels
+            tiles = grid(to_uint8(images[..., :3]), len(images))  # latents: first three channels
             axis.imshow(tiles.squeeze(), cmap="gray", vmin=0, vmax=255, aspect="equal")
             axis.set_ylabel(name, rotation=0, ha="right", va="center")
             axis.set(xticks=[], yticks=[])
@@ -44,11 +44,11 @@ def _draw_curves(axes: np.ndarray, found: Probe) -> None:
     error, calibration, omega, contrast = axes.flat
     error.plot(sigma, curves.share, "o-", ms=3, label="e(sigma) / plateau")
     rise = np.gradient(curves.share, np.log(sigma))
-    error.plot(sigma, rise, "--", label="its rise, de / d ln(sigma)")
+    error.plot(sigma, rise, "--", label="derivative, de / d ln(sigma)")
     law = np.exp(-0.5 * ((np.log(sigma) - proposal.mean) / proposal.std) ** 2)
     law /= proposal.std * np.sqrt(2 * np.pi)
-    error.plot(sigma, law, ":", label="generator's law, proposed")
-    error.set_title("where the teacher does anything (grey: 2 to 98 %)")
+    error.plot(sigma, law, ":", label="proposed generator.sigma")
+    error.set_title("where the error rises (grey: 2 to 98 %)")
     inside = curves.share < 0.9
     calibration.plot(
         sigma[inside], curves.slope[inside], "o-", ms=3, label="slope <x0, D> / <D, D>"
@@ -56,23 +56,23 @@ def _draw_curves(axes: np.ndarray, found: Probe) -> None:
     inside = curves.share < 0.5
     calibration.plot(sigma[inside], curves.trace[inside], "s-", ms=3, label="trace of D's Jacobian")
     calibration.axhline(1, color="0.5", lw=0.8)
-    calibration.set(ylim=(0, 2), title="calibration: 1 of an exact denoiser")
+    calibration.set(ylim=(0, 2), title="calibration: 1 for an exact denoiser")
     omega.loglog(sigma, curves.omega, "o-", ms=3, label="omega = mean |x0 - D|")
     omega.loglog(sigma, curves.error / sigma**2, "s-", ms=3, label="e / sigma^2, at most 1")
     omega.set_title("size of the error")
-    contrast.plot(sigma, curves.contrast, "o-", ms=3, label="contrast of one call / of samples")
-    contrast.axvline(proposal.sigma_init, color="C3", label="sigma_init, proposed")
-    contrast.set_title("one call from noise")
+    contrast.plot(sigma, curves.contrast, "o-", ms=3, label="contrast, one step / teacher")
+    contrast.axvline(proposal.sigma_init, color="C3", label="proposed sigma_init")
+    contrast.set_title("one-step samples D(sigma eps; sigma)")
     for axis in axes.flat:
         axis.legend(fontsize=7)
 
 
 def config_text(config: c.Config, found: Probe, source: str) -> str:
-    """A Python file whose get_config() is this config with what the probe proposes."""
+    """Source of a config file: this config with the probe's proposals."""
     lines = _assignments(with_changes(config, found.changes), c.Config(), "config", found.changes)
     body = "\n".join(f"    {line}" for line in lines)
     return (
-        '"""Proposed by simjax probe: the reasons stand beside the values."""\n\n'
+        '"""Proposed by simjax probe, with reasons as comments."""\n\n'
         f"# --source={source!r}\n"
         "from simjax import config as c\n\n\n"
         "def get_config() -> c.Config:\n"
@@ -83,7 +83,7 @@ def config_text(config: c.Config, found: Probe, source: str) -> str:
 def _assignments(
     part: Any, plain: Any, path: str, changes: dict[str, tuple[Any, str]]
 ) -> list[str]:
-    """`path.field = value` of every field that is not the default."""
+    """Lines `path.field = value` for every field that differs from its default."""
     lines = []
     for field in dataclasses.fields(part):
         value, default = getattr(part, field.name), getattr(plain, field.name)

@@ -1,7 +1,7 @@
-"""Whether a network's classes are those that it is asked for.
+"""Checks a conditional network's class labels.
 
-A renaming of the classes that sampler and denoiser share shows in no sample of the network's own:
-only real images tell, where the config names some.
+Permuted classes cannot be detected from the network's own samples, because sampler and denoiser
+share the permutation; they are compared with real images if the config names a data set.
 """
 
 import numpy as np
@@ -14,17 +14,17 @@ from simjax.runs import setup
 from simjax.runs.probe.look import Look
 from simjax.typing import Float
 
-MOST = 64  # classes that are compared with each other; our choice
-EXAMPLES = 8  # noisy images that each class is asked about; our choice
-ALIKE = 1e-3  # of the usual difference between two classes: they are one; our choice
+MOST = 64  # maximum number of classes to check; our choice
+EXAMPLES = 8  # noisy images per class; our choice
+ALIKE = 1e-3  # classes are identical below this share of the largest difference; our choice
 
 
 def fault(look: Look, model: Model, x0: Float[np.ndarray, "n h w c"], sigma: float) -> str:
-    """What is wrong with the classes, for a person; empty: nothing that shows.
+    """Message about a fault of the class labels, or "" if none is found.
 
     Args:
       x0: samples of the model.
-      sigma: level at which D is compared; half of the error's rise shows most.
+      sigma: noise level at which D is compared; most sensitive at half of the error's rise.
     """
     if model.captions is not None or not 1 < model.classes <= MOST:
         return ""
@@ -32,7 +32,7 @@ def fault(look: Look, model: Model, x0: Float[np.ndarray, "n h w c"], sigma: flo
 
 
 def _alike(look: Look, model: Model, x0: Float[np.ndarray, "n h w c"], sigma: float) -> str:
-    """Classes that the network answers alike."""
+    """Finds classes for which D is identical."""
     answers = _of_every_class(look, model, x0[:EXAMPLES], sigma)
     flat = answers.reshape(model.classes, -1).astype(np.float64)
     flat -= flat.mean(0)
@@ -40,24 +40,24 @@ def _alike(look: Look, model: Model, x0: Float[np.ndarray, "n h w c"], sigma: fl
     distance = np.sqrt(np.maximum(squares[:, None] + squares - 2 * flat @ flat.T, 0))
     most = distance.max()
     if most <= ALIKE * np.sqrt(np.sum(answers**2)):
-        return f"D is the same for all {model.classes} classes: the network does not read them."
+        return f"D is identical for all {model.classes} classes: the network ignores the class."
     alike = np.triu(distance <= ALIKE * most, 1)
     if not alike.any():
         return ""
     first, second = np.argwhere(alike)[0]
     return (
-        f"D is the same for classes {first} and {second}, {alike.any(0).sum()} of {model.classes} "
-        "are answered as another one is: the network was trained with fewer."
+        f"D is identical for classes {first} and {second}; {alike.any(0).sum()} of "
+        f"{model.classes} classes duplicate another: the network was trained with fewer classes."
     )
 
 
 def _renamed(look: Look, model: Model, sigma: float) -> str:
-    """Classes of config.data whose images fit other classes of the network better."""
+    """Finds classes of config.data whose images match another class better."""
     if not model.config.data.source:
         return ""
     try:
         dataset = setup.open_data(model.config)
-    except ConfigError:  # data that are elsewhere, or of other images than the network's
+    except ConfigError:  # data set not found, or its images do not match the network
         return ""
     if dataset.labels is None:
         return ""
@@ -74,15 +74,15 @@ def _renamed(look: Look, model: Model, sigma: float) -> str:
         return ""
     number, found = next(iter(moved.items()))
     return (
-        f"images of class {number} of {dataset.name} fit the network's class {found} best, and "
-        f"{len(moved)} of {len(best)} classes fit another: they are numbered in another order."
+        f"images of class {number} of {dataset.name} match the network's class {found} best, and "
+        f"{len(moved)} of {len(best)} classes match another: the classes have another order."
     )
 
 
 def _of_every_class(
     look: Look, model: Model, x0: Float[np.ndarray, "n h w c"], sigma: float
 ) -> Float[np.ndarray, "classes n h w c"]:
-    """D of the same noisy images, asked for each class."""
+    """D of the same noisy images, conditioned on each class."""
     xt = x0 + sigma * calibration.matched_noise(x0, look.seed)
     every = np.repeat(np.arange(model.classes, dtype=np.int32), len(x0))
     answers = look.denoised(

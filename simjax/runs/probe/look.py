@@ -1,4 +1,4 @@
-"""A teacher's samples, and its denoiser's curves and one-call pictures on them."""
+"""Samples, calibration curves and one-step samples of a teacher."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -19,41 +19,41 @@ from simjax.runs import report
 from simjax.runtime import sharding
 from simjax.typing import Condition, Denoise, Float, Images, PerExample
 
-SIGMA_INITS = (0.5, 1.0, 2.0)  # times the proposed one, of the pictures
-PICTURES = 10  # of each
+SIGMA_INITS = (0.5, 1.0, 2.0)  # multiples of the proposed sigma_init that are drawn
+PICTURES = 10  # images per row of the figure
 
 
 def conditions(model: Model, count: int, prompts: Sequence[str] = ()) -> Condition:
-    """What `count` samples are conditioned on: the prompts, the run's captions or the classes.
+    """Conditions of `count` samples: prompts, the run's captions, or classes.
 
     Raises:
-      ConfigError: a text-to-image model without any; prompts that nothing reads.
+      ConfigError: a text-to-image model without captions, or prompts without an encoder.
     """
     if prompts:
         if model.read is None:
             name = type(model.config.network).__name__
-            raise ConfigError(f"{name} reads no prompts; leave them out, or give the encoder.")
+            raise ConfigError(f"{name} reads no prompts; leave them out, or pass the encoder.")
         cond = model.read(prompts)
         rows = np.arange(count) % len(prompts)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], cond)
     if model.config.network.condition.reads_prompts and model.captions is None:
         raise ConfigError(
-            "the probe of a text-to-image model needs captions: give prompts and the encoder that "
-            "reads them, or probe a run directory, which has its own."
+            "the probe of a text-to-image model needs captions: pass prompts and their encoder, "
+            "or probe a run directory, which contains its captions."
         )
     classes = np.arange(count, dtype=np.int32) % max(model.classes, 1)
     return jax.tree.map(np.asarray, model.asked(classes))
 
 
 class Look:
-    """Samples, noise and conditions of a probe, for a model and for other calls of its network.
+    """Fixed noise and conditions, with which a model and its corrections are sampled.
 
-    What is compiled is kept for each denoiser; those that differ in their parameters alone share
-    it.
+    Compiled programs are cached per denoiser; calls that differ only in parameters share them.
 
     Args:
-      cond: of every sample, numpy.
-      levels: how many noise levels the curves have.
+      model: the teacher.
+      cond: conditions of all samples, numpy.
+      levels: number of noise levels in the curves.
     """
 
     def __init__(self, model: Model, cond: Condition, levels: int, seed: int):
@@ -70,10 +70,10 @@ class Look:
     def drawn(
         self, model: Model, steps: int, *, first: bool = False
     ) -> Float[np.ndarray, "n h w c"] | None:
-        """Samples of the model's own sampler, data units; None if they are not finite.
+        """Samples of the model's own sampler, data units; None if not finite.
 
         Args:
-          first: of one batch alone.
+          first: draw only the first batch.
         """
         sampler = self._kept(model, steps, lambda: samplers.many_steps(model, steps))
         batches = self._drawing.images(sampler.function, model.params)
@@ -85,7 +85,7 @@ class Look:
     def curves(
         self, model: Model, x0: Float[np.ndarray, "n h w c"], *, trace: bool = True
     ) -> Curves:
-        """The model's curves on these samples, as many as there are or one batch."""
+        """The model's curves on samples x0, all of them or one batch."""
         program = self._program(model, trace)
         mean = x0.mean(0, keepdims=True)
         sigmas = calibration.levels(float(x0.std()), self.levels)
@@ -105,7 +105,7 @@ class Look:
     def denoised(
         self, model: Model, xt: Float[np.ndarray, "n h w c"], sigma: float, cond: Condition
     ) -> Float[np.ndarray, "n h w c"]:
-        """D of any number of examples, at one level; data units."""
+        """D of any number of examples at one noise level, data units."""
         denoise = self._kept(model, "denoised", lambda: jax.jit(called(model)))
         level = np.full(self.batch, sigma, np.float32)
         found = []
@@ -119,7 +119,10 @@ class Look:
     def pictures(
         self, model: Model, x0: Float[np.ndarray, "n h w c"], sigma_init: float
     ) -> dict[str, Float[np.ndarray, "n h w c"]]:
-        """Of the sampler, and of one call at the proposed sigma_init, half of it and twice it."""
+        """Images by name: the teacher's samples, and one-step samples per sigma_init.
+
+        One step is drawn at the proposed sigma_init, half of it and twice it.
+        """
         count = min(self.count, PICTURES)
         cond = jax.tree.map(lambda leaf: leaf[:count], self.cond)
         z = np.random.default_rng(self.seed).standard_normal((count, *x0.shape[1:]))
@@ -130,7 +133,7 @@ class Look:
         return found
 
     def _program(self, model: Model, trace: bool) -> Callable:
-        """`calibration.statistics` of the model's calls, compiled."""
+        """Compiled `calibration.statistics` of the model."""
 
         def program(params, mean, x0, eps, sigma, cond):
             def at(xt: Images, sigma: PerExample, cond: Condition) -> Images:
@@ -141,27 +144,27 @@ class Look:
         return self._kept(model, ("curves", trace), lambda: jax.jit(program))
 
     def _kept(self, model: Model, what: Any, make: Callable[[], Any]) -> Any:
-        """What was made for such calls of the network before, or is made now."""
+        """Caches the result of `make` per denoiser, guidance and `what`."""
         key = model.denoise, model.config.teacher.guidance, what
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
 
     def _batches(self, count: int) -> Iterator[tuple[slice, Condition]]:
-        """Rows of so many samples, and their conditions."""
+        """Slices of `count` samples by batch, with their conditions."""
         for start in range(0, count, self.batch):
             rows = slice(start, start + self.batch)
             yield rows, jax.tree.map(lambda leaf, rows=rows: leaf[rows], self.cond)
 
 
 def called(model: Model) -> Denoise:
-    """D as the model calls it: on its devices, with its guidance."""
+    """D with the model's sharding and guidance."""
     denoise = build.on_devices(model.denoise, model.mesh, model.config)
     return build.guided(model.config, denoise, model.config.teacher.guidance)
 
 
 def _predicts_noise(config: c.Config) -> bool:
-    """Whether D's errors are its network's times sigma, at high levels."""
+    """Whether D's error is sigma times the network's error at high noise levels."""
     family = FAMILIES[config.teacher.precondition].precondition(config.teacher.sigma_data)
     high = 1e3 * config.teacher.sigma_data
     return bool(abs(family(jnp.full(1, high)).c_out[0]) > 0.1 * high)

@@ -1,7 +1,7 @@
-"""The teacher probe: what a denoiser says about its data and about how it is called, without data.
+"""Teacher probe: proposes settings and detects wrong calls, without data.
 
-Samples of the teacher's own sampler, noise of every level, and the curves of
-evaluation/calibration.py; from them settings for a distillation, and what is wrong with the call.
+It draws samples with the teacher's own sampler, adds noise at every level and computes the curves
+of evaluation/calibration.py. From these follow settings of a distillation and faults of the call.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ SAMPLES, STEPS, LEVELS = 256, 32, 25  # our choice
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What a probe has found.
+    """Result of a probe.
 
     Attributes:
-      curves, proposal: None where D is not finite.
-      findings: what is wrong with the call; empty: nothing.
-      changes: fields of a config, by dotted name, and the reason of each value.
-      images: of the teacher's sampler, "teacher"; of one call, "sigma_init = ...".
-      steps: of the sampler.
-      seconds: that it took.
+      curves, proposal: None if D is not finite.
+      findings: faults of the call; empty if none was found.
+      changes: dotted config field -> (proposed value, reason).
+      images: "teacher" for its sampler, "sigma_init = ..." for one-step samples.
+      steps: steps of the teacher's sampler.
+      seconds: wall time of the probe.
     """
 
     curves: Curves | None
@@ -46,7 +46,7 @@ class Probe:
     seconds: float
 
     def table(self) -> str:
-        """Curves, proposals with their reasons and findings, for a person."""
+        """Human-readable curves, proposals with reasons, and findings."""
         lines = []
         if self.curves is not None:
             lines += [_curves_table(self.curves), ""]
@@ -59,11 +59,11 @@ class Probe:
             lines.append("")
         lines += [f"WARNING ({found.name}): {found.told}" for found in self.findings]
         if not self.findings:
-            lines.append("Called as it was trained, as far as its own samples tell.")
+            lines.append("No fault found: its samples are consistent with how it is called.")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as probe.json holds them."""
+        """Plain values, as written to probe.json."""
         return {
             "curves": self.curves and calibration.to_dict(self.curves),
             "proposal": self.proposal and dataclasses.asdict(self.proposal),
@@ -85,11 +85,16 @@ def probe(
     explain: bool = True,
     prompts: Sequence[str] = (),
 ) -> Probe:
-    """Looks at a teacher, in steps of its sampler and at noise levels of its data's scale.
+    """Probes a teacher: calibration curves, proposed settings, faults of the call.
 
     Args:
-      prompts: in turn, of a text-to-image model with an encoder; a run has captions of its own.
-      explain: look for what would mend a call that is wrong; each possibility costs as much again.
+      model: the teacher.
+      samples: number of samples to draw.
+      steps: steps of the teacher's sampler.
+      levels: number of noise levels, scaled to the data.
+      seed: random seed.
+      explain: if the call is wrong, try corrections; each costs as much as the probe itself.
+      prompts: prompts (cycled) of a text-to-image model with an encoder; a run has its captions.
 
     Raises:
       ConfigError: a text-to-image model without captions.
@@ -105,9 +110,9 @@ def probe(
     plain = dataclasses.replace(model, config=config)
     look = Look(plain, conditions(model, samples, prompts), levels, seed)
     if broken := diagnosis.not_finite(model):
-        told = f"{broken[0]} and {len(broken) - 1} more" if broken[1:] else broken[0]
-        told += " hold numbers that are not finite; port the weights again."
-        return _nothing(Finding("weights", told), steps, began)
+        message = f"{broken[0]} and {len(broken) - 1} more" if broken[1:] else broken[0]
+        message += ": parameters are not finite; port the weights again."
+        return _nothing(Finding("weights", message), steps, began)
     x0 = look.drawn(plain, steps)
     if x0 is None:
         return _nothing(diagnosis.diverging(look, plain, steps, explain), steps, began)
@@ -118,8 +123,8 @@ def probe(
     if not curves.is_finite:
         return dataclasses.replace(_nothing(findings[0], steps, began), curves=curves)
     proposal = calibration.propose(curves)
-    if not findings and (told := labels.fault(look, plain, x0, proposal.half)):
-        findings = (Finding("labels", told),)
+    if not findings and (message := labels.fault(look, plain, x0, proposal.half)):
+        findings = (Finding("labels", message),)
     images = look.pictures(model, x0, proposal.sigma_init)
     seconds = time.monotonic() - began
     changes = changes_of(model.config, proposal)
