@@ -1,4 +1,4 @@
-"""Compiles a distillation while its teacher is trained or downloaded.
+"""Compiles the distillation step while the teacher is trained or downloaded.
 
 Called from runs/distill.py.
 """
@@ -22,13 +22,14 @@ from simjax.train.compile import Training
 def distillation(
     config: c.Config, images: Dataset | None = None
 ) -> Iterator[Callable[[Model], Training]]:
-    """Yields `setup.distillation` of a teacher, whose call is compiled beside the block.
+    """Yields `setup.distillation`, compiled in a thread while the block runs.
 
-    The block makes the teacher. Several processes compile nothing here: they would wait for the
-    slowest; nor does a GPU that trains the teacher meanwhile: its compiler times kernels.
+    The block makes the teacher. Nothing is compiled ahead with several processes (all would wait
+    for the slowest), nor on a GPU that is training the teacher (XLA's autotuner times kernels
+    there).
 
     Args:
-      images: the real ones that the call takes.
+      images: real images that the step reads, if any.
     """
     made: list[tuple[c.Config, Training]] = []
     thread = threading.Thread(target=_compile, args=(config, images, made))
@@ -44,18 +45,18 @@ def distillation(
             return training
         return setup.distillation(teacher.config, teacher.denoise, teacher.mesh)
 
-    yield of  # after an error, Python waits for the thread when it exits: XLA cannot be stopped
+    yield of  # after an error, Python waits for the thread at exit: compilation cannot be cancelled
 
 
 @settings.independent
 def _compile(
     config: c.Config, images: Dataset | None, made: list[tuple[c.Config, Training]]
 ) -> None:
-    with contextlib.suppress(Exception):  # the run meets it too, and says so
+    with contextlib.suppress(Exception):  # the run hits the same error and reports it
         config = port.plan(config)
         denoise, params = build.blank(config)
         if build.count(params) < build.count(build.weights_like(config)):
-            return  # fixed frequencies are part of the program, and not known yet
+            return  # fixed frequencies are compiled into the program, but unknown until ported
         training = setup.distillation(config, denoise, build.mesh(config))
         like = None if images is None else real.like(config, images, training.mesh)
         training.call.lower(*setup.arguments_like(config, training, params, like)).compile()

@@ -1,4 +1,4 @@
-"""What is refused of the config of a run: names that nothing has, fields without effect."""
+"""Validates a run's config: unknown names, invalid values, fields without effect."""
 
 from simjax import config as c
 from simjax.config import scales
@@ -29,23 +29,29 @@ CHOICES = {
 
 
 def check(config: c.Config, devices: int, saved: c.Config | None = None) -> None:
-    """Refuses a config of a run that is not possible, or has fields without effect.
+    """Validates the config of a run, including fields without effect.
 
     Args:
-      saved: the config that the run began with, if it goes on.
+      devices: number of devices.
+      saved: the config that a resumed run was started with.
 
     Raises:
-      ConfigError: with the field, what it may be and the remedy.
+      ConfigError: with the field, its valid values and the remedy.
+
+    >>> check(c.Config(loss=c.Loss(distance="l3")), devices=1)
+    Traceback (most recent call last):
+    ...
+    simjax.errors.ConfigError: loss.distance = 'l3' is not known; known: ...
     """
     check_values(config, devices)
     fields.require_read(config, saved)
 
 
 def check_values(config: c.Config, devices: int) -> None:
-    """Refuses a config that names unknown things or does not fit together.
+    """Checks names and values of a config, and that its fields are consistent.
 
     Raises:
-      ConfigError: with the field, what it may be and the remedy.
+      ConfigError: with the field, its valid values and the remedy.
     """
     check_evaluation(config.evaluation)
     c.validate(config, build.network_choices(config) | CHOICES, devices)
@@ -53,10 +59,10 @@ def check_values(config: c.Config, devices: int) -> None:
 
 
 def check_evaluation(options: c.Evaluation) -> None:
-    """Refuses feature spaces and metrics that are not known.
+    """Checks the names of feature spaces and metrics.
 
     Raises:
-      ConfigError: listing those that are.
+      ConfigError: listing the known names.
     """
     for name in options.features:
         c.require_known("evaluation.features", name, features.EXTRACTORS)

@@ -1,8 +1,8 @@
-"""A whole distillation, which resumes on any number of processes and devices.
+"""Runs a whole distillation; resumes on any number of processes and devices.
 
 A run directory holds config.json, metrics.jsonl, tensorboard/, samples/, teacher/ with its
-provenance, probe.json, checkpoints/ and, once finished, report.json; while a program writes there,
-owner.json.
+provenance, probe.json, checkpoints/ and, once finished, report.json; owner.json exists while a
+program is writing there.
 """
 
 import contextlib
@@ -48,26 +48,26 @@ from simjax.typing import Params
 
 @settings.independent
 def distill(config: c.Config, workdir: str) -> None:
-    """Makes or continues the distillation in `workdir`; a finished one only prints its report.
+    """Starts or resumes the run in `workdir`, or prints its report.
 
     Raises:
-      ConfigError: the config is wrong, or the run directory is another run's, in use, or unusable.
-      Preempted: SIGTERM came, and everything is saved.
+      ConfigError: invalid config, or `workdir` holds another run, is in use or is not writable.
+      Preempted: SIGTERM was received, and the state is saved.
     """
     values.instance("config", config, c.Config, "simjax.Config(...) makes one")
     check.check(config, jax.device_count(), _begun(storage.absolute(workdir)))
     c.require_teacher(config)
     directory = storage.absolute(workdir)
     if _has_work(directory, config):
-        # Before the run begins to be: what is wrong with them can then be put right.
+        # Before config.json is written, so that a wrong real.source can still be corrected.
         images = real.open_images(dataclasses.replace(config, network=fields.known_network(config)))
         say = functools.partial(print, flush=True)
         with owner.only(directory, say):
-            if _has_work(directory, config, begin=say):  # while nobody else writes
+            if _has_work(directory, config, begin=say):  # again, now that this program owns it
                 monitor = _monitor(directory)
                 try:
                     _distill(resume.aligned(config, directory, say), directory, monitor, images)
-                finally:  # what was logged last: the program may end at once
+                finally:  # flush the log: the process may exit right after
                     with contextlib.suppress(Exception):
                         monitor.end()
                 return
@@ -79,12 +79,13 @@ def _distill(
 ) -> None:
     with ahead.distillation(config, images) as distillation_of:
         teacher = obtain(config, directory, monitor)
-    fields.require_read(teacher.config, _begun(directory))  # its file may have told its network
+    # Again: the network may have been unknown until the teacher's file was read.
+    fields.require_read(teacher.config, _begun(directory))
     samplers.require_ladder(teacher.config)
     images = images or real.open_images(teacher.config)
     evaluator = report.evaluator(
         teacher.config, monitor.say
-    )  # missing data show here, not at the end
+    )  # fail on missing data now, not at the end
     training = distillation_of(teacher)
     _store_start_of_run(config.generator.source, directory / "generator_start")
     state = training.init(teacher.params, starting_generator(config, teacher, directory, monitor))
@@ -103,10 +104,13 @@ def _distill(
 def _has_work(
     directory: epath.Path, config: c.Config, begin: Callable[[str], None] | None = None
 ) -> bool:
-    """Whether the run is not finished, on every process; `begin` writes config.json, and says so.
+    """Whether training or evaluation remains; every process gets the same answer.
+
+    Args:
+      begin: logging function; if given, config.json is written (or updated, which is logged).
 
     Raises:
-      ConfigError: another config's run lives there, or the directory cannot be used.
+      ConfigError: the directory holds a run of another config, or is not writable.
     """
 
     def decide() -> bool:
@@ -117,7 +121,7 @@ def _has_work(
                 resume.apply(plan, directory, begin)
         except ConfigError:
             raise
-        except Exception as error:  # a bucket's errors have no common type
+        except Exception as error:  # errors of gs:// buckets have no common type
             raise storage.unusable(directory, error) from error
         return plan.has_work
 
@@ -125,7 +129,7 @@ def _has_work(
 
 
 def _begun(directory: epath.Path) -> c.Config | None:
-    """The config of a run that has trained; what is wrong with its file, `resume` tells."""
+    """Config of a run that has checkpoints; `resume` reports a damaged config.json."""
     with contextlib.suppress(Exception):
         if any((directory / name).exists() for name in ("checkpoints_teacher", "checkpoints")):
             return stored.config_of_run(directory)
@@ -133,7 +137,7 @@ def _begun(directory: epath.Path) -> c.Config | None:
 
 
 def _store_start_of_run(source: str, start: epath.Path) -> None:
-    """Stores the generator of a run directory, from which another one starts."""
+    """Copies the generator of another run, if `source` is a run directory."""
     found = stored.find_run(source) if source else None
     if found is None or processes.from_first(np.int32(checkpoint.is_stored(start))):
         return
@@ -156,14 +160,14 @@ def _monitor(directory: epath.Path) -> Monitor:
 def constants_at(
     teacher: Model, updates: int, reads: int = 0, images: Dataset | None = None
 ) -> Callable[[int], Constants]:
-    """What the call that begins at a step is given: the teacher, and captions or real images.
+    """Returns step -> inputs of the compiled call: teacher, captions or real images.
 
-    Both are shuffled by the run's seed; those of the next call are read meanwhile.
+    Captions and real images are shuffled by the run's seed and prefetched for the next call.
 
     Args:
-      updates: of a step, each of which has captions of its own.
-      reads: of these, those that read real images.
-      images: the real ones.
+      updates: number of updates per step; each gets its own captions.
+      reads: number of these updates that read real images.
+      images: the data set of real images.
     """
     config = teacher.config
     if images is not None:
@@ -193,10 +197,12 @@ def _distilled(
     evaluator: Evaluator | None,
     monitor: Monitor,
 ) -> Params:
-    """The generator's EMA after distillation; pictures of the same z, and metrics, on the way.
+    """Distils and returns the generator's EMA; logs metrics and sample grids.
+
+    All grids use the same z.
 
     Args:
-      compared: of the report, which also draw the pictures.
+      compared: samplers of the report, which also draw the grids.
     """
     config, mesh, loss = teacher.config, teacher.mesh, teacher.config.loss
     monitor.say(
@@ -220,7 +226,7 @@ def _distilled(
         monitor.picture(f"generator_{step:08d}", teacher.decode(images), columns=config.grid)
 
     def annotate(scalars: dict[str, float]) -> dict[str, float]:
-        if "samples/mean" in scalars:  # the generator moves
+        if "samples/mean" in scalars:  # logged once the generator is being trained
             scalars = scalars | {
                 "samples/mean_drift": scalars["samples/mean"] - float(level),
                 "samples/contrast_ratio": scalars["samples/contrast"] / float(contrast),
@@ -261,7 +267,7 @@ def _no_alarm(scalars: dict[str, float]) -> dict[str, float]:
 
 
 def _drawn(directory: epath.Path) -> list[str]:
-    """Names of the generator's pictures, oldest first; those of another grid are left out."""
+    """Names of the generator's sample grids of the current size, oldest first."""
 
     def size(path: epath.Path) -> tuple[int, int]:
         return Image.open(io.BytesIO(path.read_bytes())).size

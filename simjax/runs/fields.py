@@ -1,8 +1,8 @@
-"""Which fields of a config have no effect under its other fields; those are refused when set.
+"""Refuses config fields that are set but have no effect.
 
-A law of noise levels, a loss, a distance and a ladder declare what they read by the keywords of
-their functions. A field that neither these nor `choices` name is read by every run. Called from
-check.py at the start of a new run; a stored one opens whatever its config holds.
+The keyword arguments of a sigma law, loss, distance or ladder function declare the fields that it
+reads. A field named neither there nor in `choices` is read by every run. Called from check.py when
+a run starts; opening a stored run does not check its fields.
 """
 
 import dataclasses
@@ -21,23 +21,23 @@ from simjax.losses import distances, registry
 from simjax.porting import zoo
 
 SIGMAS = ("teacher.sigma", "generator.sigma", "fake_score.sigma")
-# What trains a teacher here, beside the coefficients of its family.
+# Fields read only when a teacher is trained here, besides its preconditioning (FAMILY).
 PRETRAINING = ("batch", "sigma", "weight", "augment", "drop_condition", "optim", "ema")
 FAMILY = ("teacher.precondition", "teacher.sigma_data")
 CHURN = ("churn", "churn_low", "churn_high", "churn_inflation")
 CAPTIONS = ("text.t5", "text.length", "text.words", "text.templates", "text.held_out")
 COMPARISON = ("limit", "features", "metrics", "samples", "every", "online_samples", "best")
-# Of a network in Python code, which simjax neither builds nor decodes.
+# Fields without effect on a network in Python code, which simjax neither builds nor decodes.
 OF_OUR_NETWORKS = ("compute_dtype", "remat", "scan_blocks", "text", "autoencoder")
 
 
 class Choice(NamedTuple):
-    """A choice of a config, and what it makes of the fields that depend on it.
+    """A setting, and which other fields have an effect under it.
 
     Attributes:
-      name: as a message names it, e.g. "loss.name = 'sim'".
-      unread: dotted fields, or groups of them, that have no effect with it.
-      read: those that have, in their place.
+      name: as shown in messages, e.g. "loss.name = 'sim'".
+      unread: dotted fields, or groups of fields, without effect.
+      read: related fields that do have an effect.
     """
 
     name: str
@@ -46,13 +46,20 @@ class Choice(NamedTuple):
 
 
 def require_read(config: c.Config, saved: c.Config | None = None) -> None:
-    """Refuses fields that are set and have no effect.
+    """Raises if any field is set but has no effect.
 
     Args:
-      saved: of the run that goes on; what it holds already is accepted.
+      saved: config of the run to resume; values that it already holds are accepted.
 
     Raises:
-      ConfigError: with these fields, why they have no effect, and what applies.
+      ConfigError: with these fields, why they have no effect, and which fields apply instead.
+
+    >>> require_read(c.Config(loss=c.Loss(alpha=1.0)))
+    Traceback (most recent call last):
+    ...
+    simjax.errors.ConfigError: these fields are set but have no effect:
+      loss.alpha = 1.0 with loss.name = 'sim'; applicable fields: loss.distance
+    Remove them, or reset them with: --config.loss.alpha=1.2
     """
     found = without_effect(config)
     values = {path: c.get_field(config, path) for path in found}
@@ -64,12 +71,22 @@ def require_read(config: c.Config, saved: c.Config | None = None) -> None:
     lines = [f"  {path} = {values[path]!r} {_reason(why)}" for path, why in found.items()]
     back = [f"--config.{path}={shlex.quote(str(c.get_field(c.Config(), path)))}" for path in found]
     raise ConfigError(
-        "\n".join(["set, but without effect:", *lines, "Leave out, or set back: " + " ".join(back)])
+        "\n".join(
+            [
+                "these fields are set but have no effect:",
+                *lines,
+                "Remove them, or reset them with: " + " ".join(back),
+            ]
+        )
     )
 
 
 def without_effect(config: c.Config) -> dict[str, Choice]:
-    """The fields that are set and have no effect, each with a choice that explains it."""
+    """Fields that are set but have no effect, each with the reason.
+
+    >>> without_effect(c.Config(loss=c.Loss(alpha=1.0)))["loss.alpha"].name
+    "loss.name = 'sim'"
+    """
     config, default = c.resolved(config), c.resolved(c.Config())
     made, found = tuple(choices(config)), {}
     for path in set_fields(config, default):
@@ -80,20 +97,20 @@ def without_effect(config: c.Config) -> dict[str, Choice]:
 
 
 def choices(config: c.Config) -> Iterator[Choice]:
-    """Every choice of a config that leaves other fields without effect."""
+    """Yields every setting that leaves other fields without effect."""
     config = c.resolved(config)
     for path in SIGMAS:
         yield _of(config, f"{path}.law", schedule.SIGMA_LAWS)
-    # The distance is of every method's metrics (train/health.py).
+    # Every method's metrics use the distance (train/health.py).
     yield _of(config, "loss.name", registry.LOSSES, always=("distance",))
     yield _of(config, "loss.distance", distances.DISTANCES)
-    if config.teacher.sampler.ladder:  # else the teacher's file tells its family
+    if config.teacher.sampler.ladder:  # otherwise known only once the teacher's file is read
         yield _of(config, "teacher.sampler.ladder", schedule.LADDERS)
     yield from _churn(config.teacher.sampler)
     yield from _teacher(config)
     if config.guidance:
         scales = ["fake_score.guidance", "fake_score.learnt_guidance"]
-        of_teacher = ["teacher.guidance"]  # of presets that are for one without guidance
+        of_teacher = ["teacher.guidance"]  # unread by presets for an unguided teacher
         follows = 2.0 in GUIDANCE[config.guidance](2.0)
         unread, read = (scales, of_teacher) if follows else (scales + of_teacher, ())
         yield Choice(f"guidance = {config.guidance!r}", unread, read)
@@ -105,9 +122,13 @@ def choices(config: c.Config) -> Iterator[Choice]:
 
 
 def set_fields(record: Any, default: Any, path: str = "") -> Iterator[str]:
-    """Dotted names of fields that are neither `default`'s nor their class's own; a network is one.
+    """Dotted names of fields that differ from `default` and their class's default.
 
-    So Sigma(law="karras") sets its law alone, whatever the mean in `default` is.
+    Sigma(law="karras") thus sets only its law, whatever the mean in `default` is. A network counts
+    as one field.
+
+    >>> list(set_fields(c.Config(seed=3, loss=c.Loss(c=0.1)), c.Config()))
+    ['seed', 'loss.c']
     """
     for field in dataclasses.fields(record):
         value, dotted = getattr(record, field.name), f"{path}.{field.name}".lstrip(".")
@@ -120,7 +141,7 @@ def set_fields(record: Any, default: Any, path: str = "") -> Iterator[str]:
 def _of(
     config: c.Config, path: str, known: Mapping[str, Callable], always: Collection[str] = ()
 ) -> Choice:
-    """A choice of a function by its name, beside which stand its options and its siblings'."""
+    """Choice of a named function: its own options are read, its siblings' are not."""
     parent, name = path.rpartition(".")[0], c.get_field(config, path)
     here = {field.name for field in dataclasses.fields(c.get_field(config, parent))}
     taken = here.intersection(keywords(known[name]))
@@ -139,7 +160,7 @@ def _churn(options: c.Sampler) -> Iterator[Choice]:
 
 
 def _teacher(config: c.Config) -> Iterator[Choice]:
-    """A network without training, and without a source, is one that came complete."""
+    """Without training and without a source, the teacher was passed in as a model."""
     teacher, trained = config.teacher, config.teacher.steps > 0
     pretraining = [f"teacher.{name}" for name in PRETRAINING]
     of_any = ("teacher.sampler", "teacher.dtype", "teacher.guidance")
@@ -163,14 +184,14 @@ def _generator(options: c.Generator) -> Iterator[Choice]:
     if options.levels:
         yield Choice("generator.levels", ("generator.sigma_init", "generator.shift"))
     if len(options.levels or (options.steps or 1) * (0,)) == 1:
-        yield Choice("one call of the generator", ("generator.renoise",), ("generator.steps",))
+        yield Choice("a one-step generator", ("generator.renoise",), ("generator.steps",))
 
 
 def _real_images(config: c.Config) -> Iterator[Choice]:
     options = config.adversarial
     if not c.needs_real_images(config):
         methods = ("loss.name", "adversarial.fake_score_scale")
-        yield Choice("a method that learns from no real images", ("real",), methods)
+        yield Choice("a method without real images", ("real",), methods)
     if not (options.generator_scale or options.divergence):
         parts = ("adversarial.generator_scale", "adversarial.divergence")
         yield Choice("no discriminator in the generator's loss", ("adversarial.start",), parts)
@@ -179,13 +200,13 @@ def _real_images(config: c.Config) -> Iterator[Choice]:
 def _text(config: c.Config) -> Iterator[Choice]:
     network = known_network(config)
     if network is not None and not network.condition.reads_prompts:
-        return  # `_network` refuses all of it
+        return  # covered by `_network`
     if config.text.templates:
         yield Choice("text.templates", ("text.cache",), CAPTIONS)
         return
     unread = set(CAPTIONS) - {"text.templates"}
     if network is None or not network.condition.limit:
-        unread -= {"text.length"}  # cuts the prompts that samples are drawn for
+        unread -= {"text.length"}  # truncates the prompts that are sampled
     yield Choice("text.templates = ()", unread, ("text.cache",))
 
 
@@ -195,7 +216,7 @@ def _evaluation(config: c.Config) -> Iterator[Choice]:
     reference = ("evaluation.reference", "data.source")
     always = ("evaluation.teacher_steps", "evaluation.batch")
     if not (options.reference or source):
-        yield Choice("nothing to compare samples with", comparison, (*reference, *always))
+        yield Choice("no reference to compare samples with", comparison, (*reference, *always))
     if not options.features:
         unread = ("evaluation.metrics", "evaluation.limit", "evaluation.best")
         yield Choice("evaluation.features = ()", unread)
@@ -210,11 +231,11 @@ def _evaluation(config: c.Config) -> Iterator[Choice]:
         )
     splits = source and needed or options.reference.partition(":")[0] in data.SOURCES
     if not splits:
-        yield Choice("no data of several splits", ("data.split",), reference)
+        yield Choice("no data set with splits", ("data.split",), reference)
 
 
 def _network(config: c.Config) -> Iterator[Choice]:
-    """What a network does not have; nothing while only the teacher's file tells the network."""
+    """Fields that the network does not read; nothing while the network is unknown."""
     network = known_network(config)
     if network is None:
         return
@@ -227,8 +248,8 @@ def _network(config: c.Config) -> Iterator[Choice]:
             "autoencoder": not network.of_latents,
             "text": not reads_prompts,
         }
-        told = name if network.of_latents else f"{name} of pixels"
-        yield Choice(told, [field for field, is_so in lacks.items() if is_so])
+        shown = name if network.of_latents else f"the pixel-space network {type(network).__name__}"
+        yield Choice(shown, [field for field, is_so in lacks.items() if is_so])
     if not network.label_dim and not reads_prompts:
         both = ("teacher", "fake_score")
         unread = [f"{of}.{field}" for of in both for field in ("guidance", "drop_condition")]
@@ -237,7 +258,7 @@ def _network(config: c.Config) -> Iterator[Choice]:
 
 
 def known_network(config: c.Config) -> c.Network | None:
-    """The config's or its teacher's, if that has a known name; only the file tells others."""
+    """The network of the config or of a known teacher name, otherwise None."""
     entry = zoo.ZOO.get(config.teacher.source)
     return config.network or (entry.network if entry else None)
 
@@ -247,5 +268,5 @@ def _covers(fields: Collection[str], path: str) -> bool:
 
 
 def _reason(why: Choice) -> str:
-    applies = f"; what applies: {', '.join(sorted(why.read))}" if why.read else ""
+    applies = f"; applicable fields: {', '.join(sorted(why.read))}" if why.read else ""
     return f"with {why.name}{applies}"

@@ -201,7 +201,7 @@ def test_a_sampler_reads_what_is_declared(name):
         ("ddpm", "teacher.sampler.rho", 5.0, "ddpm_linear"),
         ("uncond", "teacher.guidance", 2.0, "without classes"),
         ("trained", "scan_blocks", False, "SongUNet"),
-        ("published", "autoencoder", "VAE", "SongUNet of pixels"),
+        ("published", "autoencoder", "VAE", "pixel-space network SongUNet"),
         ("dit", "text.cache", "CACHE", "DiT"),
         ("captions", "text.cache", "CACHE", "text.words"),
         ("pixart", "text.words", ("one",), "text.cache"),
@@ -254,7 +254,7 @@ def test_a_run_that_holds_one_already_goes_on(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(old)))
     with pytest.raises(InterruptedError):
         distill.distill(old, str(tmp_path))
-    with pytest.raises(ConfigError, match=r"without effect:\s+evaluation.best = 'x'"):
+    with pytest.raises(ConfigError, match=r"have no effect:\s+evaluation.best = 'x'"):
         distill.distill(changed(old, evaluation__best="x"), str(tmp_path))
 
 
