@@ -48,7 +48,7 @@ def check(config: c.Config, devices: int, saved: c.Config | None = None) -> None
 
 
 def check_values(config: c.Config, devices: int) -> None:
-    """Checks names and values of a config, and that its fields are consistent.
+    """Checks a config's names, values and consistency.
 
     Raises:
       ConfigError: with the field, its valid values and the remedy.

@@ -160,7 +160,7 @@ def _monitor(directory: epath.Path) -> Monitor:
 def constants_at(
     teacher: Model, updates: int, reads: int = 0, images: Dataset | None = None
 ) -> Callable[[int], Constants]:
-    """Returns step -> inputs of the compiled call: teacher, captions or real images.
+    """Returns step -> call inputs: teacher, captions or real images.
 
     Captions and real images are shuffled by the run's seed and prefetched for the next call.
 

@@ -141,7 +141,7 @@ def set_fields(record: Any, default: Any, path: str = "") -> Iterator[str]:
 def _of(
     config: c.Config, path: str, known: Mapping[str, Callable], always: Collection[str] = ()
 ) -> Choice:
-    """Choice of a named function: its own options are read, its siblings' are not."""
+    """Choice of a named function: other functions' options are not read."""
     parent, name = path.rpartition(".")[0], c.get_field(config, path)
     here = {field.name for field in dataclasses.fields(c.get_field(config, parent))}
     taken = here.intersection(keywords(known[name]))
@@ -160,7 +160,10 @@ def _churn(options: c.Sampler) -> Iterator[Choice]:
 
 
 def _teacher(config: c.Config) -> Iterator[Choice]:
-    """Without training and without a source, the teacher was passed in as a model."""
+    """Choices of the teacher's source and training.
+
+    Without training and without a source, the teacher was passed in as a model.
+    """
     teacher, trained = config.teacher, config.teacher.steps > 0
     pretraining = [f"teacher.{name}" for name in PRETRAINING]
     of_any = ("teacher.sampler", "teacher.dtype", "teacher.guidance")
@@ -235,7 +238,7 @@ def _evaluation(config: c.Config) -> Iterator[Choice]:
 
 
 def _network(config: c.Config) -> Iterator[Choice]:
-    """Fields that the network does not read; nothing while the network is unknown."""
+    """Fields that the network does not read, if it is known."""
     network = known_network(config)
     if network is None:
         return
@@ -258,7 +261,7 @@ def _network(config: c.Config) -> Iterator[Choice]:
 
 
 def known_network(config: c.Config) -> c.Network | None:
-    """The network of the config or of a known teacher name, otherwise None."""
+    """The network of the config or a known teacher, otherwise None."""
     entry = zoo.ZOO.get(config.teacher.source)
     return config.network or (entry.network if entry else None)
 

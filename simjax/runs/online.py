@@ -80,7 +80,7 @@ class Online:
         return value > best["value"] if is_higher else value < best["value"]
 
     def _remove_others(self, best: int | None) -> None:
-        """Deletes all but the best generator, including partial writes of a killed run.
+        """Deletes all but the best generator, including partial writes.
 
         Args:
           best: step of the best one; None for the latest one stored.

@@ -1,7 +1,7 @@
-"""The real images of a distillation that learns from some: opened, checked, brought to the step.
+"""Real images for distillation losses that use them (SiDA, RealUID).
 
-A small set stays on every device, and the step draws from it. Of a large one the images of the next
-call are read meanwhile, each process its own (runtime/stream.py).
+A small data set is replicated on every device, and the step samples from it. From a large one,
+each process prefetches its part of the next call's images (runtime/stream.py).
 """
 
 import math
@@ -19,15 +19,15 @@ from simjax.runtime import sharding
 from simjax.runtime.stream import Stream
 from simjax.train.update import AllImages, ImageRows
 
-MOST_ON_DEVICE = 2**28  # bytes of images; our choice: CIFAR-10 has 0.15 GB
-LOOKED_AT = 1024  # images of a large set whose values are checked at the start; our choice
+MOST_ON_DEVICE = 2**28  # largest data set on devices, bytes; our choice: CIFAR-10 has 0.15 GB
+LOOKED_AT = 1024  # number of images whose value range is checked at start; our choice
 
 
 def open_images(config: c.Config) -> Dataset | None:
-    """config.real, checked against the network if it is known; None of methods without data.
+    """Opens config.real; None for methods without data or an unknown network.
 
     Raises:
-      ConfigError: it cannot be opened, or is of another shape, range or number of classes.
+      ConfigError: it cannot be opened, or its shape, value range or classes do not match.
     """
     if not c.needs_real_images(config) or config.network is None:
         return None
@@ -45,12 +45,12 @@ def open_images(config: c.Config) -> Dataset | None:
 
 
 def stays_on_device(dataset: Dataset) -> bool:
-    """Whether all images stay on every device."""
+    """Whether the data set is replicated on every device."""
     return dataset.size * math.prod(dataset.shape) <= MOST_ON_DEVICE
 
 
 def like(config: c.Config, dataset: Dataset, mesh: Mesh) -> AllImages | ImageRows:
-    """Shapes, types and shardings of what a call is given."""
+    """Shapes, dtypes and shardings of the images passed to a call."""
     dtype = dataset.read(np.arange(1)).dtype
     if not stays_on_device(dataset):
         return sharding.abstract_rows(setup.real_like(config, config.steps_per_call, dtype), mesh)
@@ -64,10 +64,10 @@ def like(config: c.Config, dataset: Dataset, mesh: Mesh) -> AllImages | ImageRow
 def images_at(
     config: c.Config, dataset: Dataset, mesh: Mesh, reads: int
 ) -> Callable[[int], AllImages | ImageRows]:
-    """What the call that begins at a step is given.
+    """Returns step -> real images of the compiled call that starts there.
 
     Args:
-      reads: updates of a step that read real images.
+      reads: number of updates per step that read real images.
     """
     labels = dataset.labels if config.network.label_dim else None
     labels = None if labels is None else labels.astype(np.int32)

@@ -1,6 +1,6 @@
-"""The table that ends a run: every sampler measured the same way, and what it was made with.
+"""A run's final report: metrics of every sampler, and their protocol.
 
-All processes draw the samples; the first one measures them.
+All processes draw samples; the first one computes the metrics.
 """
 
 import dataclasses
@@ -26,11 +26,13 @@ from simjax.runs import check, setup
 from simjax.runtime import processes, storage, values, versions
 from simjax.typing import Condition, Params
 
-NOTHING_TO_COMPARE = "No evaluation.reference and no data.source: only the speed was measured."
+NOTHING_TO_COMPARE = (
+    "Neither evaluation.reference nor data.source is set: only the speed was measured."
+)
 
 
 def samplers_of(teacher: Model, generator: Params, name: str = "generator") -> list[Sampler]:
-    """Those of a distillation's report."""
+    """Samplers of a distillation's report: generator, teacher once, teacher's sampler."""
     config = teacher.config
     called = f"teacher, {generator_of(config).name}"
     alike = {f"{name}, {config.loss.name}": generator, called: teacher.params}
@@ -40,12 +42,12 @@ def samplers_of(teacher: Model, generator: Params, name: str = "generator") -> l
 
 
 def evaluator(config: c.Config, say: Callable[[str], None] = print) -> Evaluator | None:
-    """Feature spaces and references of a config; None if there is nothing to compare with.
+    """Feature spaces and references of a config; None without a reference.
 
-    Of several processes only the first has any spaces.
+    With several processes only the first one has feature spaces.
 
     Raises:
-      ConfigError: data, weights or statistics that are missing or do not fit.
+      ConfigError: data, weights or statistics are missing or do not match.
     """
     options = config.evaluation
     source = options.reference or config.data.source
@@ -67,14 +69,14 @@ def evaluator(config: c.Config, say: Callable[[str], None] = print) -> Evaluator
 def _real_images(config: c.Config) -> data.Dataset | None:
     if not config.data.source:
         return None
-    if config.network is None:  # images from elsewhere are judged
+    if config.network is None:  # evaluating images from files
         return data.open(config.data.source, split=config.data.split)
     return setup.open_data(config)
 
 
 def _classifier(real: data.Dataset | None, say: Callable[[str], None]) -> features.Extractor:
     if real is None:
-        raise ConfigError("the features 'classifier' need data.source, to be trained on.")
+        raise ConfigError("the features 'classifier' need data.source as training data.")
     return features.classifier(real, say=say)
 
 
@@ -86,7 +88,7 @@ EXTRACTORS = {
 
 
 def asked(model: Model, evaluator: Evaluator | None, count: int) -> np.ndarray:
-    """Classes to ask for: those of the real images in turn, or every class in turn."""
+    """Classes to condition on, cycling through the reference's labels or all classes."""
     classes = np.arange(max(model.classes, 1))
     if evaluator and model.classes:
         labels = (space.reference.labels for space in evaluator.spaces)
@@ -95,12 +97,12 @@ def asked(model: Model, evaluator: Evaluator | None, count: int) -> np.ndarray:
 
 
 def drawing(model: Model, classes: np.ndarray, seed: int) -> Drawing:
-    """The noise and conditions of `classes`."""
+    """Noise and conditions for samples of `classes`."""
     return drawing_of(model, model.asked(classes), len(classes), seed)
 
 
 def drawing_of(model: Model, cond: Condition, count: int, seed: int) -> Drawing:
-    """The noise of `count` samples, which have the conditions in turn."""
+    """Noise for `count` samples, which cycle through the conditions."""
     config = model.config
     values.whole_number("samples", count, 1)
     key = jax.random.fold_in(build.key(config, "evaluation"), values.seed(seed))
@@ -116,7 +118,7 @@ def measure(
     samples: int,
     seed: int = 0,
 ) -> list[Row]:
-    """A row for each sampler; without an evaluator a single batch is drawn, for its speed."""
+    """Evaluates each sampler; without an evaluator, times one batch."""
     config = model.config
     classes = asked(model, evaluator, samples if evaluator else config.evaluation.batch)
     drawn = drawing(model, classes, seed)
@@ -135,7 +137,7 @@ def measure(
 def make(
     model: Model, compared: Sequence[Sampler], evaluator: Evaluator | None, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Rows of every sampler and of real images, and all that they depend on."""
+    """Rows of every sampler and of real images, with protocol and versions."""
     samples = model.config.evaluation.samples
     rows = measure(model, compared, evaluator, samples=samples, seed=seed)
     rows += evaluator.floors(model.config.seed) if evaluator else []
@@ -148,12 +150,16 @@ def result(
     seed: int,
     of_clip: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What report.json and metrics.json hold; `of_clip` is the protocol of CLIP's scores."""
+    """Contents of report.json and metrics.json.
+
+    Args:
+      of_clip: protocol of CLIP and aesthetic scores.
+    """
     protocol = {} if evaluator is None else evaluator.protocol()
-    is_told = evaluator is not None or of_clip is not None
+    is_measured = evaluator is not None or of_clip is not None
     return {
         "rows": [dataclasses.asdict(row) for row in rows],
-        "protocol": protocol | (of_clip or {}) if is_told else NOTHING_TO_COMPARE,
+        "protocol": protocol | (of_clip or {}) if is_measured else NOTHING_TO_COMPARE,
         "seed": seed,
         "versions": versions.of("jax", "flax", "optax"),
         "device": jax.devices()[0].device_kind,
@@ -161,14 +167,20 @@ def result(
 
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The first result, with every other seed's rows and, by row and metric, minimum and mean.
+    """The first result, plus minimum, mean and all values per metric.
 
-    EDM reports the minimum of three, which favours whoever measures more often: all are kept.
+    EDM reports the minimum of three, which rewards measuring more often; so all values are kept.
+
+    >>> row = {"name": "generator", "evaluations": 1}
+    >>> one = {"seed": 0, "rows": [row | {"metrics": {"fid": 2.0}}]}
+    >>> two = {"seed": 1, "rows": [row | {"metrics": {"fid": 4.0}}]}
+    >>> summary([one, two])["repeats"]
+    {'generator (1)': {'fid': {'minimum': 2.0, 'mean': 3.0, 'all': [2.0, 4.0]}}}
     """
     by_name: dict[str, dict[str, list[float]]] = {}
     for found in results:
         for row in found["rows"]:
-            calls = row["evaluations"]  # rows that differ in nothing else have one name
+            calls = row["evaluations"]  # rows of one sampler may differ only in NFE
             name = row["name"] if calls is None else f"{row['name']} ({calls})"
             for metric, value in row["metrics"].items():
                 by_name.setdefault(name, {}).setdefault(metric, []).append(value)
@@ -183,14 +195,14 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def finish(workdir: epath.Path, result: dict[str, Any]) -> None:
-    """Writes report.json, which marks the run as finished, and prints its table."""
+    """Writes report.json, which marks the run as finished, and prints the table."""
     if processes.is_first():
         storage.write_json(workdir / "report.json", result)
         show(result)
 
 
 def print_finished(workdir: epath.Path) -> bool:
-    """Prints the report of a finished run; False if there is none yet."""
+    """Prints a finished run's report; returns False if there is none."""
     written = workdir / "report.json"
     if not processes.from_first(np.int32(written.exists())):
         return False
@@ -202,7 +214,7 @@ def print_finished(workdir: epath.Path) -> bool:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table for a person, and what its columns are."""
+    """Prints the table, and the protocol of its columns."""
     print(table([Row(**row) for row in result["rows"]]))
     for name, metrics in result.get("repeats", {}).items():
         for metric, found in metrics.items():
@@ -215,25 +227,25 @@ def show(result: dict[str, Any]) -> None:
         return
     for name, space in result["protocol"].items():
         if "reference" not in space:
-            print(f"{name}: {_told_of_clip(space)}")
+            print(f"{name}: {_clip_protocol(space)}")
             continue
         real, accuracy = space["reference"], space["extractor"].get("held_out_accuracy")
-        told = "" if accuracy is None else f"; its held-out accuracy is {accuracy:.3f}"
+        note = "" if accuracy is None else f"; its held-out accuracy is {accuracy:.3f}"
         count = "unknown number of" if real["images"] is None else real["images"]
         unknown = real["protocol"].get("extractor") == reference.UNKNOWN
-        told += f" ({reference.UNKNOWN})" if unknown else ""
-        print(f"{name}: {space['extractor']['features']}{told}; against {count} of {real['name']}")
+        note += f" ({reference.UNKNOWN})" if unknown else ""
+        print(f"{name}: {space['extractor']['features']}{note}; against {count} of {real['name']}")
 
 
-def _told_of_clip(space: dict[str, Any]) -> str:
-    """The network, w and prompts of CLIP score, and the head of the aesthetic score."""
+def _clip_protocol(space: dict[str, Any]) -> str:
+    """Human-readable protocol of the CLIP score and the aesthetic score."""
     network, agreement, head = (space.get(k) for k in ("extractor", "clip_score", "aesthetic"))
-    told = [f"{network['network']} (sha256 {network['weights_sha256'][:12]})"]
+    parts = [f"{network['network']} (sha256 {network['weights_sha256'][:12]})"]
     if agreement:
-        told.append(
+        parts.append(
             f"clip_score is {agreement['weight']:g} max(cos, 0); {agreement['prompts']} prompts of "
             f"{agreement['prompts_name']} in turn, {agreement['truncated']} of them cut"
         )
     if head:
-        told.append(f"aesthetic is by {head['head']} (sha256 {head['weights_sha256'][:12]})")
-    return "; ".join(told)
+        parts.append(f"aesthetic is by {head['head']} (sha256 {head['weights_sha256'][:12]})")
+    return "; ".join(parts)

@@ -1,7 +1,7 @@
-"""Whether a run directory can be continued with a config, and what of it may differ from before.
+"""Decides whether a run can be resumed with a changed config.
 
-The tables below decide every field of the schema once: what a run has computed so far depends on
-it, or only what its report measures does, or neither. `steps` has rules of its own.
+Each config field is in exactly one of the tables below: FIXED (the results so far depend on it),
+MEASURED (only the report depends on it) or FREE (neither). `steps` and `data` have their own rules.
 
 Called from runs/distill.py.
 """
@@ -21,39 +21,39 @@ from simjax.runtime import checkpoint, processes, storage
 
 CONFIG, REPORT, REPORT_BEFORE = "config.json", "report.json", "report_before.json"
 
-# How the steps are computed, or what is seen and kept of them: the same numbers, up to rounding.
+# How steps are computed, logged and saved: results are the same, up to rounding.
 FREE = {
-    "accumulate": "sums the same gradient in slices",
-    "steps_per_call": "how many steps a compiled call makes",
-    "remat": "what a backward pass recomputes",
-    "scan_blocks": "how blocks are compiled; they are stored alike",
-    "fsdp": "over how many devices states are split; checkpoints fit any mesh",
-    "probe": "whether the teacher is looked at before, and bounds are watched",
-    "grid": "size of the pictures",
-    "log_every": "when something is logged",
-    "sample_every": "when pictures are drawn",
-    "checkpoint_every": "when the state is saved",
-    "keep_checkpoints": "how many are kept",
-    "checkpoint_limit": "how long a save may take",
-    "evaluation.every": "when curves are measured",
-    "evaluation.online_samples": "of the curves",
-    "evaluation.best": "which generator is kept beside the newest",
+    "accumulate": "gradient accumulation over slices of the batch",
+    "steps_per_call": "training steps per compiled call",
+    "remat": "activations recomputed in the backward pass",
+    "scan_blocks": "how blocks are compiled; stored in the same format",
+    "fsdp": "number of devices that states are sharded over; checkpoints restore onto any mesh",
+    "probe": "teacher probe at start, and alarms",
+    "grid": "size of the sample grids",
+    "log_every": "logging interval",
+    "sample_every": "interval of sample grids",
+    "checkpoint_every": "checkpoint interval",
+    "keep_checkpoints": "number of checkpoints kept",
+    "checkpoint_limit": "time limit of a save",
+    "evaluation.every": "interval of online evaluation",
+    "evaluation.online_samples": "samples of online evaluation",
+    "evaluation.best": "metric by which the best generator is kept",
 }
-# What the report measures: a finished run that changes one of these is measured again.
+# What the report measures: a finished run that changes one of these is evaluated again.
 MEASURED = {
-    "evaluation.reference": "what samples are compared with",
-    "evaluation.limit": "of the reference",
-    "evaluation.features": "where they are compared",
-    "evaluation.metrics": "how",
-    "evaluation.samples": "how many",
-    "evaluation.teacher_steps": "of the teacher's rows",
-    "evaluation.batch": "how many at a time, which decides the speed",
-    "teacher.sampler": "draws the teacher's rows and picture; no step reads it",
-    "autoencoder": "decodes latents for pictures and the report",
+    "evaluation.reference": "reference images or statistics",
+    "evaluation.limit": "number of reference images",
+    "evaluation.features": "feature spaces",
+    "evaluation.metrics": "metrics",
+    "evaluation.samples": "number of samples",
+    "evaluation.teacher_steps": "steps of the teacher's rows",
+    "evaluation.batch": "sampling batch, which affects the speed",
+    "teacher.sampler": "draws the teacher's rows and grid; not used in training",
+    "autoencoder": "decodes latents for sample grids and the report",
 }
-# They train a teacher; of one that has a source they are only the reference.
+# Training data of a teacher trained here (fixed); of a ported teacher only the reference.
 DATA = ("data.source", "data.split")
-# What the parameters depend on, or what is stored of a run would no longer be of its config.
+# The parameters depend on these, or stored files would no longer match the config.
 FIXED = (
     *("seed", "batch", "fake_score_updates", "compute_dtype", "network", "dropout"),
     *("text.t5", "text.length", "text.cache", "text.words", "text.templates", "text.held_out"),
@@ -77,13 +77,13 @@ SCHEDULES = ("generator.optim.final_lr", "fake_score.optim.final_lr")  # 1: cons
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a start does in a run directory.
+    """What starting a run in a directory involves.
 
     Args:
-      config: as config.json will hold it.
-      changed: what differs from what it holds now; None if there is none yet.
-      finished: there is a report.
-      measures: it is of other settings, or of fewer steps.
+      config: contents of the new config.json.
+      changed: differences from the present config.json; None if there is none.
+      finished: report.json exists.
+      measures: the report is outdated: made with other settings or fewer steps.
     """
 
     config: dict[str, Any]
@@ -93,15 +93,15 @@ class Plan:
 
     @property
     def has_work(self) -> bool:
-        """Whether more is to be done than to print the report."""
+        """Whether training or evaluation remains."""
         return not self.finished or self.measures
 
 
 def plan(directory: epath.Path, config: c.Config) -> Plan:
-    """Compares a config with the run that lives in the directory; nothing is written.
+    """Compares a config with the run stored in a directory; writes nothing.
 
     Raises:
-      ConfigError: another run lives there, with the fields that differ.
+      ConfigError: the directory holds another run; lists the fields that differ.
     """
     config = c.resolved(config)
     current, saved = _plain(c.to_dict(config)), _saved(directory / CONFIG)
@@ -113,34 +113,34 @@ def plan(directory: epath.Path, config: c.Config) -> Plan:
     if refused:
         lines = "\n  ".join(refused)
         raise ConfigError(
-            f"workdir {directory} holds a run of another config; what differs (there -> here):\n"
-            f"  {lines}\nChoose another --workdir, or set these fields back."
+            f"workdir {directory} holds a run of another config; differences (stored -> given):\n"
+            f"  {lines}\nChoose another --workdir, or reset these fields."
         )
     finished = (directory / REPORT).exists()
     measures = finished and any(_is_measured(change.field, config) for change in changed)
     if measures and not done:
         lines = ", ".join(map(str, changed))
         raise ConfigError(
-            f"workdir {directory} holds a finished run whose checkpoints are gone, so that it "
-            f"cannot go on with {lines}. Choose another --workdir, or set these fields back."
+            f"workdir {directory} holds a finished run whose checkpoints are gone, so it cannot "
+            f"be resumed with {lines}. Choose another --workdir, or reset these fields."
         )
     return Plan(current, changed, finished, measures)
 
 
 def apply(plan: Plan, directory: epath.Path, say: Callable[[str], None]) -> None:
-    """Brings config.json up to date; a report of other settings becomes report_before.json."""
-    if plan.measures:  # first: a kill now leaves a run that is not finished
+    """Updates config.json; an outdated report becomes report_before.json."""
+    if plan.measures:  # first, so that a kill here leaves the run unfinished
         (directory / REPORT).replace(directory / REPORT_BEFORE)
     if plan.changed is None or plan.changed:
         storage.write_json(directory / CONFIG, plan.config)
     if plan.changed:
-        say(f"continuing with other settings: {', '.join(map(str, plan.changed))}.")
+        say(f"continuing with changed settings: {', '.join(map(str, plan.changed))}.")
 
 
 def aligned(config: c.Config, directory: epath.Path, say: Callable[[str], None]) -> c.Config:
-    """The config with a divisor of steps_per_call that divides every checkpoint's step too.
+    """The config with steps_per_call reduced to divide every checkpoint's step.
 
-    What is done every so many steps is only seen where calls end.
+    Logging, sampling and saving happen only at the end of a compiled call.
     """
     found = 0
     if processes.is_first():
@@ -153,18 +153,22 @@ def aligned(config: c.Config, directory: epath.Path, say: Callable[[str], None])
         if found != config.steps_per_call:
             say(
                 f"steps_per_call = {found} instead of {config.steps_per_call}, which does not "
-                f"divide the steps done ({max(kept)})."
+                f"divide the {max(kept)} steps done."
             )
     return dataclasses.replace(config, steps_per_call=int(processes.from_first(np.int32(found))))
 
 
 def holds(table: Any, field: str) -> bool:
-    """Whether a table decides the field, or a record that the field is part of."""
+    """Whether a table contains the field or a config section around it.
+
+    >>> holds(FIXED, "loss.c"), holds(FREE, "loss.c"), holds(FREE, "evaluation.every")
+    (True, False, True)
+    """
     return any(path in table for path in _paths(field))
 
 
 def _refusals(change: c.Change, config: c.Config, done: int) -> Iterator[str]:
-    """Why the run cannot go on with this change, if it cannot."""
+    """Yields why the run cannot be resumed with this change."""
     if change.field == STEPS:
         yield from _refused_steps(change, config, done)
     elif not (holds(FREE, change.field) or _is_measured(change.field, config)):
@@ -178,8 +182,9 @@ def _refused_steps(change: c.Change, config: c.Config, done: int) -> Iterator[st
     elif decaying and done:
         rates = ", ".join(f"{path} = {c.get_field(config, path)}" for path in decaying)
         yield (
-            f"{change}, which learning rates decay over ({rates}); to go on from this run's "
-            "generator, start another --workdir with --config.generator.source= this one"
+            f"{change}, but the learning rates decay over these steps ({rates}); to train this "
+            "run's generator further, start a new --workdir with --config.generator.source set to "
+            "this one"
         )
 
 
@@ -190,14 +195,14 @@ def _is_measured(field: str, config: c.Config) -> bool:
 
 
 def _paths(field: str) -> Iterator[str]:
-    """The field's dotted name and those of the records around it."""
+    """Yields the field's dotted name and those of its enclosing sections."""
     while field:
         yield field
         field = field.rpartition(".")[0]
 
 
 def _saved(file: epath.Path) -> dict[str, Any] | None:
-    """What config.json holds, with defaults for fields that it does not have yet."""
+    """Contents of config.json, with defaults for missing (newer) fields."""
     if not file.exists():
         return None
     try:

@@ -1,6 +1,7 @@
-"""A config becomes what training runs: pretraining, distillation, all that a step calls.
+"""Builds pretraining and distillation from a config.
 
-No mathematics: it chooses among functions of losses/, diffusion/, data/ and train/.
+No mathematics here: it selects functions of losses/, diffusion/, data/ and train/ by name and
+passes them to the training step.
 """
 
 import dataclasses
@@ -41,7 +42,10 @@ from simjax.typing import (
 
 
 def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
-    """Training of a teacher; the call's constants are all (images, class numbers, captions)."""
+    """Training of a teacher by denoising score matching.
+
+    The compiled call's constants are (images, class numbers, captions) of the whole data set.
+    """
     teacher, condition = config.teacher, config.network.condition
     tx = _adam(teacher.optim, teacher.steps)
 
@@ -84,10 +88,12 @@ def distillation(
     mesh: Mesh,
     updates: Sequence[update.Update] | None = None,
 ) -> Training:
-    """Distillation of a teacher; the call's constants are train/update.py's Constants.
+    """Distillation of a teacher into a generator.
+
+    The compiled call's constants are train/update.py's Constants.
 
     Args:
-      updates: of a step; by default `updates_of` the others.
+      updates: the updates of a step; by default those of `updates_of`.
     """
     if updates is None:
         updates = updates_of(config, step_fns(config, denoise, mesh), mesh)
@@ -103,27 +109,37 @@ def distillation(
 
 
 def frozen(config: c.Config, teacher: Params) -> Params:
-    """The teacher's parameters as distillation keeps them, in teacher.dtype."""
+    """Casts the teacher's parameters to teacher.dtype."""
     return jax.tree.map(lambda leaf: leaf.astype(build.DTYPES[config.teacher.dtype]), teacher)
 
 
 def updates_a_step(config: c.Config) -> int:
-    """Of the fake score, and the generator's."""
+    """Number of updates per step: fake score updates plus one generator update.
+
+    >>> updates_a_step(c.Config(fake_score_updates=5))
+    6
+    """
     return config.fake_score_updates + 1
 
 
 def reads_a_step(config: c.Config) -> int:
-    """Updates of a step that read real images: the fake score's, or none."""
+    """Number of updates per step that read real images.
+
+    >>> reads_a_step(c.Config()), reads_a_step(c.Config(loss=c.Loss(name="real_uid")))
+    (0, 1)
+    """
     return config.fake_score_updates if c.needs_real_images(config) else 0
 
 
 def arguments_like(
     config: c.Config, made: Training, params: Params, real: Any = None
 ) -> tuple[Any, ...]:
-    """Shapes, types and shardings of what distillation's call takes; `params` may be shapes.
+    """Shapes, dtypes and shardings of the distillation call's arguments.
 
     Args:
-      real: those of the real images; by default of images that are read for one step.
+      made: the distillation.
+      params: the teacher's parameters, or their shapes.
+      real: shapes of the real images; by default those of one step's images, read ahead.
     """
     teacher = jax.eval_shape(functools.partial(frozen, config), params)
     captions = jax.eval_shape(functools.partial(any_captions, config))
@@ -142,12 +158,12 @@ def arguments_like(
 
 
 def any_captions(config: c.Config) -> Caption | None:
-    """Random numbers for the captions of one step; None of networks that read none."""
+    """Random caption embeddings for one step; None without captions."""
     return build.any_captions(config, (1, updates_a_step(config), config.batch))
 
 
 def real_like(config: c.Config, steps: int, dtype: np.dtype = np.uint8) -> update.ImageRows | None:
-    """Shapes of the real images that are read for a call; None of methods without."""
+    """Shapes of the real images of a call; None without real images."""
     rows = (steps, reads_a_step(config), config.batch)
     if not rows[1]:
         return None
@@ -157,7 +173,7 @@ def real_like(config: c.Config, steps: int, dtype: np.dtype = np.uint8) -> updat
 
 
 def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
-    """What the losses of a distillation step call."""
+    """The functions that the losses of a distillation step call."""
     fake_score, (learnt, used) = config.fake_score, c.fake_score_scales(config)
     denoise, generator = build.on_devices(denoise, mesh, config), generator_of(config)
     return step.StepFns(
@@ -177,9 +193,9 @@ def step_fns(config: c.Config, denoise: Denoise, mesh: Mesh) -> step.StepFns:
 
 
 def updates_of(config: c.Config, fns: step.StepFns, mesh: Mesh) -> list[update.Update]:
-    """A step of SIM and its kin: fake_score_updates of the fake score, then the generator's."""
+    """Updates of a step: fake score (fake_score_updates times), then the generator."""
     generator, fake_score = config.generator, config.fake_score
-    before = {"fake_score": None, "generator": None}  # what only slices of a batch need
+    before = {"fake_score": None, "generator": None}  # whole-batch values for slices
     if fns.discriminator is not None:
         of_slices = functools.partial(step.before_generator, slices=config.accumulate)
         before = {"fake_score": step.before_fake_score, "generator": of_slices}
@@ -212,15 +228,15 @@ def updates_of(config: c.Config, fns: step.StepFns, mesh: Mesh) -> list[update.U
 
 
 def distance(loss: c.Loss) -> distances.Distance:
-    """d of SIM, with its options."""
+    """SIM's distance d(y), with its options."""
     return distances.bind(loss.distance, **options_of(distances.DISTANCES[loss.distance], loss))
 
 
 def generator_loss(config: c.Config, distance: distances.Distance) -> step.GeneratorLoss:
-    """(x0, d_teacher, d_fake, sigma) -> the method's loss of each example, weighted and scaled."""
+    """(x0, d_teacher, d_fake, sigma) -> per-example generator loss, weighted and scaled."""
     chosen = registry.LOSSES[config.loss.name]
     options = options_of(chosen, config.loss)
-    if "distance" in options:  # by its name there
+    if "distance" in options:  # a name in the config, a function here
         options["distance"] = distance
     method = functools.partial(chosen, **options)
     weight = _weight(config.generator.weight, config)
@@ -235,7 +251,7 @@ def generator_loss(config: c.Config, distance: distances.Distance) -> step.Gener
 
 
 def _pair_loss(loss: c.Loss) -> step.PairLoss | None:
-    """The fake score's loss of a method with real images."""
+    """The fake score's loss on generated and real images, or None."""
     chosen = registry.WITH_REAL_IMAGES.get(loss.name)
     return chosen and functools.partial(chosen, **options_of(chosen, loss))
 
@@ -248,13 +264,15 @@ def _discriminator(config: c.Config) -> Discriminator | None:
 
 
 def grid_inputs(config: c.Config, cond: Condition, mesh: Mesh) -> tuple[Images, Condition, Array]:
-    """z, cond and keys of every sample picture of a run; split over devices if they divide them.
+    """z, cond and keys of all sample grids of a run.
+
+    Sharded over the devices if their number divides config.grid**2, otherwise replicated.
 
     Args:
-      cond: of config.grid**2 pictures, numpy.
+      cond: conditions of the config.grid**2 images, numpy.
     """
     count = config.grid**2
-    divides = count % mesh.size == 0  # as evaluation's batches, which then run the same program
+    divides = count % mesh.size == 0  # then evaluation's batches reuse the compiled program
     where = sharding.batch_split(mesh) if divides else sharding.replicated(mesh)
 
     def draw() -> tuple[Images, Array]:
@@ -268,10 +286,13 @@ def grid_inputs(config: c.Config, cond: Condition, mesh: Mesh) -> tuple[Images, 
 
 
 def open_data(config: c.Config, path: str = "data") -> data.Dataset:
-    """config.data or config.real, whose images and labels are of the network's shape.
+    """Opens config.data or config.real and checks it against the network.
+
+    Args:
+      path: "data" or "real".
 
     Raises:
-      ConfigError: they are not, or the source cannot be opened.
+      ConfigError: the source cannot be opened, or images or classes do not match the network.
     """
     chosen = c.get_field(config, path)
     dataset = data.open(chosen.source, split=chosen.split)
@@ -318,7 +339,7 @@ def _draws(
     draws, generator = sharding.split_batch(draws, mesh), generator_of(config)
     if generator.evaluations == 1:
         return draws
-    keys = jax.random.split(jax.random.fold_in(key, 6), config.batch)  # the seventh of the above
+    keys = jax.random.split(jax.random.fold_in(key, 6), config.batch)  # as a seventh of the above
     return draws.replace(
         calls=jax.random.randint(shared_key, (), 1, generator.evaluations + 1),
         noise_keys=sharding.split_batch(keys, mesh),
@@ -328,7 +349,7 @@ def _draws(
 def _draw_real(
     key: Key, real: update.AllImages | update.ImageRows, config: c.Config
 ) -> tuple[update.RealDraws, Condition]:
-    """A batch of real images, drawn here or read for it, and their condition."""
+    """A batch of real images with conditions, drawn here or prefetched."""
     dropout_key, augment_key, index_key = jax.random.split(key, 3)
     if isinstance(real, update.AllImages):
         index = jax.random.randint(index_key, (config.batch,), 0, len(real.images))

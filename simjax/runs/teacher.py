@@ -1,8 +1,8 @@
-"""The networks that a run starts from: ported from a published checkpoint, or trained here.
+"""A run's initial networks: ported checkpoints, or a teacher trained here.
 
-A run directory keeps them (teacher/, and generator_start/ where the generator has a source of its
-own), with their provenance, and never asks for the source again. The first process ports; every
-process reads what it stored, each device its own part.
+They are stored in the run directory with their provenance (teacher/, and generator_start/ if
+generator.source is set); the source is read only once. The first process ports; then every process
+reads the stored copy, each device its own shard.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ from simjax.text.captions import Captions
 from simjax.train import loop
 from simjax.typing import Params
 
-LARGEST_DATA = 4 * 10**9  # bytes; our choice
+LARGEST_DATA = 4 * 10**9  # of images to train a teacher on, bytes; our choice
 
 
 def obtain(config: c.Config, workdir: epath.Path, monitor: Monitor) -> Model:
-    """The run's teacher: stored, ported from teacher.source, or trained on config.data.
+    """The run's teacher: loaded, ported from teacher.source, or trained on config.data.
 
     Raises:
-      ConfigError: it cannot be had; or it reads captions, and there are none.
+      ConfigError: porting or training is not possible, or captions are missing.
     """
     directory, prompts = workdir / "teacher", captions.prepare(config.text, workdir)
     if config.teacher.source:
@@ -45,7 +45,7 @@ def obtain(config: c.Config, workdir: epath.Path, monitor: Monitor) -> Model:
         if not _is_stored(directory):
             _train(config, workdir, directory, monitor, prompts)
         if processes.is_first():
-            _training_directory(workdir).rmtree(missing_ok=True)  # a kill may have left it behind
+            _training_directory(workdir).rmtree(missing_ok=True)  # left over if the run was killed
     require_fit(stored.described(config, directory)[0].network, prompts)
     return stored.load(config, directory, captions=prompts, pictures=True)
 
@@ -53,10 +53,10 @@ def obtain(config: c.Config, workdir: epath.Path, monitor: Monitor) -> Model:
 def starting_generator(
     config: c.Config, teacher: Model, workdir: epath.Path, monitor: Monitor
 ) -> Params:
-    """What the generator starts as: generator.source's parameters, or the teacher's.
+    """Initial generator parameters: those of generator.source, or the teacher's.
 
     Raises:
-      ConfigError: the source is another network than the teacher.
+      ConfigError: the source's network differs from the teacher's.
     """
     source = config.generator.source
     if not source:
@@ -69,28 +69,28 @@ def starting_generator(
         differing = ["the fixed frequencies of the noise embedding"]
     if differing:
         raise ConfigError(
-            f"generator.source = {source!r} is another network than the teacher "
+            f"generator.source = {source!r} must be the same network as the teacher; differences "
             f"(teacher -> generator): {'; '.join(differing)}."
         )
     return start.params
 
 
 def as_frozen(model: Model) -> Model:
-    """The teacher as it is kept while it is distilled: its parameters in teacher.dtype."""
+    """The frozen teacher for distillation, with parameters in teacher.dtype."""
     where = sharding.by_rules(model.params, model.mesh)
     cast = jax.jit(functools.partial(setup.frozen, model.config), out_shardings=where)
     return dataclasses.replace(model, params=cast(model.params))
 
 
 def _is_stored(directory: epath.Path) -> bool:
-    """What the first process sees."""
+    """Whether the network is stored, as seen by the first process."""
     return bool(processes.from_first(np.int32(checkpoint.is_stored(directory))))
 
 
 def _port_once(
     source: str, directory: epath.Path, monitor: Monitor, *, family: str = "", sha256: str = ""
 ) -> None:
-    """Stores the network of a known name, URL or file, if it is not yet."""
+    """Ports a known name, URL or file, unless already stored."""
 
     def port_and_store() -> None:
         ported = port.port(source, family=family, sha256=sha256, say=monitor.say)
@@ -108,7 +108,7 @@ def _train(
     monitor: Monitor,
     prompts: Captions | None,
 ) -> None:
-    """Trains a teacher on config.data, and captions of its classes, and stores its EMA."""
+    """Trains a teacher on config.data and stores its EMA."""
     begun = time.monotonic()
     description = Description(
         config.network, config.teacher.precondition, config.teacher.sigma_data
@@ -121,8 +121,9 @@ def _train(
     size = dataset.size * math.prod(dataset.shape)
     if size > LARGEST_DATA:
         raise ConfigError(
-            f"{dataset.name} has {size / 1e9:.1f} GB of images, which would stay on every device; "
-            f"at most {LARGEST_DATA / 1e9:.0f} GB train a teacher here. Use a published teacher."
+            f"{dataset.name} has {size / 1e9:.1f} GB of images, which would be replicated on "
+            f"every device; a teacher is trained on at most {LARGEST_DATA / 1e9:.0f} GB. Use a "
+            "published teacher."
         )
     labels = np.zeros(dataset.size, np.int32) if dataset.labels is None else dataset.labels
     checkpoints = checkpoint.Checkpoints(

@@ -124,7 +124,7 @@ class Alarm:
         self._left: set[str] = set()
 
     def __call__(self, scalars: Mapping[str, float]) -> dict[str, float]:
-        """alarm/NAME for a log window's scalars: 1 if out of bounds, otherwise 0."""
+        """Returns alarm/NAME for a log window: 1 if out of bounds."""
         alarms = {
             "finite": self._not_finite(scalars),
             "contrast": self._contrast_off(scalars),

@@ -47,7 +47,7 @@ def not_finite(model: Model) -> list[str]:
 
 
 def diverging(look: Look, model: Model, steps: int, explain: bool) -> Finding:
-    """Finds why samples are not finite: overflow in D, or a wrong call."""
+    """Explains non-finite samples: overflow in D, or a wrong call."""
     shape = (look.count, *build.image_shape(model.config))
     deviation = model.config.teacher.sigma_data
     x0 = np.random.default_rng(look.seed).normal(0, deviation, shape).astype(np.float32)
@@ -63,7 +63,7 @@ def diverging(look: Look, model: Model, steps: int, explain: bool) -> Finding:
 def findings(
     look: Look, model: Model, curves: Curves, steps: int, explain: bool
 ) -> tuple[Finding, ...]:
-    """Faults of the call, each named by the correction that fixes the curves."""
+    """Faults of the call, named by the correction that fixes them."""
     faults = calibration.faults(curves)
     if not faults:
         return ()
@@ -188,7 +188,7 @@ UNCHANGED = {"scale": 1.0, "shift": 0.0, "sigma": 1.0}
 
 
 def _changed(denoise: Denoise) -> Denoise:
-    """D(scale * xt - shift; factor * sigma), with these numbers in the parameter tree.
+    """D(scale * xt - shift; factor * sigma), the numbers being parameters.
 
     Its parameters are {"network": the denoiser's, "call": {"scale", "shift", "sigma"}}.
     """

@@ -1,4 +1,4 @@
-"""Output files of a probe: a figure, and a config with its proposals."""
+"""Output files of a probe: a figure and a proposed config."""
 
 import dataclasses
 import io

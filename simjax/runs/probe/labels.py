@@ -20,7 +20,7 @@ ALIKE = 1e-3  # classes are identical below this share of the largest difference
 
 
 def fault(look: Look, model: Model, x0: Float[np.ndarray, "n h w c"], sigma: float) -> str:
-    """Message about a fault of the class labels, or "" if none is found.
+    """Describes a fault of the class labels; "" if none is found.
 
     Args:
       x0: samples of the model.

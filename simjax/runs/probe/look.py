@@ -46,7 +46,7 @@ def conditions(model: Model, count: int, prompts: Sequence[str] = ()) -> Conditi
 
 
 class Look:
-    """Fixed noise and conditions, with which a model and its corrections are sampled.
+    """Samples and curves of a model and its corrections, from fixed noise.
 
     Compiled programs are cached per denoiser; calls that differ only in parameters share them.
 
@@ -164,7 +164,7 @@ def called(model: Model) -> Denoise:
 
 
 def _predicts_noise(config: c.Config) -> bool:
-    """Whether D's error is sigma times the network's error at high noise levels."""
+    """Whether D's error grows with sigma, as with eps prediction."""
     family = FAMILIES[config.teacher.precondition].precondition(config.teacher.sigma_data)
     high = 1e3 * config.teacher.sigma_data
     return bool(abs(family(jnp.full(1, high)).c_out[0]) > 0.1 * high)

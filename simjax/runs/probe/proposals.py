@@ -41,7 +41,9 @@ def changes_of(config: c.Config, found: Proposal) -> dict[str, tuple[Any, str]]:
 
 
 def with_changes(config: c.Config, changes: dict[str, tuple[Any, str]]) -> c.Config:
-    """The config with the proposed changes; a new sigma law resets its options.
+    """The config with the proposed changes.
+
+    A new sigma law resets the options of the previous one.
 
     >>> changed = with_changes(c.Config(), {"generator.sigma_init": (3.0, "reason")})
     >>> changed.generator.sigma_init
