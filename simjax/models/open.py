@@ -158,7 +158,7 @@ def _of_run(
 
 
 def _reader(config: c.Config, wanted: Wanted, run: epath.Path | None) -> Read | None:
-    """The prompt encoder: of a run with captions from templates, or `wanted.encoder`.
+    """The prompt encoder of a run with template captions, or `wanted.encoder`.
 
     Raises:
       ConfigError: the network reads no captions, or was trained with another encoder.

@@ -138,7 +138,7 @@ def _read_transformer(file: LocalFile, family: str) -> Read:
         raise ConfigError(f"{file.path}: {error}") from error
     is_noise = precondition == identify.DDPM
     if is_noise and not (file.path.is_dir() and identify.require_schedule(Path(file.path))):
-        assumed = (*assumed, f"it predicts the noise of {type(network).__name__}'s schedule")
+        assumed = (*assumed, f"eps prediction with the noise schedule of {type(network).__name__}")
     names = [path.name for path in weights.files]
     note = {"files": ", ".join(names[:MOST_NAMED]) + ", ..." * (len(names) > MOST_NAMED)}
     note |= {"state_dict": weights.key} if weights.key else {}

@@ -1,4 +1,4 @@
-"""Real images for distillation losses that use them (SiDA, RealUID).
+"""Real images for distillation methods that use them (e.g. SiDA, RealUID).
 
 A small data set is replicated on every device, and the step samples from it. From a large one,
 each process prefetches its part of the next call's images (runtime/stream.py).

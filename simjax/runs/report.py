@@ -231,7 +231,7 @@ def show(result: dict[str, Any]) -> None:
             continue
         real, accuracy = space["reference"], space["extractor"].get("held_out_accuracy")
         note = "" if accuracy is None else f"; its held-out accuracy is {accuracy:.3f}"
-        count = "unknown number of" if real["images"] is None else real["images"]
+        count = "an unknown number of" if real["images"] is None else real["images"]
         unknown = real["protocol"].get("extractor") == reference.UNKNOWN
         note += f" ({reference.UNKNOWN})" if unknown else ""
         print(f"{name}: {space['extractor']['features']}{note}; against {count} of {real['name']}")
@@ -243,9 +243,9 @@ def _clip_protocol(space: dict[str, Any]) -> str:
     parts = [f"{network['network']} (sha256 {network['weights_sha256'][:12]})"]
     if agreement:
         parts.append(
-            f"clip_score is {agreement['weight']:g} max(cos, 0); {agreement['prompts']} prompts of "
-            f"{agreement['prompts_name']} in turn, {agreement['truncated']} of them cut"
+            f"clip_score = {agreement['weight']:g} max(cos, 0); {agreement['prompts']} prompts of "
+            f"{agreement['prompts_name']} (cycled), {agreement['truncated']} truncated"
         )
     if head:
-        parts.append(f"aesthetic is by {head['head']} (sha256 {head['weights_sha256'][:12]})")
+        parts.append(f"aesthetic head: {head['head']} (sha256 {head['weights_sha256'][:12]})")
     return "; ".join(parts)

@@ -42,7 +42,7 @@ from simjax.typing import (
 
 
 def pretraining(config: c.Config, denoise: Denoise, mesh: Mesh) -> Training:
-    """Training of a teacher by denoising score matching.
+    """Training of a teacher with the denoising loss.
 
     The compiled call's constants are (images, class numbers, captions) of the whole data set.
     """
@@ -139,7 +139,7 @@ def arguments_like(
     Args:
       made: the distillation.
       params: the teacher's parameters, or their shapes.
-      real: shapes of the real images; by default those of one step's images, read ahead.
+      real: shapes of the real images; by default those of one step's prefetched images.
     """
     teacher = jax.eval_shape(functools.partial(frozen, config), params)
     captions = jax.eval_shape(functools.partial(any_captions, config))

@@ -195,8 +195,8 @@ def test_the_network_the_weight_and_the_prompts_are_told(made):
         ).hexdigest(),
     }
     _, said = made.done[LINES["both"]]
-    assert f"clip: clip (sha256 {network[:12]}); clip_score is 100 max(cos, 0); 3 prompts" in said
-    assert "1 of them cut; aesthetic is by head.pth" in said
+    assert f"clip: clip (sha256 {network[:12]}); clip_score = 100 max(cos, 0); 3 prompts" in said
+    assert "1 truncated; aesthetic head: head.pth" in said
 
 
 @pytest.mark.parametrize("line", list(MISTAKES))

@@ -1,4 +1,4 @@
-"""What is compiled while a teacher is made is what the run calls; anything else is built anew."""
+"""The step compiled while the teacher is made is used if it matches, otherwise rebuilt."""
 
 import dataclasses
 import types
@@ -13,7 +13,7 @@ from tests.helpers.configs import small
 
 @pytest.fixture
 def built(monkeypatch) -> list:
-    """What setup.distillation has made."""
+    """Records the return values of setup.distillation."""
     found, make = [], setup.distillation
 
     def distillation(*arguments):
@@ -25,7 +25,7 @@ def built(monkeypatch) -> list:
 
 
 def made(options, constants=None) -> types.SimpleNamespace:
-    """As far as `ahead` reads it, the teacher of a config."""
+    """A stub of the config's teacher with the attributes that `ahead` reads."""
     planned = port.plan(options)
     denoise, _ = build.blank(planned)
     mesh = sharding.make_mesh()
@@ -34,14 +34,14 @@ def made(options, constants=None) -> types.SimpleNamespace:
     )
 
 
-def test_the_run_calls_what_was_compiled_meanwhile(built):
+def test_the_precompiled_step_is_used(built):
     options = small()
     with ahead.distillation(options) as of:
         model = made(options)
     assert [of(model)] == built
 
 
-def test_another_network_than_was_planned_is_built(built):
+def test_a_different_teacher_rebuilds_the_step(built):
     options = small()
     other = made(dataclasses.replace(options, batch=2 * options.batch))
     with ahead.distillation(options) as of:
@@ -51,7 +51,7 @@ def test_another_network_than_was_planned_is_built(built):
     assert len(built) == 3
 
 
-def test_a_network_that_only_its_file_tells_is_built_when_it_is_there(built):
+def test_a_network_unknown_before_porting_is_built_after_it(built):
     options = small()
     unknown = dataclasses.replace(options, network=None)
     unknown.teacher = dataclasses.replace(unknown.teacher, source="/none/net.pkl", steps=0)

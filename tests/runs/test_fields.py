@@ -1,4 +1,7 @@
-"""A field that is set is read, or refused: for every field, law, loss, distance and source."""
+"""Every config field that is set is either read or refused.
+
+Checked for every field, sigma law, loss, distance and teacher source.
+"""
 
 import copy
 import dataclasses
@@ -26,8 +29,8 @@ from simjax.runtime import sharding
 from tests.helpers.configs import load, small
 from tests.helpers.fields import LEAVES, changed, is_refused
 
-# Read by every run, or refused elsewhere (its test): a new field of the schema is listed here, or
-# has its place in simjax/runs/fields.py.
+# Fields that every run reads, or that other code refuses (its test is named). A new field of the
+# schema must be listed here or handled in simjax/runs/fields.py.
 READ_BY_EVERY_RUN = {
     *("seed", "steps", "batch", "accumulate", "steps_per_call", "fsdp"),
     *("fake_score_updates", "generator.start", "fake_score.pull"),
@@ -47,12 +50,12 @@ READ_BY_EVERY_RUN = {
     *("loss.name", "loss.distance", "loss.units", "loss.scale"),
     *("evaluation.reference", "evaluation.teacher_steps", "evaluation.batch"),
     *("probe", "grid", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"),
-    "checkpoint_limit",  # of runs with several processes: the machines decide, not the config
+    "checkpoint_limit",  # read only with several processes, whatever the config
 }
 
 
 def bases() -> dict[str, config.Config]:
-    """A config of every choice, with everything else as far as possible at its default."""
+    """One config per choice, with other fields at their defaults where possible."""
     trained = config.Config(network=load("digits").network)
     trained.teacher.steps, trained.data.source = 100, "digits"
     published = config.Config(teacher=config.Teacher(source="edm-cifar10-32x32-cond-vp"))
@@ -106,13 +109,13 @@ BASES = bases()
 
 
 @pytest.mark.parametrize("path", LEAVES)
-def test_a_field_is_read_by_every_run_or_refused_where_it_is_not(path):
+def test_a_field_is_read_by_every_run_or_refused_by_some(path):
     refused = {name for name, base in BASES.items() if is_refused(base, path)}
     if path in READ_BY_EVERY_RUN:
         assert not refused
     else:
-        assert refused, f"{path} is always read: list it here; or place it in fields.py"
-        assert refused < set(BASES), f"{path} is never read: what is it for?"
+        assert refused, f"{path} is never refused: list it here, or handle it in fields.py"
+        assert refused < set(BASES), f"{path} is never read: remove it, or add a config to bases()"
 
 
 def test_only_fields_of_the_schema_are_listed():
@@ -123,7 +126,7 @@ def test_only_fields_of_the_schema_are_listed():
             assert {*choice.unread, *choice.read} <= groups, choice
 
 
-def test_every_field_is_named_where_it_is_read():
+def test_every_field_name_occurs_in_the_code():
     folder = Path(simjax.__file__).parent
     ours = (folder / "config.py", folder / "fields.py")
     text = "\n".join(path.read_text() for path in folder.rglob("*.py") if path not in ours)
@@ -132,7 +135,7 @@ def test_every_field_is_named_where_it_is_read():
 
 
 class Watched:
-    """A record of a config that keeps the names of the fields that were read."""
+    """Wraps a config section and records which fields are read."""
 
     def __init__(self, record):
         self._record, self.seen = record, set()
@@ -144,14 +147,14 @@ class Watched:
 
 
 def declared(options: config.Config, part: str) -> set[str]:
-    """The fields of one record that fields.py takes for read."""
+    """Fields of one config section that fields.py declares as read."""
     unread = {path for choice in fields.choices(options) for path in choice.unread}
     inside = [path for path in LEAVES if path.rpartition(".")[0] == part]
     return {path.rpartition(".")[2] for path in inside if path not in unread}
 
 
 @pytest.mark.parametrize("law", SIGMA_LAWS)
-def test_a_law_reads_what_is_declared(law):
+def test_a_sigma_law_reads_the_declared_fields(law):
     options = BASES[f"generator, {law}"]
     watched = Watched(options.generator.sigma)
     jax.eval_shape(lambda: setup._draw_sigma(jax.random.key(0), law=watched, batch=2))
@@ -159,7 +162,7 @@ def test_a_law_reads_what_is_declared(law):
 
 
 @pytest.mark.parametrize("name", [*LOSSES, *DISTANCES])
-def test_a_loss_and_a_distance_read_what_is_declared(name):
+def test_losses_and_distances_read_the_declared_fields(name):
     options = copy.deepcopy(BASES[name])
     options.loss = watched = Watched(options.loss)
     found = setup.generator_loss(options, setup.distance(watched))
@@ -170,7 +173,7 @@ def test_a_loss_and_a_distance_read_what_is_declared(name):
 
 
 @pytest.mark.parametrize("name", ["published", "ddpm", "dpm", "churn", "flow", "sde"])
-def test_a_sampler_reads_what_is_declared(name):
+def test_a_sampler_reads_the_declared_fields(name):
     options = copy.deepcopy(BASES[name])
     options.network = load("digits").network
     options = config.resolved(options)
@@ -214,7 +217,7 @@ def test_a_sampler_reads_what_is_declared(name):
         ("own", "compute_dtype", "bfloat16", "Python code"),
     ],
 )
-def test_it_is_refused_with_what_applies_and_how_to_set_it_back(base, path, value, applies):
+def test_the_error_names_applicable_fields_and_the_reset_flag(base, path, value, applies):
     options = changed(BASES[base], **{path.replace(".", "__"): value})
     with pytest.raises(ConfigError) as error:
         fields.require_read(options)
@@ -226,25 +229,25 @@ def test_it_is_refused_with_what_applies_and_how_to_set_it_back(base, path, valu
     fields.require_read(changed(options, **{path.replace(".", "__"): default}))
 
 
-def test_several_are_refused_at_once():
+def test_one_error_lists_all_fields_without_effect():
     options = changed(BASES["trained"], loss__alpha=1.0, scan_blocks=False)
     with pytest.raises(ConfigError, match=r"(?s)scan_blocks = False.*loss.alpha = 1.0"):
         check.check(options, devices=1)
 
 
-def test_default_values_of_another_law_are_not_set():
-    # The generator's default is Sigma(mean=-3.5, std=2.5): a new Sigma has others.
+def test_default_values_of_another_law_do_not_count_as_set():
+    # The generator's default is Sigma(mean=-3.5, std=2.5); a new Sigma has other defaults.
     options = changed(BASES["trained"], generator__sigma=config.Sigma(law="karras"))
     check.check(options, devices=1)
 
 
-def test_a_new_run_is_refused_and_leaves_nothing(tmp_path):
+def test_a_refused_run_leaves_no_directory(tmp_path):
     with pytest.raises(ConfigError, match="loss.alpha"):
         distill.distill(changed(small(), loss__alpha=1.0), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_holds_one_already_goes_on(tmp_path, monkeypatch):
+def test_a_run_with_a_stored_field_without_effect_resumes(tmp_path, monkeypatch):
     def obtain(*arguments):
         raise InterruptedError
 
@@ -258,7 +261,7 @@ def test_a_run_that_holds_one_already_goes_on(tmp_path, monkeypatch):
         distill.distill(changed(old, evaluation__best="x"), str(tmp_path))
 
 
-def test_a_stored_run_that_holds_one_opens_but_begins_no_other(tmp_path):
+def test_a_stored_field_without_effect_loads_but_cannot_start_a_run(tmp_path):
     old = changed(small(), loss__alpha=1.0)
     module = build.module(old)
     weights = jax.tree.map(np.asarray, as_denoise(module)[1])

@@ -1,4 +1,4 @@
-"""Whole runs with a config that notes what is read: a field without effect is refused when set."""
+"""Whole runs that record which config fields are read; all others must be refused."""
 
 import dataclasses
 import itertools
@@ -13,19 +13,19 @@ from tests.helpers.configs import TEACHER, load, shrunk, small
 from tests.helpers.fields import LEAVES, changed, is_refused
 from tests.helpers.recorded import recorded
 
-# Read where no run of one process on one device comes, or by what only completes and resolves a
-# config (simjax/config/checks.py); beside each the test that it has an effect.
+# Fields that are not read in a run of one process on one device, or only while the config is
+# completed (simjax/config/checks.py), each with the test of its effect.
 ELSEWHERE = {
     "dropout": "tests/test_configs.py",
-    "teacher.steps": "tests/test_configs.py",  # refused with a source
-    "teacher.family": "tests/test_configs.py",  # refused without one, as generator's
+    "teacher.steps": "tests/test_configs.py",  # refused with teacher.source
+    "teacher.family": "tests/test_configs.py",  # refused without teacher.source
     "generator.family": "tests/test_configs.py",
     "checkpoint_limit": "tests/whole_runs/test_preemption.py",
 }
 
 
 def trained(directory: Path) -> config.Config:
-    """The digits' teacher and generator in two steps each, with every measurement."""
+    """Teacher and generator for digits, two steps each, with all metrics."""
     options = changed(small(), steps=2, teacher__steps=2, batch=4, teacher__batch=4)
     options = changed(options, steps_per_call=1, log_every=1, sample_every=1, checkpoint_every=1)
     measured = {"samples": 20, "batch": 10, "teacher_steps": (2, 1), "every": 1, "limit": 30}
@@ -52,7 +52,7 @@ def captioned(directory: Path) -> config.Config:
 
 
 def with_real(directory: Path) -> config.Config:
-    """SiDA, whose discriminator counts in the second step."""
+    """SiDA, whose discriminator loss starts in the second step."""
     options = changed(trained(directory), real__source="digits", loss__name="sid")
     scales = {"fake_score_scale": 1.0, "generator_scale": 0.1, "start": 4}
     return dataclasses.replace(options, adversarial=config.Adversarial(**scales))
@@ -62,7 +62,7 @@ RUNS = {"trained": trained, "real": with_real, "published": published, "captione
 
 
 def idle(name: str, directory: Path) -> set[str]:
-    """The fields that a run does not read, and accepts when they are set."""
+    """Fields that a run neither reads nor refuses."""
     options = RUNS[name](directory)
     watched, seen = recorded(options)
     distill.distill(watched, str(directory / "run"))
@@ -89,12 +89,12 @@ print("idle:", sorted(here.idle({name!r}, Path({directory!r}))))
     ],
 )
 def test_a_run_reads_every_field_that_is_not_refused(name, tmp_path):
-    """In a process of its own, where what earlier tests have traced is not looked through."""
-    said = subprocesses.on_devices(1, PROGRAM.format(name=name, directory=str(tmp_path)))
-    assert said.splitlines()[-1] == "idle: []"
+    """In a subprocess, so that functions traced by earlier tests are traced again."""
+    output = subprocesses.on_devices(1, PROGRAM.format(name=name, directory=str(tmp_path)))
+    assert output.splitlines()[-1] == "idle: []"
 
 
-def test_what_is_not_read_by_a_run_of_one_choice_is_refused():
+def test_unread_loss_options_are_refused():
     assert {"loss.alpha", "loss.delta"} <= {
         path for path in LEAVES if is_refused(trained(Path()), path)
     }

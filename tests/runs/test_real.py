@@ -1,4 +1,4 @@
-"""Real images of a distillation: refused at the start, or brought to the step, the same ones."""
+"""Real images in distillation: checked at start, sampled reproducibly in the step."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_images_that_do_not_fit_are_refused_before_the_run_begins(name, monkeypatch, tmp_path):
+def test_mismatched_images_are_refused_before_the_run_starts(name, monkeypatch, tmp_path):
     images, labels, classes, message = WRONG[name]
     options = sida(real__source=source_of(images, labels, classes, monkeypatch))
     with pytest.raises(ConfigError) as error:
@@ -51,7 +51,7 @@ def test_images_that_do_not_fit_are_refused_before_the_run_begins(name, monkeypa
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_missing_source_is_refused_with_the_ways_out(tmp_path):
+def test_a_missing_source_is_refused_with_remedies(tmp_path):
     for options, needs in (
         (sida(real__source=""), "adversarial.fake_score_scale = 1.0"),
         (changed(load("digits", "real_uid"), real__source=""), "loss.name = 'real_uid'"),
@@ -74,20 +74,20 @@ def test_a_missing_source_is_refused_with_the_ways_out(tmp_path):
         ({"fake_score__optim__clip": -1.0}, "expected 0 (none) or more"),
     ],
 )
-def test_parts_without_their_whole_are_refused(fields, message):
+def test_invalid_adversarial_settings_are_refused(fields, message):
     with pytest.raises(ConfigError) as error:
         check.check(changed(small(), **fields), devices=1)
     assert message in str(error.value)
 
 
-def test_a_divergence_is_of_diff_instruct_and_a_discriminator_is_not_guided():
+def test_divergence_needs_diff_instruct_and_a_discriminator_excludes_guidance():
     with pytest.raises(ConfigError, match="weighs Diff-Instruct's gradient, but loss.name = 'sid'"):
         check.check(sida(adversarial__divergence="js"), devices=1)
     with pytest.raises(ConfigError, match="one evaluation of the fake score"):
         check.check(sida(guidance="lsg", teacher__guidance=2.0), devices=1)
 
 
-def test_a_network_without_logits_is_refused():
+def test_a_discriminator_needs_a_unet():
     options = sida()
     options.network = config.DiT(resolution=8, label_dim=10)
     with pytest.raises(ConfigError, match="is the encoder of a U-Net .SongUNet, AdmUNet., and DiT"):
@@ -106,11 +106,11 @@ def test_a_method_without_data_opens_none(monkeypatch):
 
     monkeypatch.setitem(data.SOURCES, "digits", never)
     assert real.open_images(load("digits")) is None
-    assert real.open_images(dataclasses.replace(sida(), network=None)) is None  # not known yet
+    assert real.open_images(dataclasses.replace(sida(), network=None)) is None  # network unknown
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 3])
-def test_read_ahead_they_are_those_of_the_order_with_their_labels(steps_per_call, monkeypatch):
+def test_prefetched_images_follow_the_shuffled_order_with_their_labels(steps_per_call, monkeypatch):
     monkeypatch.setattr(real, "MOST_ON_DEVICE", 0)
     options = dataclasses.replace(sida(), batch=6, steps_per_call=steps_per_call)
     dataset, mesh = real.open_images(options), sharding.make_mesh()
@@ -121,15 +121,15 @@ def test_read_ahead_they_are_those_of_the_order_with_their_labels(steps_per_call
         assert rows.images.shape == (steps_per_call, 2, 6, 8, 8, 1)
         found = real.like(options, dataset, mesh)
         assert found.images.dtype == rows.images.dtype
-        for turn in range(step, step + steps_per_call):
+        for number in range(step, step + steps_per_call):
             for read in range(2):
-                indices = order(options.seed, dataset.size, 2 * turn + read, 6)
-                here = turn % steps_per_call, read
+                indices = order(options.seed, dataset.size, 2 * number + read, 6)
+                here = number % steps_per_call, read
                 np.testing.assert_array_equal(rows.images[here], images[indices])
                 np.testing.assert_array_equal(rows.labels[here], dataset.labels[indices])
 
 
-def test_on_the_device_they_are_all_there_and_what_was_compiled_for():
+def test_images_on_the_device_are_complete_and_match_the_compiled_shapes():
     options, mesh = sida(), sharding.make_mesh()
     dataset = real.open_images(options)
     found, like = real.images_at(options, dataset, mesh, 1)(0), real.like(options, dataset, mesh)
@@ -141,14 +141,14 @@ def test_on_the_device_they_are_all_there_and_what_was_compiled_for():
 
 
 @pytest.mark.parametrize("as_rows", [False, True])
-def test_an_update_has_the_condition_of_its_real_images(as_rows, monkeypatch):
+def test_an_update_is_conditioned_on_the_labels_of_its_real_images(as_rows, monkeypatch):
     labels = np.arange(40) % 10
     images = np.broadcast_to(np.uint8(20 * labels)[:, None, None, None], (40, 8, 8, 1))
     options = changed(load("digits", "real_uid"), batch=4, fake_score_updates=2)
     options.real.source = source_of(images, labels, 10, monkeypatch)
     mesh = sharding.make_mesh()
     given = real.images_at(options, real.open_images(options), mesh, 2)(0)
-    if as_rows:  # three steps, two updates of each
+    if as_rows:  # three steps of two updates
         given = update.ImageRows(
             images[:24].reshape(3, 2, 4, 8, 8, 1), np.int32(labels[:24].reshape(3, 2, 4))
         )
@@ -171,7 +171,7 @@ def test_an_update_has_the_condition_of_its_real_images(as_rows, monkeypatch):
         before = classes
 
 
-def test_a_notebook_distils_with_real_images():
+def test_distillation_in_python_uses_real_images():
     def denoise(params, xt, sigma, cond):
         return xt * params["scale"]
 

@@ -1,4 +1,4 @@
-"""What may differ when a run is started again: every field is decided, and what may does go on."""
+"""Resuming runs: which config fields may change, and bitwise-equal continuation."""
 
 import io
 import json
@@ -20,14 +20,14 @@ STEPS = 6
 
 
 def tiny(source, **fields) -> config.Config:
-    """A run whose rates are constant, with a checkpoint in the middle."""
+    """A run with constant learning rates and a checkpoint halfway."""
     every = {"log_every": 1, "sample_every": 3, "checkpoint_every": 3}
     return published(source, **{"steps": STEPS} | every | fields)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The source of a teacher and the directory of a finished run, all of its checkpoints kept."""
+    """A teacher's file and the directory of a finished run with all its checkpoints."""
     where = tmp_path_factory.mktemp("finished")
     checkpoints.write(where / "net.pkl", TEACHER)
     distill.distill(tiny(where / "net.pkl", keep_checkpoints=10), str(where / "run"))
@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
 
 
 def tables(field: str) -> list[str]:
-    """Those that decide it."""
+    """Names of the tables in resume.py that contain a field."""
     found = [name for name in ("FREE", "MEASURED", "DATA", "FIXED") if in_table(name, field)]
     return found + ["STEPS"] * (field == resume.STEPS)
 
@@ -45,13 +45,13 @@ def in_table(name: str, field: str) -> bool:
 
 
 @pytest.mark.parametrize("field", config.known_fields())
-def test_every_field_is_decided_once(field):
+def test_every_field_is_in_exactly_one_table(field):
     assert len(tables(field)) == 1, (
         f"{field}: put it into one of the tables of simjax/runs/resume.py"
     )
 
 
-def test_what_the_tables_name_exists():
+def test_the_tables_list_only_existing_fields():
     fields = config.known_fields()
     for name in (*resume.FREE, *resume.MEASURED, *resume.DATA, *resume.FIXED):
         assert any(field == name or field.startswith(f"{name}.") for field in fields), name
@@ -63,7 +63,7 @@ def plan(directory, current: config.Config) -> resume.Plan:
 
 @pytest.fixture
 def unfinished(finished, tmp_path):
-    """A copy of the run, stopped at half of its steps."""
+    """A copy of the run, stopped halfway."""
     source, directory = finished
     shutil.copytree(directory, tmp_path / "run")
     (tmp_path / "run" / "report.json").unlink()
@@ -87,13 +87,13 @@ def unfinished(finished, tmp_path):
         ("adversarial.start", 7),
     ],
 )
-def test_what_changes_the_result_is_refused_by_its_name(unfinished, field, value):
+def test_a_change_of_a_fixed_field_is_refused(unfinished, field, value):
     source, directory = unfinished
     with pytest.raises(ConfigError, match=f"\n  {field}: .* -> {value!r}\n.*--workdir"):
         plan(directory, tiny(source, **{field: value, "log_every": 4}))
 
 
-def test_the_data_that_train_a_teacher_stay_and_those_that_judge_may_change(unfinished):
+def test_reference_data_may_change_but_training_data_may_not(unfinished):
     source, directory = unfinished
     assert plan(directory, tiny(source, **{"data.source": "digits"})).has_work
     written = json.loads((directory / "config.json").read_text())
@@ -106,7 +106,7 @@ def test_the_data_that_train_a_teacher_stay_and_those_that_judge_may_change(unfi
         plan(directory, changed)
 
 
-def test_steps_grow_or_shrink_to_those_that_are_done(unfinished):
+def test_steps_may_change_but_not_below_the_steps_done(unfinished):
     source, directory = unfinished
     for steps in (3, 5, 100):
         assert plan(directory, tiny(source, steps=steps)).has_work
@@ -115,13 +115,13 @@ def test_steps_grow_or_shrink_to_those_that_are_done(unfinished):
 
 
 @pytest.mark.parametrize("who", ["generator", "fake_score"])
-def test_steps_that_a_schedule_depends_on_stay(unfinished, who):
+def test_steps_are_fixed_if_a_learning_rate_decays(unfinished, who):
     source, directory = unfinished
     decaying = {f"{who}.optim.final_lr": 0.1}
     rewrite(directory, tiny(source, **decaying))
     with pytest.raises(ConfigError, match=f"{who}.optim.final_lr = 0.1.*generator.source"):
         plan(directory, tiny(source, steps=100, **decaying))
-    shutil.rmtree(directory / "checkpoints")  # before the first one nothing depends on it
+    shutil.rmtree(directory / "checkpoints")  # before the first checkpoint steps may change
     assert plan(directory, tiny(source, steps=100, **decaying)).has_work
 
 
@@ -129,7 +129,7 @@ def rewrite(directory, options: config.Config) -> None:
     (directory / "config.json").write_text(json.dumps(config.to_dict(options)))
 
 
-def test_a_config_of_an_older_version_has_defaults_for_new_fields(unfinished):
+def test_new_fields_take_their_defaults_in_an_older_config(unfinished):
     source, directory = unfinished
     values = json.loads((directory / "config.json").read_text())
     del values["checkpoint_limit"], values["loss"]["rate"], values["keep_checkpoints"]
@@ -137,17 +137,17 @@ def test_a_config_of_an_older_version_has_defaults_for_new_fields(unfinished):
     assert plan(directory, tiny(source)).changed == ()
 
 
-def test_a_broken_config_is_refused(unfinished):
+def test_invalid_json_is_refused(unfinished):
     source, directory = unfinished
     (directory / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="not valid JSON.*--workdir"):
         plan(directory, tiny(source))
 
 
-def test_calls_end_at_multiples_from_any_checkpoint(unfinished):
+def test_steps_per_call_is_reduced_to_divide_the_checkpoint_step(unfinished):
     source, directory = unfinished
     said = []
-    for given, expected in ((1, 1), (3, 3), (6, 3), (2, 1), (4, 1)):  # after three steps
+    for given, expected in ((1, 1), (3, 3), (6, 3), (2, 1), (4, 1)):  # with 3 steps done
         options = tiny(source, steps_per_call=given)
         found = resume.aligned(options, resume.epath.Path(directory), said.append)
         assert found.steps_per_call == expected
@@ -162,10 +162,8 @@ def logged(directory) -> list[int]:
     return [json.loads(line)["step"] for line in (directory / "metrics.jsonl").open()]
 
 
-def test_a_finished_run_grows_with_other_settings_and_ends_bitwise_equal(
-    finished, tmp_path, capsys
-):
-    # At step 3 of the run that the fixture made: as if that had been its end.
+def test_a_finished_run_is_extended_with_other_settings_bitwise(finished, tmp_path, capsys):
+    # The fixture's run cut back to step 3, as if it had ended there.
     source, complete = finished
     directory = tmp_path / "run"
     shutil.copytree(complete, directory)
@@ -173,7 +171,7 @@ def test_a_finished_run_grows_with_other_settings_and_ends_bitwise_equal(
     (directory / "samples" / f"generator_{STEPS:08d}.png").unlink()
     rewrite(directory, tiny(source, steps=3))
     changed = {
-        "steps_per_call": 2,  # does not divide the three steps done
+        "steps_per_call": 2,  # does not divide the 3 steps done
         "checkpoint_every": 2,
         "log_every": 2,
         "sample_every": 6,
@@ -193,7 +191,7 @@ def test_a_finished_run_grows_with_other_settings_and_ends_bitwise_equal(
     assert logged(directory) == [1, 2, 3, 4, 6]
     assert checkpoint.steps_in(resume.epath.Path(directory / "checkpoints")) == [6]
     strip = np.asarray(Image.open(directory / "samples" / "progress.png"))
-    assert strip.shape == (2 * 72, 3 * 72)  # step 6 and the teacher: those before were 2 x 2
+    assert strip.shape == (2 * 72, 3 * 72)  # step 6 and the teacher; earlier grids were 2 x 2
     assert not list(directory.glob("owner*"))
 
 
@@ -212,10 +210,8 @@ def zipped(path, shape, count: int) -> None:
 
 
 @pytest.mark.whole_runs
-@pytest.mark.parametrize("most", [2**28, 0], ids=["on the device", "read ahead"])
-def test_a_run_with_real_images_goes_on_bitwise_from_a_checkpoint(
-    finished, tmp_path, monkeypatch, most
-):
+@pytest.mark.parametrize("most", [2**28, 0], ids=["on the device", "prefetched"])
+def test_a_run_with_real_images_resumes_bitwise(finished, tmp_path, monkeypatch, most):
     """SiDA on a zip of 5,000 images."""
     monkeypatch.setattr(real, "MOST_ON_DEVICE", most)
     source, _ = finished
@@ -237,7 +233,7 @@ def test_a_run_with_real_images_goes_on_bitwise_from_a_checkpoint(
 
 @pytest.mark.whole_runs
 @pytest.mark.parametrize("renoise", ["fresh", "ddim"])
-def test_a_generator_of_four_calls_goes_on_bitwise_from_a_checkpoint(finished, tmp_path, renoise):
+def test_a_four_step_generator_resumes_bitwise(finished, tmp_path, renoise):
     source, _ = finished
     options = tiny(source, **{"generator.steps": 4, "generator.renoise": renoise})
     distill.distill(options, str(tmp_path))
@@ -256,7 +252,7 @@ def test_a_generator_of_four_calls_goes_on_bitwise_from_a_checkpoint(finished, t
     }
 
 
-def test_a_finished_run_of_other_measurements_is_measured_again(finished, tmp_path, capsys):
+def test_a_finished_run_is_evaluated_again_with_new_evaluation_settings(finished, tmp_path, capsys):
     source, complete = finished
     directory = tmp_path / "run"
     shutil.copytree(complete, directory)
@@ -269,11 +265,11 @@ def test_a_finished_run_of_other_measurements_is_measured_again(finished, tmp_pa
     assert capsys.readouterr().out.count("is finished") == 1
 
 
-def test_a_finished_run_prints_its_report_whatever_is_free(finished, monkeypatch, capsys):
+def test_a_finished_run_prints_its_report_despite_free_changes(finished, monkeypatch, capsys):
     source, directory = finished
     before = (directory / "config.json").read_bytes()
     monkeypatch.setattr(distill, "_distill", lambda *_: pytest.fail("it is finished"))
-    lock = owner.Lock(directory)  # to look at it, nothing need be owned
+    lock = owner.Lock(directory)  # printing a report needs no lock
     assert lock.attempt()
     distill.distill(tiny(source, remat="blocks", accumulate=2, log_every=1), str(directory))
     lock.release()
@@ -281,7 +277,7 @@ def test_a_finished_run_prints_its_report_whatever_is_free(finished, monkeypatch
     assert (directory / "config.json").read_bytes() == before
 
 
-def test_a_finished_run_without_its_checkpoints_is_not_trained_again(finished, tmp_path):
+def test_a_finished_run_without_checkpoints_cannot_be_extended(finished, tmp_path):
     source, complete = finished
     directory = tmp_path / "run"
     shutil.copytree(complete, directory)
@@ -290,7 +286,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_trained_again(finished, t
         plan(directory, tiny(source, steps=9))
 
 
-def test_a_second_program_writes_nothing(finished, tmp_path):
+def test_a_second_program_is_refused_and_writes_nothing(finished, tmp_path):
     source, _ = finished
     lock = owner.Lock(tmp_path)
     assert lock.attempt()
@@ -300,7 +296,7 @@ def test_a_second_program_writes_nothing(finished, tmp_path):
     lock.release()
 
 
-def test_a_run_starts_from_the_generator_of_another(finished, tmp_path):
+def test_a_run_can_start_from_the_generator_of_another(finished, tmp_path):
     source, complete = finished
     options = tiny(source, steps=2, **{"generator.source": str(complete)})
     started = []

@@ -1,4 +1,4 @@
-"""Runs that start from published checkpoints: to distil, to go on from, to measure, to look at."""
+"""Runs from published checkpoints, as teacher or as initial generator."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def tiny(source: str) -> config.Config:
 
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory):
-    """A finished run whose teacher's file is gone."""
+    """A finished run whose teacher file was deleted."""
     where = tmp_path_factory.mktemp("distilled")
     options = tiny(write(where / "net.pkl"))
     distill.distill(options, str(where / "run"))
@@ -52,15 +52,15 @@ def test_a_published_teacher_is_distilled_without_data(distilled):
     assert Image.open(workdir / "samples" / "teacher.png").size == (144, 144)
 
 
-def test_the_source_is_never_asked_again(distilled, capsys):
+def test_the_source_is_read_only_once(distilled, capsys):
     options, workdir = distilled
     (workdir / "report.json").unlink()
-    distill.distill(options, str(workdir))  # the file is gone: the run directory has the teacher
+    distill.distill(options, str(workdir))  # the teacher is loaded from the run directory
     assert "continuing from step 4" in capsys.readouterr().out
     assert (workdir / "report.json").exists()
 
 
-def test_a_stored_teacher_is_the_ported_one_fixed_frequencies_included(tmp_path):
+def test_a_stored_teacher_equals_the_ported_one_with_fixed_frequencies(tmp_path):
     source = write(tmp_path / "net.pkl", NCSNPP)
     monitor = Monitor(tmp_path)
     options = tiny(source)
@@ -79,7 +79,7 @@ def test_a_stored_teacher_is_the_ported_one_fixed_frequencies_included(tmp_path)
     )
 
 
-def test_a_generator_goes_on_from_its_own_checkpoint(tmp_path):
+def test_the_generator_starts_from_generator_source(tmp_path):
     options = tiny(write(tmp_path / "net.pkl"))
     options.generator.source = write(tmp_path / "sid.pkl", seed=1)
     monitor = Monitor(tmp_path)
@@ -100,7 +100,7 @@ def test_a_generator_goes_on_from_its_own_checkpoint(tmp_path):
         (NCSNPP, "the fixed frequencies"),
     ],
 )
-def test_a_generator_of_another_network_is_refused(other, message, tmp_path):
+def test_generator_source_with_another_network_is_refused(other, message, tmp_path):
     options = tiny(write(tmp_path / "net.pkl", NCSNPP))
     options.generator.source = write(tmp_path / "other.pkl", other, seed=1)
     monitor = Monitor(tmp_path)
@@ -109,7 +109,7 @@ def test_a_generator_of_another_network_is_refused(other, message, tmp_path):
         teacher.starting_generator(options, begun, tmp_path, monitor)
 
 
-def test_missing_data_are_noticed_before_training(tmp_path):
+def test_missing_data_are_refused_before_training(tmp_path):
     options = tiny(write(tmp_path / "net.pkl"))
     options.data.source = f"idx:{tmp_path / 'nowhere'}"
     with pytest.raises(ConfigError, match="nowhere"):
@@ -117,7 +117,7 @@ def test_missing_data_are_noticed_before_training(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_data_of_another_shape_are_refused_before_training(tmp_path):
+def test_mismatched_data_are_refused_before_training(tmp_path):
     options = tiny(write(tmp_path / "c.pkl", dataclasses.replace(TEACHER, label_dim=3)))
     options.data.source = "digits"
     with pytest.raises(ConfigError, match="10 classes; the network takes .* and 3"):
@@ -125,7 +125,7 @@ def test_data_of_another_shape_are_refused_before_training(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_data_that_no_device_holds_train_no_teacher(tmp_path, monkeypatch):
+def test_a_data_set_too_large_for_the_device_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(teacher, "LARGEST_DATA", 1000)
     options = load("digits")
     with pytest.raises(ConfigError, match="Use a published teacher"):
@@ -142,7 +142,7 @@ def test_data_that_no_device_holds_train_no_teacher(tmp_path, monkeypatch):
         ("cifar10", ["--config.teacher.steps=8"], "brings its network and needs no training"),
     ],
 )
-def test_a_wrong_source_gets_one_message(name, flags, message, tmp_path):
+def test_a_wrong_source_gives_one_error_message(name, flags, message, tmp_path):
     done = command(tmp_path / "run", *flags, config=run_config(name), cwd=tmp_path)
     assert message in refused(done)
 

@@ -87,7 +87,7 @@ def of_guidance(look: Look, model: Model, steps: int) -> tuple[Finding, ...]:
     x0 = look.drawn(model, steps)
     guidance = model.config.teacher.guidance
     if x0 is None:
-        return (Finding("guidance", f"with guidance {guidance} samples are not finite."),)
+        return (Finding("guidance", f"samples are not finite; lower guidance = {guidance}."),)
     found = look.curves(model, x0)
     slope = np.min(found.slope[(found.share > 0.02) & (found.share < 0.9)], initial=1.0)
     if slope > GUIDED_SLOPE:
