@@ -73,7 +73,7 @@ def test_it_writes_curves_a_picture_and_a_config_that_a_run_accepts(folder):
         (("--source=run", "--write=mine.txt"), "expected a Python file, as configs/mine.py"),
         (("--source=run", "--levels=2"), "levels"),
         (("--source=run", "--prompt=a cat"), "SongUNet reads no prompts"),
-        (("--source=pixart",), "give prompts and the encoder that reads them"),
+        (("--source=pixart",), "pass prompts and their encoder"),
         (("--source=pixart", "--prompt=a cat"), "reads no prompts; leave them out, or pass the"),
         (("--source=run", "--encoder=t5"), "reads no captions; leave the encoder out"),
     ],

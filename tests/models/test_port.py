@@ -52,7 +52,7 @@ def test_network_is_read_from_the_checkpoint_and_every_value_is_ported(name, tmp
 
 @pytest.mark.parametrize("name", ["ddpmpp", "adm"])
 def test_sida_generator_ports_like_edm(name, tmp_path):
-    """SiDA's classes have other names but the same parameters."""
+    """SiDA's network classes have other names but the same parameters."""
     for folder, suffix in (("edm", ""), ("sida", "_EncoderDecoder")):
         (tmp_path / folder).mkdir()
         checkpoints.write(tmp_path / folder / "net.pkl", NETWORKS[name], suffix=suffix)

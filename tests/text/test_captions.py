@@ -112,7 +112,7 @@ def test_networks_and_captions_fit_together(made):
     with pytest.raises(ConfigError, match="DiT reads no captions; leave them out"):
         require_fit(config.DiT(), made)
     for change in ({"caption_channels": 32}, {"caption_length": 5}):
-        with pytest.raises(ConfigError, match="of up to 6 tokens of 16 channels"):
+        with pytest.raises(ConfigError, match="have up to 6 tokens of 16 channels"):
             require_fit(dataclasses.replace(network, **change), made)
 
 
