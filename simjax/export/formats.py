@@ -127,7 +127,8 @@ def _write_own(generator: Generator, folder: Path) -> list[str]:
 def _compare_own(generator: Generator, folder: Path) -> str:
     config, weights = read(folder)
     same = _compare_weights(generator.weights, weights, folder / WEIGHTS)
-    images = sampler(config, *build.denoiser(config, weights))(*inputs(config))
+    sample = sampler(config, *build.denoiser(config, weights))
+    images = sample(*inputs(generator.config))  # of its seed, which an export does not keep
     return f"{same}; {_compare_images(generator, images, folder / WEIGHTS)}"
 
 

@@ -302,6 +302,7 @@ CASES = {
     "four calls": (DIT, "ddpm_linear", {"generator": config.Generator(steps=4)}, "diffusers"),
     "captions": (config.PixArt(**vars(PIXART) | {"caption_length": 9}), "edm", {}, None),
     "bfloat16": (TEACHER, "edm", {"compute_dtype": "bfloat16"}, "edm"),
+    "seed 1": (TEACHER, "edm", {"seed": 1}, "edm"),
 }
 
 
