@@ -35,6 +35,7 @@ import matplotlib
 import simjax
 from simjax import config as c
 from simjax.models import samplers
+from simjax.models.open import is_export
 from simjax.runs import report, teacher
 from simjax.runtime import checkpoint, processes, storage
 from simjax.runtime.monitor import Monitor
@@ -144,11 +145,17 @@ def train_teacher(study: Study, seed: int) -> simjax.Model:
         return teacher.obtain(settings(study, seed), workdir, Monitor(workdir))
 
 
-def teacher_of(run: str, study: Study, seed: int) -> simjax.Model:
-    """Loads a run's teacher, with the study's settings and the run's data."""
-    found = simjax.load(run, network="teacher")
+def stored_teacher(source: str) -> simjax.Model:
+    """Loads the teacher of a run, or one exported by simjax export --network=teacher."""
+    return simjax.load(source, network=None if is_export(source) else "teacher")
+
+
+def teacher_of(source: str, study: Study, seed: int) -> simjax.Model:
+    """Loads a stored teacher, with the study's settings and a run's data."""
+    found = stored_teacher(source)
     config, made = settings(study, seed), found.config.teacher
-    config.data = found.config.data
+    if not is_export(source):
+        config.data = found.config.data
     config = c.complete(config, found.config.network, made.precondition, made.sigma_data)
     return dataclasses.replace(found, config=config)
 
@@ -196,14 +203,14 @@ def curve(
     return found + [None] * (points - len(found))
 
 
-def run(folder: Path, study: Study, of_run: str = "") -> None:
+def run(folder: Path, study: Study, source: str = "") -> None:
     """Trains every missing curve; stores each on completion.
 
     Args:
-      of_run: run directory of the teacher to distil; empty: one teacher is trained per seed.
+      source: the teacher to distil, a run or an export; empty: one is trained per seed.
     """
-    if of_run:
-        sha256 = checkpoint.params_sha256(simjax.load(of_run, network="teacher").params)
+    if source:
+        sha256 = checkpoint.params_sha256(stored_teacher(source).params)
         study = dataclasses.replace(study, teacher=sha256)
     stored = folder / "comparison.json"
     found = _begun(stored, study)
@@ -213,7 +220,7 @@ def run(folder: Path, study: Study, of_run: str = "") -> None:
         wanted = [(m, factor) for m, factor in wanted if (m, factor, seed) not in done]
         if not wanted:
             continue
-        model = teacher_of(of_run, study, seed) if of_run else train_teacher(study, seed)
+        model = teacher_of(source, study, seed) if source else train_teacher(study, seed)
         measure = Measure(model)
         if str(seed) not in found["teachers"]:
             many = samplers.many_steps(model, model.config.evaluation.teacher_steps[0])
@@ -334,7 +341,7 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="only redraw stored curves")
     parser.add_argument("--quick", action="store_true", help="smoke test; no usable results")
     parser.add_argument("--config", type=Path, default=ROOT / DIGITS, help="default: digits")
-    parser.add_argument("--teacher", default="", help="run directory; default: train one per seed")
+    parser.add_argument("--teacher", default="", help="run or export; default: train one per seed")
     parser.add_argument("--seeds", type=numbers, help="e.g. 0,1,2")
     parser.add_argument("--factors", type=numbers, help="learning rate multipliers, e.g. 1,3,10")
     parser.add_argument("--steps", type=int, help="distillation steps")

@@ -12,7 +12,11 @@ from PIL import Image
 
 import simjax
 from simjax import config as c
-from tests.helpers import idx_files
+from simjax.export import formats
+from simjax.models import build
+from simjax.runtime import checkpoint
+from tests.helpers import configs, idx_files
+from tests.helpers.runs import random_weights
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 SIDE, CLASSES = 4, 3
@@ -58,6 +62,20 @@ def study(compare, tmp_path, monkeypatch):
 def test_batch_of_the_study_overrides_the_config(compare, batch, expected):
     study = dataclasses.replace(compare.OTHERS, config="configs/fashion.py", batch=batch)
     assert compare.settings(study, seed=0).batch == expected
+
+
+def test_an_exported_teacher_is_distilled_on_the_data_of_the_config(compare, tmp_path):
+    options = configs.load("fashion")
+    options = c.complete(options, options.network, "edm", options.teacher.sigma_data)
+    weights = random_weights(options, seed=0)
+    formats.FORMATS["safetensors"].write(formats.Generator(options, weights, None), tmp_path)
+    study = dataclasses.replace(compare.OTHERS, config="configs/fashion.py")
+    model = compare.teacher_of(str(tmp_path), study, seed=3)
+    assert model.config.data == options.data
+    assert (model.config.seed, model.config.steps) == (3, study.steps)
+    assert model.config.teacher.sigma_data == options.teacher.sigma_data
+    _, params = build.denoiser(options, weights)
+    assert checkpoint.params_sha256(model.params) == checkpoint.params_sha256(params)
 
 
 def stored(folder: Path) -> dict:
