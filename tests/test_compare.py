@@ -78,6 +78,13 @@ def test_an_exported_teacher_is_distilled_on_the_data_of_the_config(compare, tmp
     assert checkpoint.params_sha256(model.params) == checkpoint.params_sha256(params)
 
 
+def test_the_stored_fashion_teacher_is_that_of_its_config(compare):
+    model = compare.stored_teacher(str(NOTEBOOKS / "comparison_fashion" / "teacher"))
+    options = configs.load("fashion")
+    assert model.config.network == options.network
+    assert model.config.teacher.sigma_data == options.teacher.sigma_data
+
+
 def stored(folder: Path) -> dict:
     return json.loads((folder / "comparison.json").read_text())
 
