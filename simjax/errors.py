@@ -1,5 +1,5 @@
-"""What a user did wrong, said in one message."""
+"""The exception for user errors."""
 
 
 class ConfigError(ValueError):
-    """A mistake in what the user asked for; the message names the field and the remedy."""
+    """Invalid config, argument or file; the message contains the remedy."""

@@ -1,4 +1,4 @@
-"""Names for the arrays that flow through simjax, and `typed`, which checks them while tracing."""
+"""Array types with shapes, and `typed`, which checks them at trace time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,18 +16,18 @@ PerExample = Float[Array, "b"]
 Labels = Float[Array, "b k"]  # one-hot; k = 0 when the model is unconditional
 Scalar = Float[Array, ""]
 Step = Int[Array, ""]
-Key = jax.Array  # jax.random.key(...), typed key, scalar unless said otherwise
+Key = jax.Array  # jax.random.key(...), a typed key; scalar unless stated otherwise
 Params = Any  # nested dict of arrays
 Metrics = dict[str, Array]
 
 
 @struct.dataclass
 class Caption:
-    """What a text encoder made of b captions of up to l tokens.
+    """Text-encoder features of b captions of up to l tokens.
 
     Args:
-      mask: which tokens are real.
-      dropped: captions that count as none; the network's own null embedding stands for them.
+      mask: True for tokens, False for padding.
+      dropped: True for dropped captions, which the network replaces by its null embedding.
     """
 
     embedding: Float[Array, "b l c"]
@@ -38,5 +38,5 @@ class Caption:
 Condition = Labels | Caption
 Denoise = Callable[..., Images]  # (params, xt, sigma, cond, *, augment_labels, dropout_keys)
 
-# An int may stand for a float (sigma_max=80), as in the signatures of PEP 484.
+# PEP 484's numeric tower: an int is accepted for a float (sigma_max=80).
 typed = jaxtyped(typechecker=beartype(conf=BeartypeConf(is_pep484_tower=True)))

@@ -1,4 +1,6 @@
-"""Diff-Instruct: the integral KL divergence's gradient as a loss. Arrays in, arrays out.
+"""Diff-Instruct: the gradient of the integral KL divergence, as a loss.
+
+Arrays in, arrays out.
 
 Reference: Diff-Instruct, arXiv:2305.18455. Called from simjax/train/step.py.
 """
@@ -11,7 +13,9 @@ from simjax.typing import Images, PerExample, typed
 
 @typed
 def generator_loss(x0: Images, d_teacher: Images, d_fake: Images, weight: PerExample) -> PerExample:
-    """L = w(sigma) < sg[D_fake - D_teacher], x0 >: no gradient runs through the networks.
+    """Loss whose gradient flows through x0 alone, not through the denoisers.
+
+        L = w(sigma) < stop_gradient(D_fake - D_teacher), x0 >
 
     Args:
       x0: generator output, data units.

@@ -1,10 +1,10 @@
-"""Distances d(y) between scores; their gradient d' is taken by jax.grad. Arrays in, a scalar out.
+"""Distances d(y) between scores. An array in, a scalar out.
 
-Each maps ONE example's y, of any shape, to a scalar; d(y) >= 0, and 0 only at y = 0. A new distance
-is a function and a line in DISTANCES; its keyword arguments are its options, and become fields of
-config.Loss.
+Each maps ONE example's y, of any shape, to a scalar; d(y) >= 0, with equality only at y = 0. The
+gradient d' is taken by jax.grad. To add a distance, write a function and add it to DISTANCES; its
+keyword-only arguments are its options and become fields of config.Loss.
 
-Reference: SIM, arXiv:2410.16794, section 3.3 and table 5 (which names Pseudo-Huber best).
+Reference: SIM, arXiv:2410.16794, section 3.3 and table 5 (where Pseudo-Huber performs best).
 """
 
 import functools
@@ -20,15 +20,19 @@ Distance = Callable[[Float[Array, "..."]], Scalar]
 
 @typed
 def l2_squared(y: Float[Array, "..."]) -> Scalar:
-    """||y||^2, the Fisher divergence's distance; d' = 2 y."""
+    """||y||^2, the distance of the Fisher divergence; d' = 2 y.
+
+    >>> float(l2_squared(jnp.array([3.0, 4.0])))
+    25.0
+    """
     return jnp.sum(y**2)
 
 
 @typed
 def power(y: Float[Array, "..."], *, exponent: float = 1.0) -> Scalar:  # our choice
-    """||y||^exponent, exponent >= 1; d'(0) is taken as 0."""
+    """||y||^exponent, exponent >= 1; d'(0) is set to 0."""
     total = jnp.sum(y**2)
-    inside = jnp.where(total > 0, total, 1)  # keeps the gradient at 0 finite
+    inside = jnp.where(total > 0, total, 1)  # avoids a NaN gradient at 0
     return jnp.where(total > 0, inside ** (exponent / 2), 0)
 
 
@@ -36,15 +40,21 @@ def power(y: Float[Array, "..."], *, exponent: float = 1.0) -> Scalar:  # our ch
 def pseudo_huber(y: Float[Array, "..."], *, c: float = 1e-3) -> Scalar:
     """sqrt(||y||^2 + c^2) - c; d' = y / sqrt(||y||^2 + c^2).
 
-    The default of c is the SIM authors' (issue 5 of their repository).
+    The default c comes from SIM's authors (issue 5 of their repository).
+
+    >>> round(float(pseudo_huber(jnp.array([3.0, 4.0]), c=1.0)), 4)  # sqrt(26) - 1
+    4.099
     """
     total = jnp.sum(y**2)
-    return total / (jnp.sqrt(total + c**2) + c)  # the same, without cancellation near 0
+    return total / (jnp.sqrt(total + c**2) + c)  # equal, without cancellation near 0
 
 
 @typed
 def huber(y: Float[Array, "..."], *, delta: float = 1.0) -> Scalar:  # our choice
-    """Element-wise Huber: y^2 / 2 within delta, delta (|y| - delta / 2) beyond, summed."""
+    """Sum of element-wise Huber: y^2 / 2 up to delta, linear beyond.
+
+    Beyond delta an element contributes delta (|y| - delta / 2).
+    """
     size = jnp.abs(y)
     return jnp.sum(jnp.where(size <= delta, 0.5 * y**2, delta * (size - 0.5 * delta)))
 
@@ -53,8 +63,9 @@ def huber(y: Float[Array, "..."], *, delta: float = 1.0) -> Scalar:  # our choic
 def l1(y: Float[Array, "..."]) -> Scalar:
     """sum |y|; d' = sign(y).
 
-    d' jumps at 0, so Theorem 3.1 holds only where the generator's motion is independent of z given
-    xt (a location family); elsewhere the jump's share is lost. `huber` with a small delta is exact.
+    d' jumps at 0, so Theorem 3.1 holds only if dx0/dtheta is independent of z given xt (a location
+    family). Otherwise autodiff misses the delta function that the jump contributes. `huber` with a
+    small delta is exact.
     """
     return jnp.sum(jnp.where(y == 0, 0, jnp.abs(y)))  # the gradient of jnp.abs at 0 is 1
 
@@ -63,7 +74,7 @@ def l1(y: Float[Array, "..."]) -> Scalar:
 def exponential(y: Float[Array, "..."], *, exponent: float = 1.0, rate: float = 0.01) -> Scalar:
     """exp(rate ||y||^exponent) - 1.
 
-    Defaults are our choice: with this rate exp stays finite for 64 x 64 images.
+    The defaults are our choice: this rate keeps exp finite for 64 x 64 images.
     """
     return jnp.expm1(rate * power(y, exponent=exponent))
 
@@ -79,7 +90,14 @@ DISTANCES: dict[str, Callable[..., Scalar]] = {
 
 
 def bind(name: str, **options: float) -> Distance:
-    """The named distance with those of `options` that it takes; the others are its siblings'."""
+    """The named distance with its options bound.
+
+    Options of other distances are ignored.
+
+    >>> distance = bind("huber", delta=0.5, c=1e-3)  # c belongs to pseudo_huber
+    >>> float(distance(jnp.array([2.0])))
+    0.875
+    """
     distance = DISTANCES[name]
-    wanted = inspect.signature(distance).parameters
-    return functools.partial(distance, **{k: v for k, v in options.items() if k in wanted})
+    declared = inspect.signature(distance).parameters
+    return functools.partial(distance, **{k: v for k, v in options.items() if k in declared})

@@ -1,6 +1,6 @@
-"""Flow Generator Matching: SIM with squared L2, on velocities. Arrays in, arrays out.
+"""Flow Generator Matching: SIM with squared L2, on velocities.
 
-Reference: FGM, arXiv:2410.19310, without its first term, as it is run. Called from
+Reference: FGM, arXiv:2410.19310, without its first term, as its authors train. Called from
 simjax/train/step.py.
 """
 
@@ -10,9 +10,11 @@ from simjax.typing import Images, PerExample, typed
 
 @typed
 def generator_loss(x0: Images, d_teacher: Images, d_fake: Images, weight: PerExample) -> PerExample:
-    """2 w < D_teacher - D_fake, D_fake - x0 >, which is FGM's with generator.weight = "flow".
+    """FGM's loss if generator.weight = "flow".
 
-    For w = ((1 + sigma) / sigma)^2 makes it 2 < v_teacher - v_fake, v_fake - (eps - x0) >, in
+        L = 2 w < D_teacher - D_fake, D_fake - x0 >
+
+    With w = ((1 + sigma) / sigma)^2 it equals 2 < v_teacher - v_fake, v_fake - (eps - x0) > in the
     velocities v = (z - D) (1 + sigma) / sigma of a flow at z = xt / (1 + sigma).
 
     Args:

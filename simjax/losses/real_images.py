@@ -1,13 +1,14 @@
-"""RealUID: distillation that real images correct, without a discriminator. Arrays in, arrays out.
+"""RealUID: distillation with real images, without a discriminator. Arrays in, arrays out.
 
-With p the generated and q the real images, the fake score's optimum is
+Let p be the density of noisy generated images and q that of noisy real images. The optimal fake
+score is
 
     D_fake = (beta p D_p + (1 - beta) q D_q) / (alpha p + (1 - alpha) q),
 
-which is D_q where p = q. At alpha = beta = 1 no real image counts, and the generator's loss is
-twice SiD's at alpha = 1/2, without its omega.
+which equals D_q if p = q. At alpha = beta = 1 the real images drop out, and the generator's loss is
+twice SiD's at alpha = 1/2 without the normalisation omega.
 
-Reference: RealUID, arXiv:2509.22459, in denoiser form. Called from simjax/train/step.py.
+Reference: RealUID, arXiv:2509.22459, written for denoisers. Called from simjax/train/step.py.
 """
 
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def fake_score_loss(
     denoised_real: Images,
     weight: PerExample,
     *,
-    real_alpha: float = 0.98,  # RealUID's, CIFAR-10 with classes
+    real_alpha: float = 0.98,  # RealUID, class-conditional CIFAR-10
     real_beta: float = 0.96,
 ) -> PerExample:
     """Denoising score matching on generated and real images, with shifted targets.
@@ -32,10 +33,11 @@ def fake_score_loss(
            + (1 - alpha) ||D(x't) - (1 - beta) / (1 - alpha) x'||^2)
 
     Args:
-      x0, denoised: generated images without gradient, and D of them with noise.
-      real, denoised_real: real images x' and D of them with noise.
+      x0, denoised: generated images (no gradient) and D of the noisy ones.
+      real, denoised_real: real images x' and D of the noisy ones.
       weight: w(sigma), dimensionless.
-      real_alpha, real_beta: shares of generated images, above 0; published: 0.85 to 1.
+      real_alpha, real_beta: alpha and beta, the weights of generated images; above 0, published
+        values 0.85 to 1.
     """
     share = 1 - real_alpha
     target = (1 - real_beta) / share if share else 0.0
@@ -53,9 +55,11 @@ def generator_loss(
     real_alpha: float = 0.98,
     real_beta: float = 0.96,
 ) -> PerExample:
-    """alpha w (||D_teacher - beta / alpha x0||^2 - ||D_fake - beta / alpha x0||^2).
+    """Difference of the two denoisers' errors against a shifted target.
 
-    The gradient flows through x0 and xt as in simjax/losses/sim.py.
+        alpha w (||D_teacher - beta / alpha x0||^2 - ||D_fake - beta / alpha x0||^2)
+
+    The gradient flows through x0 and through xt, as in simjax/losses/sim.py.
 
     Args:
       x0: generator output, data units.

@@ -1,7 +1,7 @@
-"""The generator's losses by name: (x0, d_teacher, d_fake, weight, *, options) -> one an example.
+"""Generator losses by name: (x0, d_teacher, d_fake, weight, *, options) -> (b,).
 
-A new one is a function in a file of its own and a line here. What comes after `*` are its options,
-with their defaults: they become fields of config.Loss (config/options.py).
+To add one, write a function in a new file and add it to LOSSES. The keyword-only arguments are its
+options, with defaults; they become fields of config.Loss (config/options.py).
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ LOSSES: dict[str, Callable[..., PerExample]] = {
     "fgm": fgm.generator_loss,
     "real_uid": real_images.generator_loss,
 }
-# Of the fake score, of the methods whose fake score learns from real images beside generated ones:
-# (x0, D of x0, x', D of x', weight, *, options) -> one an example.
+# Fake-score losses of the methods that also train the fake score on real images x':
+# (x0, D of noisy x0, x', D of noisy x', weight, *, options) -> (b,).
 WITH_REAL_IMAGES: dict[str, Callable[..., PerExample]] = {
     "real_uid": real_images.fake_score_loss,
 }
