@@ -1,7 +1,7 @@
-"""Families of teachers: all that differs between an EDM network, a DDPM and a flow in sigma-space.
+"""Teacher families: EDM networks, DDPMs and flows as denoisers in sigma-space.
 
-A new one is its coefficients (diffusion/precondition.py has the known ones) and a line in FAMILIES.
-Nothing else compares the names of families, but for the tables of porting/.
+To add one, write its coefficients (see diffusion/precondition.py) and add it to FAMILIES. Apart
+from the tables in porting/, no other code depends on family names.
 
 References: EDM, arXiv:2206.00364, table 1; DiT, arXiv:2212.09748; PixArt-alpha, arXiv:2310.00426;
 flow matching with logit-normal times: SD3, arXiv:2403.03206; SiT, arXiv:2401.08740.
@@ -19,15 +19,20 @@ from simjax.diffusion.precondition import Coefficients, Precondition
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How networks of one kind become denoisers, and how they are sampled and trained.
+    """Preconditioning, default sampler and training noise distribution of a family.
 
     Args:
       coefficients: sigma (b,) -> Coefficients; it may take the option sigma_data.
-      ladder, solver: of its own sampler, in schedule.LADDERS and sampler.SOLVERS.
-      ladder_options: fields of config.Sampler.
-      law, law_options: that its training draws sigma from, in schedule.SIGMA_LAWS.
-      weight: of its training, in noise.WEIGHTS.
-      learned_variance: the network puts out variances beside F, which D drops, if it does not say.
+      ladder, solver: default sampler, keys of schedule.LADDERS and sampler.SOLVERS.
+      ladder_options: defaults for fields of config.Sampler.
+      law, law_options: training distribution of sigma, a key of schedule.SIGMA_LAWS.
+      weight: training weight, a key of noise.WEIGHTS.
+      learned_variance: the network also outputs variances, which D drops; used if the network does
+        not set learn_sigma.
+
+    >>> vp = FAMILIES["vp"]
+    >>> vp.ladder, vp.solver, vp.weight, vp.reads_sigma_data
+    ('vp', 'heun', 'score', False)
     """
 
     coefficients: Callable[..., Coefficients]
@@ -45,14 +50,14 @@ class Family:
         return "sigma_data" in inspect.signature(self.coefficients).parameters
 
     def precondition(self, sigma_data: float) -> Precondition:
-        """Its coefficients, of data with this standard deviation."""
+        """sigma -> Coefficients, for data of this standard deviation."""
         if not self.reads_sigma_data:
             return self.coefficients
         return functools.partial(self.coefficients, sigma_data=sigma_data)
 
 
 def _flow(coefficients: Callable[..., Coefficients], **others: Any) -> Family:
-    """A flow, which Euler's steps of equal time sample; times of its training are logit-normal."""
+    """A flow: Euler steps of equal time, logit-normal training times."""
     plain = {"ladder": "flow", "solver": "euler", "weight": "flow"}
     return Family(coefficients, **plain | {"law_options": {"mean": 0.0, "std": 1.0}} | others)
 

@@ -1,4 +1,4 @@
-"""Adding noise, and the weights w(sigma) of the losses. Arrays in, arrays out."""
+"""Adding noise, and loss weights w(sigma). Arrays in, arrays out."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,12 @@ from simjax.typing import Images, PerExample, typed
 
 @typed
 def add_noise(x0: Images, sigma: PerExample, eps: Images) -> Images:
-    """xt = x0 + sigma eps, the one noising rule of simjax."""
+    """xt = x0 + sigma eps, the forward process of simjax.
+
+    >>> x0, eps = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1))
+    >>> add_noise(x0, jnp.array([2.5]), eps).item()
+    2.5
+    """
     return x0 + sigma[:, None, None, None] * eps
 
 
@@ -21,49 +26,62 @@ def uniform_weight(sigma: PerExample) -> PerExample:
 
 @typed
 def edm_weight(sigma: PerExample, *, sigma_data: float = 0.5) -> PerExample:
-    """EDM's lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (table 1)."""
+    """EDM's lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (table 1).
+
+    >>> edm_weight(jnp.array([0.5])).tolist()
+    [8.0]
+    """
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
 @typed
 def score_weight(sigma: PerExample) -> PerExample:
-    """1 / sigma^2: VP's and VE's, who weigh errors of the noise alike (EDM table 1)."""
+    """1 / sigma^2, uniform on the noise error (VP, VE)."""
     return 1 / sigma**2
 
 
 @typed
 def one_minus_u_weight(sigma: PerExample) -> PerExample:
-    """1 / (1 + sigma) = 1 - u, u the time of a flow: SiD-DiT's default (arXiv:2509.25127)."""
+    """1 - u = 1 / (1 + sigma), SiD-DiT's default.
+
+    arXiv:2509.25127; u = sigma / (1 + sigma) is a flow's time.
+    """
     return 1 / (1 + sigma)
 
 
 @typed
 def one_minus_u_squared_weight(sigma: PerExample) -> PerExample:
-    """(1 - u)^2, SiD-DiT's other."""
+    """(1 - u)^2 = 1 / (1 + sigma)^2 (SiD-DiT)."""
     return 1 / (1 + sigma) ** 2
 
 
 @typed
 def inverse_u_weight(sigma: PerExample) -> PerExample:
-    """(1 + sigma) / sigma = 1 / u (SiD-DiT)."""
+    """1 / u = (1 + sigma) / sigma (SiD-DiT)."""
     return (1 + sigma) / sigma
 
 
 @typed
 def snr_root_weight(sigma: PerExample) -> PerExample:
-    """1 / sigma (SiD-DiT); its square is `score_weight`."""
+    """1 / sigma (SiD-DiT); the square root of `score_weight`."""
     return 1 / sigma
 
 
 @typed
 def gvp_weight(sigma: PerExample) -> PerExample:
-    """(pi / 2)^2 (1 + sigma^2) / sigma^2: errors of SiT's GVP velocity count alike."""
+    """Uniform weight on SiT's GVP velocity error.
+
+    w = (pi / 2)^2 (1 + sigma^2) / sigma^2
+    """
     return (jnp.pi / 2) ** 2 * (1 + 1 / sigma**2)
 
 
 @typed
 def flow_weight(sigma: PerExample) -> PerExample:
-    """((1 + sigma) / sigma)^2: errors of a flow's velocity eps - x0 count alike."""
+    """Uniform weight on the velocity error of a flow.
+
+    w = ((1 + sigma) / sigma)^2, for the velocity eps - x0
+    """
     return ((1 + sigma) / sigma) ** 2
 
 

@@ -1,8 +1,8 @@
-"""Integrates the probability-flow ODE, or SiT's SDE, from noise to data, for any denoiser.
+"""Samplers: solvers of the probability-flow ODE and of SiT's SDE.
 
 References: EDM, arXiv:2206.00364: eq. 4, table 1, algorithms 1 and 2; DPM-Solver++,
-arXiv:2211.01095; SiT, arXiv:2401.08740. The program contains the denoiser once, whatever the
-solver: one scan over the evaluations. Called from models/samplers.py.
+arXiv:2211.01095; SiT, arXiv:2401.08740. Each solver is one scan over its NFE, so a compiled program
+contains the denoiser once. Called from models/samplers.py.
 """
 
 import math
@@ -18,9 +18,10 @@ from simjax.typing import Array, Float, Images, PerExample, Step, typed
 
 
 class Path(NamedTuple):
-    """The noise level sigma(t), its inverse, and the scale s(t) of the ODE's state s xt.
+    """Noise level sigma(t), its inverse, and scale s(t).
 
-    Each maps (n,) to (n,). Time ends at 0, where sigma = 0 and s = 1.
+    The ODE's state is s xt. Each function maps (n,) to (n,). Time ends at 0, where sigma = 0 and s
+    = 1.
     """
 
     sigma: Callable[[PerExample], PerExample]
@@ -36,7 +37,7 @@ PATHS = {  # EDM table 1
 
 
 class Churn(NamedTuple):
-    """Algorithm 2's noise: S_churn, and the sigma range and inflation in which it acts."""
+    """Stochasticity of EDM's algorithm 2: S_churn, S_min, S_max and S_noise."""
 
     amount: float = 0.0
     low: float = 0.0
@@ -46,13 +47,19 @@ class Churn(NamedTuple):
 
 DrawNoise = Callable[[Step], Images]
 Stages = Float[np.ndarray, "stages 3"]  # rows of (node, previous, current)
-# A row is one evaluation of a step of width h from t: at t + node h it finds a slope, and leaves
-# the state at  start of the step + h (previous * the slope before + current * this slope).
+# A Runge-Kutta tableau. Each row is one evaluation within a step of width h from t: the slope is
+# computed at t + node h, then state = start of step + h (previous * last slope + current * slope).
 EULER: Stages = np.array([[0.0, 0.0, 1.0]])
 
 
 def heun_stages(alpha: float = 1.0) -> Stages:
-    """The second-order family of EDM's appendix D.2: 1 is Heun's method, 1/2 the midpoint rule."""
+    """Second-order tableaus of EDM's appendix D.2.
+
+    alpha = 1 is Heun's method, 1/2 the midpoint rule.
+
+    >>> heun_stages().tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.5, 0.5]]
+    """
     weight = 1 / (2 * alpha)
     return np.array([[0.0, 0.0, alpha], [alpha, 1 - weight, weight]])
 
@@ -67,7 +74,14 @@ def heun(
     churn: Churn = Churn(),
     draw_noise: DrawNoise | None = None,
 ) -> Images:
-    """`integrate` by Heun's method in 2 * steps - 1 evaluations."""
+    """`integrate` with Heun's method, NFE 2 * steps - 1.
+
+    >>> def denoise(xt, sigma):  # E[x0 | xt] of N(0, 1) data
+    ...     return xt / (1 + sigma[:, None, None, None] ** 2)
+    >>> x0 = heun(denoise, jnp.ones((1, 1, 1, 1)), schedule.karras_ladder(40))
+    >>> round(x0.item(), 2)  # the exact solution is 1: the ODE maps N(0, 80^2) to N(0, 1)
+    1.01
+    """
     options = {"stages": heun_stages(alpha), "path": path, "churn": churn, "draw_noise": draw_noise}
     return integrate(denoise, z, sigmas, **options)
 
@@ -83,16 +97,17 @@ def integrate(
     churn: Churn = Churn(),
     draw_noise: DrawNoise | None = None,
 ) -> Images:
-    """Samples from sigmas[0] to 0: x0, data units. The last step, to sigma = 0, is Euler's.
+    """Integrates the probability-flow ODE from sigmas[0] to 0; returns x0, data units.
 
-    The state is x = s(t) xt, and  dx/dt = s' xt + s sigma' (xt - D(xt; sigma)) / sigma.
+    The state is x = s(t) xt, and  dx/dt = s' xt + s sigma' (xt - D(xt; sigma)) / sigma. The last
+    step, to sigma = 0, is an Euler step.
 
     Args:
       denoise: (xt, sigma (b,)) -> D(xt; sigma), data units.
       z: N(0, I); the start is xt = sigmas[0] * z.
       sigmas: descending positive noise levels; a last step to sigma = 0 is implied.
       stages: EULER or heun_stages(alpha).
-      path: the time that steps are taken in, an entry of PATHS.
+      path: time parametrisation and scale of the ODE, an entry of PATHS.
       churn: algorithm 2's stochasticity; amount 0 is deterministic.
       draw_noise: step index -> N(0, I) shaped like z; needed when churn.amount > 0.
     """
@@ -102,7 +117,7 @@ def integrate(
 
     def evaluate(carry: tuple[Images, Images, Images], row: _Evaluation) -> tuple:
         xt, begin, previous = carry
-        if churn.amount:  # row.noise = 0 at a step's second evaluation: drawn, but not added
+        if churn.amount:  # row.noise = 0 at the second evaluation of a step
             xt = xt + row.noise * draw_noise(row.step)
         begin = jnp.where(row.opens, row.scale * xt, begin)
         denoised = denoise(xt, jnp.full(xt.shape[0], row.sigma, xt.dtype))
@@ -111,25 +126,25 @@ def integrate(
         return (x / row.scale_after, begin, slope), None
 
     rows = _evaluations(sigmas, stages, path, churn)
-    # The first row neither reads `begin` nor weighs `previous`.
+    # `begin` and `previous` have no effect in the first row; any initial value works.
     (xt, _, _), _ = jax.lax.scan(evaluate, (start, start, start), rows)
     return xt
 
 
 @typed
 def dpm_solver(denoise: Callable[..., Images], z: Images, sigmas: Float[Array, "steps"]) -> Images:
-    """Samples from sigmas[0] to 0 by DPM-Solver++(2M), one evaluation a step.
+    """Samples from sigmas[0] to 0 with DPM-Solver++(2M), one NFE per step.
 
     With lambda = -ln sigma, h = lambda_next - lambda and r = h_before / h (arXiv:2211.01095,
     algorithm 2, in sigma-space, where alpha = 1):
 
         D = (1 + 1 / (2 r)) D(xt) - 1 / (2 r) D_before,     xt_next = xt / e^h + (1 - 1 / e^h) D
 
-    The first step and the last, to sigma = 0, use D(xt) alone. Arguments are `integrate`'s.
+    The first step and the last (to sigma = 0) use D(xt) alone. Arguments as in `integrate`.
     """
     shrink = jnp.append(sigmas[1:], 0) / sigmas  # e^-h
     h = -jnp.log(shrink)
-    beyond = h[1:-1] / (2 * h[:-2])  # 1 / (2 r), of all steps but the first and the last
+    beyond = h[1:-1] / (2 * h[:-2])  # 1 / (2 r), except for the first and last step
     beyond = jnp.concatenate([jnp.zeros(1), beyond, jnp.zeros(1)])[: len(sigmas)]
 
     def evaluate(carry: tuple[Images, Images], row: tuple[Array, Array, Array]) -> tuple:
@@ -146,10 +161,11 @@ def dpm_solver(denoise: Callable[..., Images], z: Images, sigmas: Float[Array, "
 
 @typed
 def euler(denoise: Callable[..., Images], z: Images, sigmas: Float[Array, "steps"]) -> Images:
-    """`integrate` by Euler's method, one evaluation a step: DDIM, written in sigma-space.
+    """`integrate` with Euler's method, one NFE per step; DDIM in sigma-space.
 
-    For a flow it is Euler's method in time (FlowMatchEuler). The step is written as a mean,
-    xt_next = s xt + (1 - s) D with s = sigma_next / sigma, which loses no digits at sigma = 999.
+    For a flow it equals Euler's method in time (FlowMatchEuler). The step is a weighted mean,
+    xt_next = s xt + (1 - s) D with s = sigma_next / sigma, which keeps float32 accuracy at
+    sigma = 999.
     """
     shrink = jnp.append(sigmas[1:], 0) / sigmas
 
@@ -170,14 +186,14 @@ def flow_sde(
     *,
     draw_noise: DrawNoise,
 ) -> Images:
-    """Samples from sigmas[0] to 0 by Euler-Maruyama on the SDE of SiT, one evaluation a step.
+    """Euler-Maruyama on SiT's SDE from sigmas[0] to 0, one NFE per step.
 
     The state is t xt = t x0 + (1 - t) eps at t = 1 / (1 + sigma). Its velocity v = D - eps and its
     score s = -eps / (1 - t) give, with the diffusion w = 1 - t of arXiv:2401.08740,
 
         drift v + w s = D - 2 eps,    noise sqrt(2 w dt),    eps = (xt - D) / sigma
 
-    The last step, to sigma = 0, adds no noise. Other arguments are `integrate`'s.
+    The last step, to sigma = 0, adds no noise. Arguments as in `integrate`.
     """
     t = 1 / (1 + sigmas)
     width = jnp.append(t[1:], 1) - t
@@ -196,12 +212,16 @@ def flow_sde(
 
 
 class Solver(NamedTuple):
-    """How a teacher is sampled: (denoise, z, sigmas, **options), and its evaluations of steps."""
+    """A sampling function (denoise, z, sigmas, **options) and its NFE.
+
+    >>> [SOLVERS[name].evaluations(18) for name in ("heun", "euler")]
+    [35, 18]
+    """
 
     sample: Callable[..., Images]
-    evaluations: Callable[[int], int]
-    options: tuple[str, ...] = ()  # that it takes: churn, draw_noise
-    ladder: str = ""  # of schedule.LADDERS, made for it; empty: the family's
+    evaluations: Callable[[int], int]  # steps -> NFE
+    options: tuple[str, ...] = ()  # options of `sample`: churn, draw_noise
+    ladder: str = ""  # the required key of schedule.LADDERS; empty: the family's ladder
 
 
 SOLVERS = {
@@ -213,24 +233,24 @@ SOLVERS = {
 
 
 class _Evaluation(NamedTuple):
-    """What one evaluation needs; each field is (evaluations,)."""
+    """Precomputed constants of each evaluation; every field has shape (NFE,)."""
 
     step: Array  # index of the step
-    opens: Array  # whether it is the step's first evaluation
-    noise: Array  # standard deviation of the noise to add to xt before it, data units
+    opens: Array  # True at the first evaluation of a step
+    noise: Array  # standard deviation of the noise added to xt first, data units
     sigma: Array
     scale: Array  # s
     drift: Array  # s'
     pull: Array  # s sigma' / sigma
     previous: Array  # h times the weights of `Stages`
     current: Array
-    scale_after: Array  # s where the evaluation leaves the state
+    scale_after: Array  # s at the time of the new state
 
 
 def _evaluations(sigmas: Array, stages: Stages, path: Path, churn: Churn) -> _Evaluation:
-    """The whole integration but its network: steps - 1 steps by `stages`, then Euler's to t = 0."""
+    """Constants for steps - 1 steps with `stages`, then an Euler step."""
     steps = sigmas.shape[0]
-    gamma = min(churn.amount / steps, math.sqrt(2) - 1)  # algorithm 2's bound
+    gamma = min(churn.amount / steps, math.sqrt(2) - 1)  # upper bound in algorithm 2
     raised = sigmas * jnp.where((churn.low <= sigmas) & (sigmas <= churn.high), 1 + gamma, 1)
     noise = churn.inflation * jnp.sqrt(raised**2 - sigmas**2)
     begin = path.time(raised)

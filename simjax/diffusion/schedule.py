@@ -1,7 +1,9 @@
-"""Noise levels: the laws that training draws sigma from, and the ladders that a sampler descends.
+"""Noise levels: training distributions of sigma, and sampler ladders.
+
+A sigma law is a training distribution; a ladder is a sampler's descending list of noise levels.
 
 References: EDM, arXiv:2206.00364, eq. 5 and table 1; SiD, arXiv:2404.04057, appendix; SIM,
-arXiv:2410.16794, appendix B. Called from runs/setup.py, which binds a law to its options.
+arXiv:2410.16794, appendix B. Called from runs/setup.py, which binds the options of a law.
 """
 
 import math
@@ -15,7 +17,7 @@ from simjax.diffusion import precondition
 from simjax.errors import ConfigError
 from simjax.typing import Array, Float, Key, PerExample, typed
 
-FIRST = 8  # j0 of EDM table 1: iDDPM's noisiest level in use
+FIRST = 8  # j0 of EDM table 1: index of the largest iDDPM level in use
 
 
 @typed
@@ -27,7 +29,10 @@ def lognormal(
     low: float = 0.0,
     high: float = float("inf"),
 ) -> PerExample:
-    """sigma = exp(mean + std normal), clipped to [low, high]; defaults are EDM's table 1."""
+    """Log-normal sigma = exp(mean + std normal), clipped to [low, high].
+
+    Defaults from EDM table 1.
+    """
     return jnp.clip(jnp.exp(mean + std * normal), low, high)
 
 
@@ -35,9 +40,12 @@ def lognormal(
 def karras(
     t: PerExample, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> PerExample:
-    """Karras et al.'s path from sigma_min (t = 0) to sigma_max (t = 1), EDM eq. 5.
+    """Karras et al.'s schedule, sigma_min at t = 0 to sigma_max.
 
-    sigma = (sigma_max^(1/rho) + (1 - t) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+    sigma = (sigma_max^(1/rho) + (1 - t) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, EDM eq. 5
+
+    >>> [round(s, 3) for s in karras(jnp.array([0.0, 0.5, 1.0])).tolist()]
+    [0.002, 2.515, 80.0]
     """
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return (top + (1 - t) * (bottom - top)) ** rho
@@ -45,20 +53,31 @@ def karras(
 
 @typed
 def vp(t: PerExample, *, beta_d: float = 19.9, beta_min: float = 0.1) -> PerExample:
-    """VP's sigma = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t from 0 to 1 (EDM table 1)."""
+    """VP noise level at time t in [0, 1] (EDM table 1).
+
+    sigma = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)
+    """
     return jnp.sqrt(jnp.expm1(beta_d * t**2 / 2 + beta_min * t))
 
 
 @typed
 def vp_time(sigma: PerExample, *, beta_d: float = 19.9, beta_min: float = 0.1) -> PerExample:
-    """The inverse of `vp`, accurate at small sigma."""
+    """The inverse of `vp`, accurate at small sigma.
+
+    >>> t = jnp.array([0.5])
+    >>> round(vp_time(vp(t)).item(), 6)
+    0.5
+    """
     log = jnp.log1p(sigma**2)
     return 2 * log / (beta_min + jnp.sqrt(beta_min**2 + 2 * beta_d * log))
 
 
 @typed
 def geometric(t: PerExample, *, sigma_min: float = 0.02, sigma_max: float = 100.0) -> PerExample:
-    """sigma_min at t = 0 to sigma_max at t = 1 in equal ratios; defaults are VE's (EDM table 1)."""
+    """Geometric interpolation from sigma_min to sigma_max.
+
+    t = 0 gives sigma_min, t = 1 sigma_max. Defaults are VE's (EDM table 1).
+    """
     return sigma_min * (sigma_max / sigma_min) ** t
 
 
@@ -66,7 +85,11 @@ def geometric(t: PerExample, *, sigma_min: float = 0.02, sigma_max: float = 100.
 def karras_ladder(
     steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Float[Array, "steps"]:
-    """The sampler's noise levels, descending from sigma_max to sigma_min; zero is not included."""
+    """EDM's sampling levels from sigma_max down to sigma_min, without the final zero.
+
+    >>> [round(s, 3) for s in karras_ladder(3).tolist()]
+    [80.0, 2.515, 0.002]
+    """
     return karras(_descending(steps), sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
 
 
@@ -74,7 +97,10 @@ def karras_ladder(
 def vp_ladder(
     steps: int, *, t_min: float = 1e-3, beta_d: float = 19.9, beta_min: float = 0.1
 ) -> Float[Array, "steps"]:
-    """VP's levels at times descending from 1 to t_min, eps_s of EDM table 1, in equal steps."""
+    """VP levels at times from 1 down to t_min in equal steps.
+
+    t_min is eps_s of EDM table 1.
+    """
     return vp(t_min + (1 - t_min) * _descending(steps), beta_d=beta_d, beta_min=beta_min)
 
 
@@ -82,13 +108,16 @@ def vp_ladder(
 def ve_ladder(
     steps: int, *, sigma_min: float = 0.02, sigma_max: float = 100.0
 ) -> Float[Array, "steps"]:
-    """VE's levels, descending from sigma_max to sigma_min in equal ratios (EDM table 1)."""
+    """VE levels, geometric from sigma_max to sigma_min (EDM table 1)."""
     return geometric(_descending(steps), sigma_min=sigma_min, sigma_max=sigma_max)
 
 
 @typed
 def iddpm_ladder(steps: int, *, first: int = FIRST) -> Float[Array, "steps"]:
-    """iDDPM's u_j, j rising in equal steps from first (j0 of EDM table 1) to M - 1, rounded."""
+    """iDDPM levels u_j at equally spaced j.
+
+    j runs from first (j0 of EDM table 1) to M - 1, rounded.
+    """
     levels = precondition.iddpm_levels()[first:-1]
     index = np.floor(np.linspace(0, len(levels) - 1, steps) + 0.5).astype(int)
     return jnp.asarray(levels[index], jnp.result_type(float))
@@ -96,14 +125,19 @@ def iddpm_ladder(steps: int, *, first: int = FIRST) -> Float[Array, "steps"]:
 
 @typed
 def flow_ladder(steps: int, *, shift: float = 1.0, u_max: float = 0.999) -> Float[Array, "steps"]:
-    """sigma = shift u / (1 - u) at times u of a flow in equal steps from u_max to 0, not at 0.
+    """Flow levels at equally spaced times u from u_max to 0.
+
+    sigma = shift u / (1 - u); the final u = 0 is not included.
 
     Args:
-      shift: of time: u' = shift u / (1 + (shift - 1) u) (SD3, SANA: 3).
-      u_max: below 1, where sigma is infinite; 1 - 1e-6 stands for SiT's start at 1.
+      shift: time shift u' = shift u / (1 + (shift - 1) u) (SD3, SANA: 3).
+      u_max: first time, below 1 (sigma is infinite at 1); 1 - 1e-6 approximates SiT's start at 1.
 
     Raises:
-      ConfigError: levels that float32 does not hold, or not apart.
+      ConfigError: the levels overflow or coincide in float32.
+
+    >>> [round(s, 3) for s in flow_ladder(4, u_max=0.8).tolist()]
+    [4.0, 1.5, 0.667, 0.25]
     """
     return _at_times(u_max * (1 - np.arange(steps) / steps), shift)
 
@@ -112,9 +146,10 @@ def flow_ladder(steps: int, *, shift: float = 1.0, u_max: float = 0.999) -> Floa
 def flow_sde_ladder(
     steps: int, *, shift: float = 1.0, u_max: float = 0.999, u_last: float = 0.04
 ) -> Float[Array, "steps"]:
-    """`flow_ladder` whose times end at u_last, from which one step leads to 0.
+    """`flow_ladder` with a last step from u_last to 0.
 
-    u_last: 0.04 is the last step of SiT's SDE (arXiv:2401.08740, official sampler).
+    Args:
+      u_last: 0.04 is the last step of SiT's SDE (arXiv:2401.08740, official sampler).
 
     Raises:
       ConfigError: as `flow_ladder`.
@@ -123,23 +158,24 @@ def flow_sde_ladder(
 
 
 def _at_times(u: np.ndarray, shift: float) -> Float[Array, "steps"]:
-    """sigma = shift u / (1 - u), if these are descending noise levels."""
+    """Levels shift u / (1 - u); raises unless finite and descending."""
     with np.errstate(divide="ignore", over="ignore"):
         levels = (shift * u / (1 - u)).astype(np.float32)
     if not (shift > 0 and np.isfinite(levels).all() and (np.diff(levels, append=0) < 0).all()):
         raise ConfigError(
             f"teacher.sampler: {len(u)} steps with shift = {shift} from u_max = {u[0]} to "
-            f"{u[-1]:.3g} are no descending noise levels; expected shift above 0, and u_max above "
-            "0 and below 1."
+            f"{u[-1]:.3g} do not give descending noise levels; expected shift > 0 and "
+            "0 < u_max < 1."
         )
     return jnp.asarray(levels, jnp.result_type(float))
 
 
 @typed
 def ddpm_linear_ladder(steps: int) -> Float[Array, "steps"]:
-    """u at `steps` of steps + 1 equally spaced time steps from M - 1 to 0, rounded; not at 0.
+    """DDPM levels at equally spaced time steps, descending.
 
-    So DPM-Solver++ and DDIM sample DiT and PixArt-alpha ("linspace" spacing).
+    The first `steps` of steps + 1 time steps from M - 1 to 0 ("linspace" spacing), as in
+    DPM-Solver++ and DDIM for DiT and PixArt-alpha.
     """
     levels = precondition.ddpm_linear_levels()[:-1]
     time = np.round(np.linspace(0, len(levels) - 1, steps + 1)).astype(int)[:0:-1]
@@ -159,10 +195,10 @@ LADDERS: dict[str, Ladder] = {
 
 
 def generator_levels(steps: int, *, sigma_init: float, shift: float = 1.0) -> tuple[float, ...]:
-    """Noise levels of a generator's calls, in equal steps of a flow's time u = sigma / (1 + sigma).
+    """Noise levels of a multistep generator, equally spaced in flow time.
 
-    u_k = u_1 (1 - (k - 1) / steps) with u_1 of sigma_init, sigma_k = shift u_k / (1 - u_k): what
-    SiD-DiT (arXiv:2509.25127) does from u_1 = 0.999.
+    u_k = u_1 (1 - (k - 1) / steps) with u_1 = sigma_init / (1 + sigma_init), and
+    sigma_k = shift u_k / (1 - u_k). SiD-DiT (arXiv:2509.25127) uses this rule with u_1 = 0.999.
 
     >>> [round(sigma, 4) for sigma in generator_levels(4, sigma_init=2.5)]
     [2.5, 1.1538, 0.5556, 0.2174]
@@ -186,12 +222,12 @@ def sample_lognormal(
     high: float = float("inf"),
     shift: float = 1.0,
 ) -> PerExample:
-    """Draws sigma, shape (batch,); options are those of `lognormal`.
+    """Draws log-normal sigma, shape (batch,); options as in `lognormal`.
 
-    So times u = sigma / (1 + sigma) of a flow are logit-normal with the same mean and std.
+    A flow's times u = sigma / (1 + sigma) are then logit-normal with the same mean and std.
 
     Args:
-      shift: of a flow's time, as `flow_ladder`'s: it adds ln(shift) to the mean.
+      shift: time shift of a flow, as in `flow_ladder`; adds ln(shift) to the mean.
     """
     normal = jax.random.normal(key, (batch,))
     mean = mean if shift == 1 else mean + math.log(shift)
@@ -201,9 +237,10 @@ def sample_lognormal(
 def sample_uniform_time(
     key: Key, batch: int, *, u_min: float = 1e-3, u_max: float = 0.999, shift: float = 1.0
 ) -> PerExample:
-    """Draws sigma = shift u / (1 - u), u ~ U(u_min, u_max): SiT's training law, at its ends cut.
+    """Draws sigma of uniform flow times, SiT's training distribution.
 
-    The ends are our choice: sigma is 0 and infinite at 0 and 1.
+    sigma = shift u / (1 - u) with u ~ U(u_min, u_max). The bounds are our choice; at u = 0 and 1
+    sigma is 0 and infinite.
     """
     u = jax.random.uniform(key, (batch,), minval=u_min, maxval=u_max)
     return shift * u / (1 - u)
@@ -218,28 +255,31 @@ def sample_karras(
     sigma_max: float = 80.0,
     rho: float = 7.0,
 ) -> PerExample:
-    """Draws sigma with t ~ U(0, t_max); SiD writes t_max as tmax = 800, out of 1000."""
+    """Draws `karras`(t) with t ~ U(0, t_max).
+
+    SiD's tmax = 800 (of 1000) is t_max = 0.8.
+    """
     t = jax.random.uniform(key, (batch,), maxval=t_max)
     return karras(t, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
 
 
 def sample_vp(key: Key, batch: int, *, t_min: float = 1e-5, **options: float) -> PerExample:
-    """Draws sigma with t ~ U(t_min, 1), VP's training law (EDM table 1)."""
+    """Draws `vp`(t) with t ~ U(t_min, 1) (training, EDM table 1)."""
     return vp(jax.random.uniform(key, (batch,), minval=t_min), **options)
 
 
 def sample_ve(key: Key, batch: int, **options: float) -> PerExample:
-    """Draws sigma with t ~ U(0, 1): its logarithm is uniform, VE's training law (EDM table 1)."""
+    """Draws log-uniform sigma, VE's training distribution (EDM table 1)."""
     return geometric(jax.random.uniform(key, (batch,)), **options)
 
 
 def sample_iddpm(key: Key, batch: int) -> PerExample:
-    """Draws iDDPM's u_j, j uniform from FIRST to M - 1 (EDM table 1)."""
+    """Draws iDDPM levels u_j, j uniform from FIRST to M-1."""
     return _of_table(key, batch, precondition.iddpm_levels()[FIRST:-1])
 
 
 def sample_ddpm_linear(key: Key, batch: int) -> PerExample:
-    """Draws the level of a uniform time step, the training law of DiT and PixArt-alpha."""
+    """Draws levels of uniform time steps (training of DiT and PixArt-alpha)."""
     return _of_table(key, batch, precondition.ddpm_linear_levels()[:-1])
 
 
@@ -248,7 +288,7 @@ def _of_table(key: Key, batch: int, levels: np.ndarray) -> PerExample:
     return jnp.asarray(levels, jnp.result_type(float))[index]
 
 
-# (key, batch, **options); keywords that a law names become fields of config.Sigma.
+# (key, batch, *, options) -> sigma (batch,); the options become fields of config.Sigma.
 SigmaLaw = Callable[..., PerExample]
 SIGMA_LAWS: dict[str, SigmaLaw] = {
     "lognormal": sample_lognormal,

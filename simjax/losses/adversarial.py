@@ -76,9 +76,9 @@ def inverse_omega(x0: Images, d_teacher: Images) -> PerExample:
 
 @typed
 def density_ratio(generated: Logits) -> PerExample:
-    """r = q / p per example, from the mean logit; no gradient.
+    """Density ratio r = q / p per example; no gradient.
 
-    Clipped to [0.1, 20].
+    Computed from the mean logit of an example and clipped to [0.1, 20].
 
     >>> density_ratio(jnp.zeros((1, 4, 4))).tolist()
     [1.0]

@@ -160,12 +160,12 @@ def test_the_shift_of_time_is_a_factor_of_sigma():
 )
 @pytest.mark.parametrize("ladder", [schedule.flow_ladder, schedule.flow_sde_ladder])
 def test_a_ladder_that_does_not_descend_or_is_not_finite_is_refused(ladder, options):
-    with pytest.raises(ConfigError, match="no descending noise levels"):
+    with pytest.raises(ConfigError, match="do not give descending noise levels"):
         ladder(4, **options)
 
 
 def test_a_ladder_below_its_last_time_is_refused():
-    with pytest.raises(ConfigError, match="no descending noise levels"):
+    with pytest.raises(ConfigError, match="do not give descending noise levels"):
         schedule.flow_sde_ladder(4, u_max=0.03)
 
 
