@@ -186,9 +186,9 @@ def no_default(x0, d_teacher, d_fake, weight, *, beta: float):
     ("kind", "name", "thing", "message"),
     [
         ("lost", "x", a_loss, "kind = 'lost' is not known; known: data, distance, family"),
-        ("loss", "sim", a_loss, "simjax has a loss of this name"),
-        ("loss", "x", a_loss, r"alpha = 3.0, but Loss.alpha = 1.2 is another's"),
-        ("loss", "x", no_default, "the option beta needs a default"),
+        ("loss", "sim", a_loss, "simjax already has a loss of this name"),
+        ("loss", "x", a_loss, r"alpha = 3.0 conflicts with the existing Loss.alpha = 1.2"),
+        ("loss", "x", no_default, "option beta needs a default"),
     ],
 )
 def test_what_cannot_be_registered_is_refused(kind, name, thing, message):

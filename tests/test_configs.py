@@ -236,8 +236,8 @@ def test_augmentation_without_labels_for_it_is_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": ""}, "there is no teacher: name one"),
-        ({"steps": 5}, "brings its network and needs no training"),
+        ({"source": ""}, "there is no teacher: set a pretrained one"),
+        ({"steps": 5}, "is pretrained and includes its network"),
     ],
 )
 def test_a_run_has_one_teacher(change, message):

@@ -1,6 +1,10 @@
-"""The schema of a run, what is refused of it, and its form as plain values.
+"""Config schema, validation and serialisation.
 
 Config files write `from simjax import config as c` and return a `c.Config`.
+
+>>> options = Config(batch=64, loss=Loss(name="sid", alpha=1.0))
+>>> options.loss.alpha, options.generator.sigma_init
+(1.0, 2.5)
 """
 
 from simjax.config.checks import (

@@ -1,4 +1,4 @@
-"""What is refused of a config, whatever it is used for."""
+"""Validation of configs, common to all commands."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from simjax.diffusion.sampler import SOLVERS
 from simjax.errors import ConfigError
 from simjax.runtime.values import require_known
 
-# Fields that a teacher's family fills in where they are empty.
+# Fields whose empty value is replaced by the default of the teacher's family.
 OF_FAMILY = (
     "teacher.sampler.ladder",
     "teacher.sampler.solver",
@@ -24,10 +24,14 @@ OF_FAMILY = (
 
 
 def validate(config: schema.Config, choices: dict[str, Collection[str]], devices: int) -> None:
-    """Checks across fields; `choices` maps a dotted field to the names it may hold.
+    """Checks values and combinations of fields.
+
+    Args:
+      choices: allowed names, by dotted field.
+      devices: that a batch is split over.
 
     Raises:
-      ConfigError: with what came, what was expected and what to do.
+      ConfigError: names the field, its value, the expected values and the remedy.
     """
     for path, known in choices.items():
         value = serial.get_field(config, path)
@@ -49,9 +53,7 @@ def validate(config: schema.Config, choices: dict[str, Collection[str]], devices
     generator_levels(config.generator)
     require_real_images(config)
     if config.generator.start < 0:
-        raise ConfigError(
-            f"generator.start = {config.generator.start}: expected images, 0 or more."
-        )
+        raise ConfigError(f"generator.start = {config.generator.start}: expected 0 or more images.")
     if not 0 <= config.fake_score.pull <= 1:
         raise ConfigError(f"fake_score.pull = {config.fake_score.pull}: expected 0 to 1.")
     if config.batch % config.accumulate:
@@ -74,49 +76,51 @@ def validate(config: schema.Config, choices: dict[str, Collection[str]], devices
         if serial.get_field(config, path) % config.steps_per_call:
             raise ConfigError(
                 f"{path} = {serial.get_field(config, path)} is not a multiple of steps_per_call = "
-                f"{config.steps_per_call}: steps are only seen at the ends of compiled calls. "
+                f"{config.steps_per_call}: the host runs only between compiled calls. "
                 "Change it, or use --config.steps_per_call=1."
             )
 
 
 def require_teacher(config: schema.Config) -> None:
-    """Refuses a distillation that neither names a teacher nor can train one.
+    """Raises unless the config sets or trains exactly one teacher.
 
     Raises:
-      ConfigError: with the fields that would do.
+      ConfigError: lists the fields to set or to leave out.
     """
     source, steps, network = config.teacher.source, config.teacher.steps, config.network
     for name, part in (("teacher", config.teacher), ("generator", config.generator)):
         if part.family and not part.source:
             raise ConfigError(
-                f"{name}.family = {part.family!r} is of a file that {name}.source names; set "
-                f"--config.{name}.source=FILE, or leave it out."
+                f"{name}.family = {part.family!r} applies to the file in {name}.source, which is "
+                f"empty; set --config.{name}.source=FILE, or leave family out."
             )
     if source and (steps or network is not None):
         raise ConfigError(
-            f"teacher.source = {source!r} brings its network and needs no training; leave out "
+            f"teacher.source = {source!r} is pretrained and includes its network; leave out "
             "network and teacher.steps."
         )
     if not source and not (steps > 0 and network is not None and config.data.source):
         raise ConfigError(
-            "there is no teacher: name one, e.g. --config.teacher.source="
-            "edm-cifar10-32x32-cond-vp, or train one here, which needs teacher.steps (now "
-            f"{steps}), a network and data.source."
+            "there is no teacher: set a pretrained one, e.g. --config.teacher.source="
+            "edm-cifar10-32x32-cond-vp, or train one, which needs teacher.steps (now "
+            f"{steps}), network and data.source."
         )
 
 
 def complete(
     config: schema.Config, network: schema.Network, precondition: str, sigma_data: float
 ) -> schema.Config:
-    """The config of a run whose teacher is known: its network, with the run's own dropout.
+    """Adds the teacher's network and preconditioning to a config.
 
     Raises:
-      ConfigError: augmentation, dropout or guidance is asked of a network without it.
+      ConfigError: the network does not support the requested augmentation, dropout, guidance or
+        discriminator.
     """
     if config.dropout is not None:
         if not hasattr(network, "dropout"):
             raise ConfigError(
-                f"dropout = {config.dropout}, but {type(network).__name__} has none; leave it out."
+                f"dropout = {config.dropout}, but {type(network).__name__} has no dropout; leave "
+                "it out."
             )
         network = dataclasses.replace(network, dropout=config.dropout)
     require_null_condition(config, network)
@@ -131,11 +135,11 @@ def complete(
     return resolved(dataclasses.replace(config, network=network, teacher=teacher))
 
 
-DROPPED = 0.1  # SiD-LSG, and the probability of DiT's and PixArt-alpha's own training
+DROPPED = 0.1  # SiD-LSG; also used to train DiT and PixArt-alpha
 
 
 def _with_dropping(config: schema.Config) -> schema.Config:
-    """The config with the probability that its guidance asks for, where it names none."""
+    """Sets fake_score.drop_condition if it is None: 0.1 with guidance, else 0."""
     if config.fake_score.drop_condition is not None or config.guidance not in ("", *GUIDANCE):
         return config
     dropped = 0.0 if fake_score_scales(config) == (1, 1) else DROPPED
@@ -144,14 +148,19 @@ def _with_dropping(config: schema.Config) -> schema.Config:
 
 
 def resolved(config: schema.Config) -> schema.Config:
-    """The config with its family's own sampler, and training law and weight, where it names none.
+    """Fills empty sampler, sigma law and weight with the family's defaults.
 
-    A family that only the teacher's file tells leaves the sampler open. What no run reads, as the
-    law of a teacher that is not trained here, becomes EDM's.
+    If the family is only known from the teacher's file, the sampler stays empty. Fields without
+    effect, such as the sigma law of a pretrained teacher, get EDM's defaults.
+
+    >>> options = schema.Config(teacher=schema.Teacher(precondition="flow", steps=10))
+    >>> sampler = resolved(options).teacher.sampler
+    >>> sampler.ladder, sampler.solver
+    ('flow', 'euler')
     """
     teacher, known = config.teacher, FAMILIES.get(config.teacher.precondition)
     if known is None:
-        return config  # its name is refused elsewhere
+        return config  # validate() rejects the name
     sampler, sigma = teacher.sampler, teacher.sigma
     if not (teacher.source and config.network is None):
         own = {} if sampler.ladder else _unset(sampler, known.ladder_options)
@@ -172,37 +181,40 @@ def resolved(config: schema.Config) -> schema.Config:
 
 
 def _unset(record: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that the record leaves at its defaults."""
+    """The options whose fields are still at the record's defaults."""
     plain = type(record)()
     return {name: v for name, v in options.items() if getattr(record, name) == getattr(plain, name)}
 
 
 def require_null_condition(config: schema.Config, network: schema.Network) -> None:
-    """Refuses guidance of a network that has nothing to put in place of a condition.
+    """Raises if guidance is set but the network has no null condition.
 
     Raises:
-      ConfigError: with what would do.
+      ConfigError: names the field and the remedy.
     """
     lacks = not network.condition.has_null
     if lacks and config.guidance:
         raise ConfigError(
-            f"guidance = {config.guidance!r}, but diffusers' folder of PixArt lacks the learned "
-            "embedding of no caption; use the original .pth, or leave guidance out."
+            f"guidance = {config.guidance!r}, but diffusers' PixArt folders lack the learned "
+            "null-caption embedding; use the original .pth, or leave guidance out."
         )
     for path in ("teacher.guidance", "fake_score.guidance", "fake_score.learnt_guidance"):
         if lacks and serial.get_field(config, path) != 1:
             raise ConfigError(
-                f"{path} = {serial.get_field(config, path)}, but diffusers' folder of PixArt lacks "
-                "the learned embedding of no caption; use the original .pth, or set "
+                f"{path} = {serial.get_field(config, path)}, but diffusers' PixArt folders lack "
+                "the learned null-caption embedding; use the original .pth, or set "
                 f"--config.{path}=1."
             )
 
 
 def pick(method: str, **known: Callable[[], schema.Config]) -> schema.Config:
-    """The variant of an experiment that --config=FILE:METHOD asks for.
+    """The variant of a config file selected by --config=FILE:METHOD.
 
     Raises:
-      ConfigError: the file has no such variant.
+      ConfigError: the file has no such variant; lists the known ones.
+
+    >>> pick("sid", sim=lambda: schema.Config(), sid=lambda: schema.Config(batch=8)).batch
+    8
     """
     require_known("method (after the colon of --config)", method, known)
     return known[method]()

@@ -1,10 +1,10 @@
-"""Options that functions declare by their keywords, and the fields that these become.
+"""Keyword-only arguments as config fields.
 
-A loss, a distance, a law of noise levels says in its own file what it can be told:
+A loss, a distance or a sigma law declares its options in its signature:
 
     def generator_loss(x0, d_teacher, d_fake, weight, *, alpha: float = 1.2): ...
 
-The record of the schema that chooses it has a field of each of these names, types and defaults.
+The dataclass of the schema that selects it gets a field with the same name, type and default.
 """
 
 import dataclasses
@@ -13,19 +13,25 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import Any
 
-PLAIN = (bool, int, float, str)  # what the command line can set
-WRITTEN = ("__init__", "__repr__", "__eq__", "__match_args__")  # by dataclass, from the fields
+PLAIN = (bool, int, float, str)  # types of command-line flags
+WRITTEN = ("__init__", "__repr__", "__eq__", "__match_args__")  # methods that dataclass generates
 
 
 @functools.cache
 def keywords(function: Callable) -> list[str]:
-    """Names of the options that a function declares: its keyword-only parameters."""
+    """Names of a function's options, its keyword-only parameters.
+
+    >>> keywords(lambda x0, *, alpha=1.2: None)
+    ['alpha']
+    """
     return list(_declared(function))
 
 
 def options_of(function: Callable, record: Any) -> dict[str, Any]:
-    """Values of the options that a function declares, from the fields of the same names.
+    """Option values of a function, read from fields of the same names.
 
+    >>> from simjax.config.schema import Sigma
+    >>> from simjax.diffusion.schedule import sample_karras
     >>> options_of(sample_karras, Sigma(t_max=0.5))["t_max"]
     0.5
     """
@@ -33,15 +39,15 @@ def options_of(function: Callable, record: Any) -> dict[str, Any]:
 
 
 def extend(record: type, *functions: Callable, redefined: Collection[str] = ()) -> None:
-    """Gives a dataclass the options that functions declare, as fields; it may be in use already.
+    """Adds the functions' options to a dataclass, as fields, in place.
 
-    Options of one name are one field, and must have one default.
+    Options of the same name share one field, so their defaults must agree.
 
     Args:
-      redefined: options that may have another default now.
+      redefined: options whose default may change.
 
     Raises:
-      ValueError: an option has no default, a type that no command line sets, or two defaults.
+      ValueError: an option without a default, of an unsupported type, or with conflicting defaults.
     """
     for function in functions:
         for name, option in _declared(function).items():
@@ -50,13 +56,13 @@ def extend(record: type, *functions: Callable, redefined: Collection[str] = ()) 
                 continue
             if option.annotation not in PLAIN or option.default is inspect.Parameter.empty:
                 raise ValueError(
-                    f"{function.__name__}: the option {name} needs a default, and a type of "
+                    f"{function.__name__}: option {name} needs a default and one of the types "
                     f"{', '.join(kind.__name__ for kind in PLAIN)}."
                 )
             if name in known and name not in redefined:
                 raise ValueError(
-                    f"{function.__name__}: the option {name} = {option.default!r}, but "
-                    f"{record.__name__}.{name} = {known[name]!r} is another's; choose another name."
+                    f"{function.__name__}: option {name} = {option.default!r} conflicts with the "
+                    f"existing {record.__name__}.{name} = {known[name]!r}; choose another name."
                 )
             setattr(record, name, option.default)
             record.__annotations__[name] = option.annotation

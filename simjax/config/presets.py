@@ -1,4 +1,4 @@
-"""Published settings that change several fields of a config at once, for the files in configs/."""
+"""Published settings that span several fields, used in configs/."""
 
 import dataclasses
 
@@ -6,14 +6,18 @@ from simjax.config import schema
 
 
 def sida(config: schema.Config, *, real: str, million_images: int) -> schema.Config:
-    """SiD's run as SiDA, from its authors' scripts (arXiv:2410.14919).
+    """Turns a SiD config into SiDA, with the authors' settings.
 
-    SiD2A is the same with a finished SiD generator as generator.source.
+    From the scripts of arXiv:2410.14919. SiD2A is the same with a finished SiD generator as
+    generator.source.
 
     Args:
-      config: of SiD, with its learning rates, batch and EMA.
-      real: the real images, as real.source.
-      million_images: generated in all.
+      config: a SiD config with its learning rates, batch and EMA.
+      real: value of real.source.
+      million_images: training length, in millions of generated images.
+
+    >>> sida(schema.Config(batch=256), real="digits", million_images=2).steps
+    7812
     """
     optim = config.fake_score.optim
     return dataclasses.replace(

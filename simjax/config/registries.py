@@ -1,8 +1,8 @@
-"""Additions from outside: a loss, a family, a data set of your own, under a name that configs take.
+"""User extensions: losses, families, networks, data sets and others, by name.
 
     simjax.register("loss", "mine", my_loss)       # then --config.loss.name=mine
 
-Options that a function declares become fields of the schema, and of the command line.
+Keyword-only arguments of a function become fields of the schema and command-line flags.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from simjax.runtime.values import require_known
 
 
 class Registry(NamedTuple):
-    """What is known by name, and the record of the schema that holds the options of it."""
+    """Entries by name, and the dataclass that holds their options."""
 
     known: dict[str, Any]
     record: type | None = None
@@ -38,27 +38,30 @@ REGISTRIES = {
 }
 
 
-_REGISTERED: set[tuple[str, str]] = set()  # kinds and names: these may be registered again
+_REGISTERED: set[tuple[str, str]] = set()  # (kind, name) pairs that may be replaced
 
 
 def register(kind: str, name: str, thing: Any) -> None:
-    """Adds something of your own, for every config of this program; a config file may do it.
+    """Registers a user extension for this process, e.g. in a config file.
 
-    What has been registered under a name is replaced, as where a notebook's cell is run again.
+    Registering the same name again replaces the entry, e.g. when a notebook cell is rerun.
 
     Args:
       kind: "loss", "distance", "sigma_law", "weight" (functions as in losses/ and diffusion/),
-        "family" (a diffusion.families.Family), "data" ((what follows the colon, split) -> Dataset)
-        or "network" (a networks.network.Network, by the name of its class).
-      name: that configs have for it.
+        "family" (a diffusion.families.Family), "data" ((text after the colon, split) -> Dataset)
+        or "network" (a networks.network.Network subclass, registered under its class name).
+      name: the name used in configs.
 
     Raises:
-      ConfigError: simjax has this name; or an option has another's name, or no default.
+      ConfigError: a built-in entry has this name, or an option has no default or a conflicting one.
     """
     require_known("kind", kind, REGISTRIES)
     known, record = REGISTRIES[kind]
     if name in known and (kind, name) not in _REGISTERED:
-        raise ConfigError(f"register({kind!r}, {name!r}): simjax has a {kind} of this name.")
+        raise ConfigError(
+            f"register({kind!r}, {name!r}): simjax already has a {kind} of this name; "
+            "choose another."
+        )
     if record is not None:
         before = known.get(name)
         try:

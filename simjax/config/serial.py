@@ -1,4 +1,4 @@
-"""Configs and networks as plain values: to JSON and back, by dotted names, what differs."""
+"""Serialisation of configs and networks, dotted field names, differences."""
 
 import dataclasses
 import typing
@@ -8,45 +8,55 @@ from simjax.config import schema
 from simjax.errors import ConfigError
 from simjax.networks.registry import NETWORKS
 
-# Fields of earlier versions, which their runs hold, and the only values that can still be meant.
+# Removed fields that old runs contain, with the only value that is still supported.
 RETIRED = {"mode": "distill", "share_samples": False}
 
 
 def describe(network: schema.Network) -> dict[str, Any]:
-    """Plain values from which `network_from` makes the network again, through JSON too."""
+    """The network as a JSON-compatible dict; inverse of `network_from`."""
     return {"class": type(network).__name__} | dataclasses.asdict(network)
 
 
 def network_from(description: dict[str, Any]) -> schema.Network:
-    """The inverse of `describe`."""
+    """Builds the network options from a dict; inverse of `describe`."""
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
     return NETWORKS[values.pop("class")](**values)
 
 
 def get_field(config: schema.Config, path: str) -> Any:
-    """The value at a dotted path, e.g. "loss.name"."""
+    """The value at a dotted path.
+
+    >>> get_field(schema.Config(), "loss.name")
+    'sim'
+    """
     for name in path.split("."):
         config = getattr(config, name)
     return config
 
 
 def to_dict(config: schema.Config) -> dict[str, Any]:
-    """Nested plain values, as config.json holds them (tuples become lists there)."""
+    """The config as nested dicts, as in config.json (tuples become lists)."""
     network = None if config.network is None else describe(config.network)
     return dataclasses.asdict(config) | {"network": network}
 
 
 def from_dict(values: dict[str, Any], cls: type = schema.Config) -> Any:
-    """The inverse of `to_dict`, through JSON too.
+    """Builds a config from nested dicts; inverse of `to_dict`, also through JSON.
 
     Raises:
-      ConfigError: fields that this version does not have.
+      ConfigError: unknown fields.
+
+    >>> options = schema.Config(batch=8)
+    >>> from_dict(to_dict(options)) == options
+    True
     """
     kinds = typing.get_type_hints(cls)
     if cls is schema.Config:
         values = {k: v for k, v in values.items() if k not in RETIRED or RETIRED[k] != v}
     if unknown := sorted(values.keys() - kinds.keys()):
-        raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}: of another version?")
+        raise ConfigError(
+            f"{cls.__name__} has no field {', '.join(unknown)}; was it written by another version?"
+        )
     made = {}
     for name, value in values.items():
         if name == "network" and value is not None:
@@ -58,12 +68,16 @@ def from_dict(values: dict[str, Any], cls: type = schema.Config) -> Any:
 
 
 def differences(saved: Any, current: Any) -> list[str]:
-    """Lines "field: saved -> current" for every leaf that differs between two nested dicts."""
+    """Differing leaves of two nested dicts, as lines "field: saved -> current".
+
+    >>> differences({"a": {"b": 1}}, {"a": {"b": 2}})
+    ['a.b: 1 -> 2']
+    """
     return [str(change) for change in changes(saved, current)]
 
 
 class Change(typing.NamedTuple):
-    """A field, by its dotted name, and its two values."""
+    """A dotted field name with its saved and current value."""
 
     field: str
     saved: Any
@@ -74,7 +88,7 @@ class Change(typing.NamedTuple):
 
 
 def changes(saved: Any, current: Any, path: str = "") -> list[Change]:
-    """Every leaf that differs between two nested dicts."""
+    """The leaves that differ between two nested dicts."""
     if not (isinstance(saved, dict) and isinstance(current, dict)):
         same = saved == current or (saved != saved and current != current)
         return [] if same else [Change(path, saved, current)]
@@ -89,7 +103,7 @@ def changes(saved: Any, current: Any, path: str = "") -> list[Change]:
 
 
 def known_fields(cls: type = schema.Config, path: str = "") -> list[str]:
-    """Every dotted field name of the schema, for messages about misspelled ones."""
+    """All dotted field names of the schema, for messages about misspelled ones."""
     names = []
     for name, kind in typing.get_type_hints(cls).items():
         dotted = f"{path}.{name}".lstrip(".")

@@ -24,5 +24,7 @@ def test_fields_of_earlier_versions_are_read_where_they_mean_what_is_left():
 @pytest.mark.parametrize("field", [{"share_samples": True}, {"mode": "port"}, {"nothing": 1}])
 def test_other_fields_are_refused(field):
     (name,) = field
-    with pytest.raises(ConfigError, match=f"Config has no field {name}: of another version"):
+    with pytest.raises(
+        ConfigError, match=f"Config has no field {name}; was it written by another version"
+    ):
         config.from_dict(config.to_dict(load("digits")) | field)

@@ -149,5 +149,7 @@ def test_no_gradient_where_generated_and_real_images_are_one_law(name):
 def test_shares_outside_the_open_interval_are_refused(field, value):
     options = config.Config(loss=config.Loss(name="real_uid", **{field: value}))
     options.real.source = "digits"
-    with pytest.raises(ConfigError, match=f"loss.{field} = {value}: expected a share"):
+    with pytest.raises(
+        ConfigError, match=f"loss.{field} = {value}: expected a value strictly between"
+    ):
         config.validate(options, {}, 1)

@@ -213,7 +213,7 @@ def test_diffusers_folder(inside, tmp_path):
 def test_a_folder_without_null_caption_is_not_guided():
     options = config.Config(teacher=config.Teacher(guidance=4.5))
     network = config.PixArt(**vars(PIXART) | {"caption_length": 0})
-    with pytest.raises(ConfigError, match="lacks the learned embedding of no caption"):
+    with pytest.raises(ConfigError, match="lack the learned null-caption embedding"):
         config.complete(options, network, "ddpm_linear", 1.0)
 
 
@@ -291,5 +291,5 @@ def test_a_known_name_needs_no_file_to_be_planned():
 
 
 def test_dropout_of_a_network_without_it_is_refused():
-    with pytest.raises(ConfigError, match="dropout = 0.1, but DiT has none"):
+    with pytest.raises(ConfigError, match="dropout = 0.1, but DiT has no dropout"):
         config.complete(config.Config(dropout=0.1), DIT, "ddpm_linear", 1.0)

@@ -58,7 +58,7 @@ def test_a_missing_source_is_refused_with_remedies(tmp_path):
     ):
         with pytest.raises(ConfigError) as error:
             distill.distill(options, str(tmp_path / "run"))
-        assert str(error.value).startswith(f"{needs} learns from real images, and real.source is")
+        assert str(error.value).startswith(f"{needs} needs real images, but real.source is")
         assert "--config.loss.name=sim" in str(error.value)
     with pytest.raises(ConfigError, match="no such file"):
         distill.distill(sida(real__source="zip:none.zip"), str(tmp_path / "run"))
@@ -67,7 +67,7 @@ def test_a_missing_source_is_refused_with_remedies(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"adversarial__generator_scale": 1.0}, "of a discriminator, and none is trained"),
+        ({"adversarial__generator_scale": 1.0}, "needs a discriminator, and none is trained"),
         ({"adversarial__divergence": "js", "loss__name": "diff_instruct"}, "none is trained"),
         ({"adversarial__fake_score_scale": -1.0}, "expected 0 or more"),
         ({"adversarial__start": -1}, "expected 0 or more"),
@@ -81,9 +81,9 @@ def test_invalid_adversarial_settings_are_refused(fields, message):
 
 
 def test_divergence_needs_diff_instruct_and_a_discriminator_excludes_guidance():
-    with pytest.raises(ConfigError, match="weighs Diff-Instruct's gradient, but loss.name = 'sid'"):
+    with pytest.raises(ConfigError, match="reweights Diff-Instruct, but loss.name = 'sid'"):
         check.check(sida(adversarial__divergence="js"), devices=1)
-    with pytest.raises(ConfigError, match="one evaluation of the fake score"):
+    with pytest.raises(ConfigError, match="does not support a guided fake score"):
         check.check(sida(guidance="lsg", teacher__guidance=2.0), devices=1)
 
 
@@ -96,7 +96,9 @@ def test_a_discriminator_needs_a_unet():
         config.complete(options, options.network, "edm", 0.5)
     options = changed(load("digits", "real_uid"))
     options.network = config.DiT(resolution=8, label_dim=10)
-    with pytest.raises(ConfigError, match="real images of latents, which DiT takes, are not read"):
+    with pytest.raises(
+        ConfigError, match="DiT needs real images as latents, which are not supported"
+    ):
         config.complete(options, options.network, "edm", 0.5)
 
 

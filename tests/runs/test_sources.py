@@ -139,7 +139,7 @@ def test_a_data_set_too_large_for_the_device_is_refused(tmp_path, monkeypatch):
         ("cifar10", ["--config.teacher.source=/none/net.pkl"], "/none/net.pkl does not exist"),
         ("cifar10:did", [], "method (after the colon of --config) = 'did' is not known; known: "),
         ("cifar10", ["--config.network.channels=8"], "network"),
-        ("cifar10", ["--config.teacher.steps=8"], "brings its network and needs no training"),
+        ("cifar10", ["--config.teacher.steps=8"], "is pretrained and includes its network"),
     ],
 )
 def test_a_wrong_source_gives_one_error_message(name, flags, message, tmp_path):
