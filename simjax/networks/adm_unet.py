@@ -1,4 +1,4 @@
-"""ADM, the U-Net of Dhariwal and Nichol, as EDM trains it on ImageNet.
+"""ADM, the U-Net of Dhariwal and Nichol, in EDM's ImageNet configuration.
 
 References: arXiv:2105.05233; EDM, arXiv:2206.00364, appendix F.2 and table 7.
 """
@@ -16,11 +16,11 @@ from simjax.networks.network import Network
 from simjax.networks.unet import ADM, UNet
 from simjax.typing import Array, Float, Labels, PerExample
 
-CHANNELS_EMBEDDING = 4  # width of the noise embedding over that of the network, EDM
+CHANNELS_EMBEDDING = 4  # width of the noise embedding / width of the network (EDM)
 
 
 class AdmUNetModule(UNet):
-    """F(x, c_noise, labels) of the preconditioned denoiser; arguments are SongUNetModule's."""
+    """F(x, c_noise, labels) of the preconditioned denoiser; arguments as in SongUNetModule."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class AdmUNetModule(UNet):
     ):
         self.channels = channels
         wide = channels * CHANNELS_EMBEDDING
-        # Embeddings run in float32: a few thousand multiplications, and sigma's digits matter.
+        # Embeddings run in float32: they are cheap, and sensitive to the precision of sigma.
         embed = {"rngs": rngs, "dtype": jnp.float32}
         if augment_dim:
             silent = layers.lecun(0)
@@ -72,7 +72,7 @@ class AdmUNetModule(UNet):
     def _embed(
         self, c_noise: PerExample, labels: Labels, augment_labels: Float[Array, "b a"] | None
     ) -> Float[Array, "b e"]:
-        steps = self.channels // 2  # the range's lower end excluded
+        steps = self.channels // 2  # excludes the lowest frequency
         embedding = layers.positional_embedding(c_noise, self.channels, steps=steps)
         if hasattr(self, "map_augment") and augment_labels is not None:
             embedding += self.map_augment(augment_labels)
@@ -84,7 +84,11 @@ class AdmUNetModule(UNet):
 
 @dataclasses.dataclass
 class AdmUNet(Network):
-    """The U-Net of Dhariwal and Nichol; defaults are EDM's ImageNet 64 network (EDM table 7)."""
+    """Options of ADM; defaults are EDM's ImageNet 64 network (table 7).
+
+    >>> AdmUNet(label_dim=10).shape  # height, width, channels
+    (64, 64, 3)
+    """
 
     module: ClassVar = AdmUNetModule
     has_logits: ClassVar = True

@@ -1,8 +1,8 @@
-"""CLIP: an image and a text as vectors of one space, whose cosine says how well they agree.
+"""CLIP: joint image and text embeddings, compared by cosine similarity.
 
-Two transformers with norms before attention and MLP: one reads patches behind a class token and
-gives that token's vector, the other reads a text causally and gives the vector of its end.
-porting/maps/clip.py ports the published weights; evaluation/clip calls it.
+Two pre-norm transformers. The image tower outputs the class token, which precedes the patches; the
+text tower is causal and outputs the end token. porting/maps/clip.py ports the published weights;
+evaluation/clip computes scores with them.
 References: CLIP, arXiv:2103.00020; ViT, arXiv:2010.11929; quick GELU, arXiv:1606.08415, section 2.
 """
 
@@ -20,18 +20,18 @@ from simjax.networks.transformer import Tokens
 from simjax.typing import Array, Float, Images, Int
 
 EPSILON = 1e-5  # of every norm, in all published configs
-NORMAL = layers.normal(0.02)  # of tables and projections (CLIP's code, of its tokens)
-LOGIT_SCALE = math.log(1 / 0.07)  # at the start of training, arXiv:2103.00020, section 2.5
+NORMAL = layers.normal(0.02)  # init of embeddings and projections (CLIP's code, for tokens)
+LOGIT_SCALE = math.log(1 / 0.07)  # initial value, arXiv:2103.00020, section 2.5
 CHANNELS = 3
 
 
 def quick_gelu(x: Array) -> Array:
-    """x sigmoid(1.702 x), which the published networks have in GELU's place."""
+    """x sigmoid(1.702 x), the activation of the published networks."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def gelu(x: Array) -> Array:
-    """x Phi(x), Phi the standard normal distribution function."""
+    """x Phi(x), with Phi the standard normal CDF (exact GELU)."""
     return jax.nn.gelu(x, approximate=False)
 
 
@@ -40,7 +40,13 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of a transformer: channels, blocks, attention heads, MLPs' width, a key of ACTIVATIONS."""
+    """Sizes of a transformer.
+
+    Args:
+      width, depth, heads: channels, blocks, attention heads.
+      hidden: width of the MLPs.
+      activation: a key of ACTIVATIONS.
+    """
 
     width: int
     depth: int
@@ -51,7 +57,11 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vision(Sizes):
-    """Images are square, `resolution` pixels a side, and cut into patches of `patch` a side."""
+    """Sizes of the image tower, for square images and patches.
+
+    Args:
+      resolution, patch: pixels per side of an image and of a patch.
+    """
 
     resolution: int
     patch: int
@@ -59,11 +69,12 @@ class Vision(Sizes):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Sizes):
-    """Texts have up to `length` tokens, start and end included.
+    """Sizes of the text tower.
 
     Args:
-      end: the token that ends a text; None for the largest one in it, which is the end's in the
-        published vocabulary.
+      length: maximum tokens per text, including start and end.
+      end: the end token; None: the largest token of the text, the end token in the published
+        vocabulary.
     """
 
     vocabulary: int
@@ -85,7 +96,7 @@ class Block(nnx.Module):
         self.mlp = transformer.Mlp(width, sizes.hidden, width, activation=activation, **options)
 
     def __call__(self, x: Tokens, readable: Bool[Array, "b 1 l l"] | None = None) -> Tokens:
-        """Each token reads the keys (last axis) where `readable`; None is all."""
+        """One block; `readable` masks keys (last axis), None attends to all."""
         parts = jnp.split(self.qkv(self.norm1(x)), 3, axis=-1)
         q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in parts)
         mixed = jax.nn.dot_product_attention(q, k, v, mask=readable).reshape(x.shape)
@@ -94,7 +105,7 @@ class Block(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Images to vectors."""
+    """The image encoder: images to embeddings."""
 
     def __init__(self, sizes: Vision, projection: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.resolution = sizes.resolution
@@ -132,7 +143,7 @@ class VisionTower(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """Texts to vectors."""
+    """The text encoder: tokens to embeddings."""
 
     def __init__(self, sizes: Text, projection: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.length, self.end = sizes.length, sizes.end
@@ -146,8 +157,8 @@ class TextTower(nnx.Module):
         length = tokens.shape[1]
         if length > self.length:
             raise ConfigError(
-                f"texts of {length} tokens; this network reads {self.length}: cut them, as "
-                "evaluation/clip_tokens.py does."
+                f"texts of {length} tokens, expected at most {self.length}; truncate them as "
+                "evaluation/clip/tokens.py does."
             )
         x = jnp.take(self.embedding[...], tokens, axis=0) + self.positions[:length]
         readable = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, None]
@@ -156,19 +167,19 @@ class TextTower(nnx.Module):
         return self.projection(self.norm_out(x))
 
     def _ends(self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]) -> Int[Array, "b"]:
-        """Where each text ends: at the first end token, or the first of the largest."""
+        """Position of the first end token, or of the first largest token."""
         rank = tokens if self.end is None else tokens == self.end
         return jnp.where(mask, rank, -1).argmax(axis=1)
 
 
 class Clip(nnx.Module):
-    """Embeddings of images and of texts, (b, projection), float32 and not normalised.
+    """Embeddings of images and texts, (b, projection), float32, not normalised.
 
-    Products run in `dtype`; norms, softmax and the sums that blocks add to in float32.
+    Matmuls run in `dtype`; norms, softmax and the residual stream in float32.
 
     Args:
-      projection: numbers of an embedding.
-      dtype: float32 is exact; scores are defined by it.
+      projection: dimension of the embeddings.
+      dtype: float32 for published scores; bfloat16 is an approximation.
     """
 
     def __init__(
@@ -177,13 +188,15 @@ class Clip(nnx.Module):
         self.dtype = dtype
         self.vision = VisionTower(vision, projection, dtype=dtype, rngs=rngs)
         self.text = TextTower(text, projection, dtype=dtype, rngs=rngs)
-        self.logit_scale = nnx.Param(jnp.asarray(LOGIT_SCALE))  # log of what training multiplied by
+        self.logit_scale = nnx.Param(
+            jnp.asarray(LOGIT_SCALE)
+        )  # log of the factor on cosine similarities in training
 
     def embed_images(self, pixels: Images) -> Float[Array, "b c"]:
-        """Of (b, h, w, 3) at the network's resolution, each channel normalised.
+        """Embeddings of images (b, h, w, 3) with normalised channels.
 
         Raises:
-          ConfigError: images of another size.
+          ConfigError: height or width differ from the network's resolution.
         """
         with self._precision():
             return self.vision(pixels).astype(jnp.float32)
@@ -191,11 +204,11 @@ class Clip(nnx.Module):
     def embed_texts(
         self, tokens: Int[Array, "b l"], mask: Bool[Array, "b l"]
     ) -> Float[Array, "b c"]:
-        """Of texts from their start token to their end token, then padding.
+        """Embeddings of texts: start token, tokens, end token, padding.
 
         Args:
-          tokens: indices below the vocabulary; others give NaN.
-          mask: True at a text's tokens, both ends included; what is False is not read.
+          tokens: indices below the vocabulary size; others give NaN.
+          mask: True for tokens including start and end, False for padding.
 
         Raises:
           ConfigError: more tokens than the network has positions.
@@ -212,7 +225,7 @@ def _stack(sizes: Sizes, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def _norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Over channels, computed in float32, given in `dtype`."""
+    """Layer norm computed in float32, output in `dtype`."""
     return nnx.LayerNorm(width, epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 

@@ -1,6 +1,6 @@
-"""What samples are conditioned on: classes, captions or nothing; a network brings one of these.
+"""Condition types of a network: classes, captions or none.
 
-Called where conditions are drawn, dropped, described or handed to an exported program.
+Conditions are drawn, dropped, described and passed to exported programs here.
 """
 
 import dataclasses
@@ -13,41 +13,47 @@ import numpy as np
 
 from simjax.typing import Array, Caption, Key, Labels
 
-LENGTH = 120  # tokens of a caption where the network does not say: PixArt-alpha's
+LENGTH = 120  # default tokens per caption; PixArt-alpha
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """One of `count` classes, as one-hot rows (b, count); of 0 classes the rows are empty."""
+    """Class labels, one-hot (b, count); count = 0 is unconditional.
+
+    >>> Classes(3).of(jnp.array([2])).tolist()
+    [[0.0, 0.0, 1.0]]
+    """
 
     count: int
     reads_prompts: ClassVar[bool] = False
     has_null: ClassVar[bool] = True
 
     def of(self, numbers: Array) -> Labels:
-        """Class numbers (b,) to rows."""
+        """Class indices (b,) to one-hot rows."""
         return jax.nn.one_hot(numbers, self.count)
 
     def draw(self, key: Key, batch: int) -> Labels:
-        """Uniform classes."""
+        """Uniformly drawn classes."""
         return self.of(jax.random.randint(key, (batch,), 0, max(self.count, 1)))
 
     def null(self, cond: Labels) -> Labels:
-        """No class: rows of zeros."""
+        """The null condition: rows of zeros."""
         return jnp.zeros_like(cond)
 
     def describe(self) -> str:
-        """For a person."""
-        return f"one of {self.count} classes" if self.count else "nothing: there are no classes"
+        """Human-readable description."""
+        return (
+            f"one of {self.count} classes" if self.count else "none: the network is unconditional"
+        )
 
     def arguments(self, cond: Labels) -> tuple[Array, ...]:
-        """What an exported program takes: class numbers, of which -1 is none."""
+        """Inputs of an exported program: class indices, -1 for unconditional."""
         if not self.count:
             return ()
         return (jnp.where(cond.any(1), cond.argmax(1), -1).astype(jnp.int32),)
 
     def argument_shapes(self, batch: Any) -> list[jax.ShapeDtypeStruct]:
-        """Of `arguments`; `batch` may be symbolic."""
+        """Shapes of `arguments`; `batch` may be symbolic."""
         return [jax.ShapeDtypeStruct((batch,), jnp.int32)] if self.count else []
 
     def of_arguments(self, batch: Any, given: Sequence[Array]) -> Labels:
@@ -55,17 +61,18 @@ class Classes:
         return self.of(given[0]) if self.count else jnp.zeros((batch, 0))
 
     def examples(self, key: Key, count: int) -> Labels:
-        """Conditions that differ, to compare programs with."""
+        """Distinct conditions, for comparing programs."""
         return self.of(jnp.arange(count) % max(self.count, 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Captions: what a text encoder makes of prompts.
+    """Captions: text-encoder features of prompts.
 
     Args:
-      channels: of the encoder.
-      limit: tokens of the learned embedding of no caption, and so of any; 0: there is none.
+      channels: width of the encoder.
+      limit: tokens of the learned null-caption embedding, the maximum caption length; 0: the
+        network has none.
     """
 
     channels: int
@@ -74,38 +81,38 @@ class Prompts:
 
     @property
     def has_null(self) -> bool:
-        """Whether a caption can be dropped."""
+        """Whether captions can be dropped."""
         return self.limit > 0
 
     @property
     def length(self) -> int:
-        """Tokens of a caption in a program of fixed shapes."""
+        """Tokens per caption in programs of fixed shapes."""
         return self.limit or LENGTH
 
     def draw(self, key: Key, batch: int | tuple[int, ...]) -> Caption:
-        """Random numbers in place of encoded prompts, all of full length: for timing and shapes."""
+        """Random features of full length, for timing and shapes."""
         shape = batch if isinstance(batch, tuple) else (batch,)
         size = (*shape, self.length, self.channels)
         embedding = jax.random.normal(key, size, jnp.bfloat16)
         return Caption(embedding, jnp.ones(size[:-1], bool), jnp.zeros(shape, bool))
 
     def null(self, cond: Caption) -> Caption:
-        """The same captions, dropped: the network's own embedding stands for them."""
+        """The captions marked as dropped; the network substitutes its null embedding."""
         return cond.replace(dropped=jnp.ones_like(cond.dropped))
 
     def describe(self) -> str:
-        """For a person."""
+        """Human-readable description."""
         return (
-            f"a prompt as a T5 encoder gives it: {self.length} tokens of {self.channels} channels, "
-            "and a mask of those that are no padding"
+            f"a prompt's T5 features: {self.length} tokens of {self.channels} channels, and a mask "
+            "that is false for padding"
         )
 
     def arguments(self, cond: Caption) -> tuple[Array, ...]:
-        """What an exported program takes: embedding and mask of `length` tokens."""
+        """Inputs of an exported program: embedding and mask of `length` tokens."""
         return cond.embedding.astype(jnp.float32), cond.mask
 
     def argument_shapes(self, batch: Any) -> list[jax.ShapeDtypeStruct]:
-        """Of `arguments`; `batch` may be symbolic."""
+        """Shapes of `arguments`; `batch` may be symbolic."""
         words = (batch, self.length)
         return [
             jax.ShapeDtypeStruct((*words, self.channels), jnp.float32),
@@ -117,7 +124,7 @@ class Prompts:
         return Caption(*given, jnp.zeros(batch, bool))
 
     def examples(self, key: Key, count: int) -> Caption:
-        """Conditions that differ, to compare programs with: captions of several lengths."""
+        """Distinct captions of several lengths, for comparing programs."""
         drawn = self.draw(key, count)
         lengths = np.arange(1, count + 1)[:, None] * self.length // count
         mask = jnp.arange(self.length) < lengths

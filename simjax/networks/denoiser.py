@@ -1,6 +1,6 @@
-"""A network with its preconditioning and precision: D(xt; sigma, cond) = E[x0 | xt].
+"""The preconditioned denoiser D(xt; sigma, cond) = E[x0 | xt].
 
-The only file that decides precision: float32 outside the network, its own dtype inside.
+The only file that sets precision: float32 outside the network, the network's dtype inside.
 """
 
 import jax
@@ -15,7 +15,10 @@ from simjax.typing import Array, Condition, Denoise, Float, Images, Params, PerE
 
 
 class Denoiser(nnx.Module):
-    """D = c_skip xt + c_out F(c_in xt, c_noise, cond), with the coefficients in float32."""
+    """A network F with preconditioning, coefficients in float32.
+
+    D = c_skip xt + c_out F(c_in xt, c_noise, cond)
+    """
 
     def __init__(self, network: nnx.Module, precondition: Precondition):
         self.network = network
@@ -32,14 +35,14 @@ class Denoiser(nnx.Module):
         gather: Gather | None = None,
         with_logits: bool = False,
     ) -> Images | tuple[Images, Float[Array, "b h w"]]:
-        """D, or D and a discriminator's logits (unet.UNet).
+        """D, or (D, discriminator logits) if `with_logits` (unet.UNet).
 
-        `gather` is for stacks of blocks (layers.scan_stack); U-Nets get whole parameters.
+        `gather` is for scanned blocks (layers.scan_stack); U-Nets take gathered parameters.
         """
         c_skip, c_out, c_in, c_noise = self.precondition(sigma)
         own = {} if gather is None else {"gather": gather}
         own |= {"with_logits": True} if with_logits else {}
-        # float32 means float32: neither TF32 nor bf16 passes inside products.
+        # float32 matmuls at full precision: no TF32, no bf16 passes.
         exact = "highest" if self.network.dtype == jnp.float32 else None
         with jax.default_matmul_precision(exact):
             found = self.network(
@@ -57,15 +60,22 @@ class Denoiser(nnx.Module):
 
 
 def as_denoise(net: nnx.Module) -> tuple[Denoise, Params]:
-    """Splits a module into D(params, xt, sigma, cond) and its parameters, a nested dict.
+    """Splits a module into a pure D(params, xt, sigma, cond) and parameters.
 
-    Fixed constants (Buffer) stay with the function: they are ported, and never trained.
+    Parameters are a nested dict. Constants (Buffer) are captured by the function: they are ported
+    but not trained.
 
     Raises:
-      ValueError: the module holds any other kind of state.
+      ValueError: the module holds state other than nnx.Param and Buffer.
+
+    >>> from simjax.diffusion import precondition
+    >>> network = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    >>> denoise, params = as_denoise(Denoiser(network, precondition.edm))
+    >>> sorted(params["network"])
+    ['bias', 'kernel']
     """
     graphdef, params, buffers = nnx.split(net, nnx.Param, Buffer)
-    # As numpy arrays they belong to no mesh.
+    # NumPy arrays are not tied to a mesh.
     buffers = jax.tree.map(
         lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf,
         nnx.to_pure_dict(buffers),
@@ -81,12 +91,12 @@ Constants = dict[tuple[str, ...], np.ndarray]  # by path
 
 
 def constants_of(weights: Params, params: Params) -> Constants:
-    """What `weights` (parameters and constants, nested dicts) holds beside the parameters."""
+    """The leaves of `weights` that are not parameters, by path."""
     trained = flatten_dict(params)
     every = flatten_dict(weights)
     return {path: np.asarray(leaf) for path, leaf in every.items() if path not in trained}
 
 
 def with_constants(params: Params, constants: Constants) -> Params:
-    """The inverse of `constants_of`."""
+    """Merges parameters and constants; inverse of `constants_of`."""
     return unflatten_dict(flatten_dict(params) | constants)

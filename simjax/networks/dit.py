@@ -1,4 +1,4 @@
-"""DiT: a transformer on patches whose norms are told time and class (adaLN-Zero).
+"""DiT: a transformer on patches, conditioned by adaLN-Zero.
 
 Reference: DiT, arXiv:2212.09748, section 3.2 and table 1.
 """
@@ -16,15 +16,15 @@ from simjax.networks.transformer import (
     NORMAL,
     ZEROS,
     Mlp,
+    Modulation,
     Patches,
     SelfAttention,
     TimeEmbedding,
     Tokens,
-    Told,
+    ada_norm,
     as_images,
     gated_sum,
     linear,
-    told_norm,
 )
 from simjax.typing import Array, Float, Images, Labels, PerExample
 
@@ -32,7 +32,7 @@ MLP_RATIO = 4  # hidden width over width (DiT)
 
 
 class DiTBlock(nnx.Module):
-    """Attention and a perceptron; time and class scale, shift and gate both."""
+    """Attention and MLP, each with shift, scale and gate (adaLN-Zero)."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
         init = {"rngs": rngs, "dtype": dtype}
@@ -40,26 +40,27 @@ class DiTBlock(nnx.Module):
         self.mlp = Mlp(width, MLP_RATIO * width, width, **init)
         self.modulation = linear(width, 6 * width, init=ZEROS, rngs=rngs, dtype=jnp.float32)
 
-    def __call__(self, x: Tokens, told: Told) -> Tokens:
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.modulation(told), 6, axis=-1)
-        x = gated_sum(x, gate1, self.attention(told_norm(x, shift1, scale1)))
-        return gated_sum(x, gate2, self.mlp(told_norm(x, shift2, scale2)))
+    def __call__(self, x: Tokens, cond: Modulation) -> Tokens:
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.modulation(cond), 6, axis=-1)
+        x = gated_sum(x, gate1, self.attention(ada_norm(x, shift1, scale1)))
+        return gated_sum(x, gate2, self.mlp(ada_norm(x, shift2, scale2)))
 
 
 class DiTModule(nnx.Module):
-    """F(x, c_noise, labels) of the preconditioned denoiser; c_noise is a DDPM time step.
+    """F(x, c_noise, labels) of the preconditioned denoiser.
 
-    Labels of zeros stand for no class: the embedding that training put in place of dropped classes.
+    c_noise is a DDPM time step, or the time of a flow. All-zero labels select the learned
+    null-class embedding.
 
     Args:
-      resolution: height and width of x, a multiple of `patch`; latents have 1/8 of their images'.
+      resolution: height and width of x, a multiple of `patch`; 1/8 of the image size for latents.
       image_channels, out_channels: of input and output; they differ with learned variances.
-      label_dim: classes, 0 for unconditional.
-      patch: height and width of what one token stands for.
+      label_dim: number of classes, 0 for unconditional.
+      patch: height and width of a patch, one token each.
       width, depth, heads: of the transformer.
-      time_steps: of the frequencies of time's embedding; 128, and 127 in diffusers.
-      remat: what the backward pass recomputes, a name in layers.REMAT.
-      unroll: the program holds every block instead of one.
+      time_steps: denominator in the time embedding's frequencies; 128, in diffusers 127.
+      remat: rematerialisation policy, a key of layers.REMAT.
+      unroll: unroll the scan over blocks.
     """
 
     def __init__(
@@ -102,21 +103,21 @@ class DiTModule(nnx.Module):
         dropout_keys: Array | None = None,
         gather: layers.Gather | None = None,
     ) -> Images:
-        """Nothing is dropped out: DiT has no dropout, so dropout_keys draw nothing."""
-        told = jax.nn.silu(self.time(c_noise) + self._of_class(labels))[:, None]
+        """The output F. DiT has no dropout: dropout_keys are ignored."""
+        cond = jax.nn.silu(self.time(c_noise) + self._of_class(labels))[:, None]
         tokens = layers.scan_stack(
             self.blocks,
-            lambda block, tokens: block(tokens, told),
+            lambda block, tokens: block(tokens, cond),
             self.patches(x),
             gather=gather,
             remat=self.remat,
             unroll=self.unroll,
         )
-        shift, scale = jnp.split(self.out_modulation(told), 2, axis=-1)
-        return as_images(self.out(told_norm(tokens, shift, scale)), patch=self.patch)
+        shift, scale = jnp.split(self.out_modulation(cond), 2, axis=-1)
+        return as_images(self.out(ada_norm(tokens, shift, scale)), patch=self.patch)
 
     def _of_class(self, labels: Labels) -> Float[Array, "b c"]:
-        """The class's row of the table; its last row where there is no class."""
+        """Class embedding; the last row of the table is the null class."""
         none = 1 - labels.sum(1, keepdims=True)
         rows = jnp.concatenate([labels, none], axis=1)
         return jnp.dot(rows, self.classes[...], precision=jax.lax.Precision.HIGHEST)
@@ -124,12 +125,16 @@ class DiTModule(nnx.Module):
 
 @dataclasses.dataclass
 class DiT(Network):
-    """The transformer of DiT on latents; defaults are DiT-XL/2 for 256 pixels (DiT table 1)."""
+    """Options of DiT and SiT; defaults are DiT-XL/2, 256 pixels.
+
+    >>> DiT().shape  # latents of 256 x 256 images
+    (32, 32, 4)
+    """
 
     module: ClassVar = DiTModule
     is_stack: ClassVar = True
     of_latents: ClassVar = True
-    guided_channels: ClassVar = 3  # of 4: so the official code of DiT and SiT samples
+    guided_channels: ClassVar = 3  # of 4, as in the official sampling code of DiT and SiT
     resolution: int = 32  # of latents: 1/8 of the images'
     image_channels: int = 4
     label_dim: int = 1000
@@ -137,5 +142,5 @@ class DiT(Network):
     width: int = 1152
     depth: int = 28
     heads: int = 16
-    time_steps: int = 128  # of the embedding's frequencies; 127 where weights came from diffusers
-    learn_sigma: bool | None = None  # variances are put out too, which D drops; None: its family
+    time_steps: int = 128  # in the time embedding's frequencies; 127 for weights from diffusers
+    learn_sigma: bool | None = None  # also outputs variances, which D drops; None: as the family

@@ -1,8 +1,8 @@
-"""The Inception-v3 whose features the Frechet Inception distance and the Inception Score compare.
+"""Inception-v3 for the Frechet Inception distance and the Inception Score.
 
-The graph of TensorFlow's 2015-12-05 model as pytorch-fid reads it. Where it differs from the paper:
-average pools leave the padding out of their counts, Mixed_7c pools by maximum, fc has 1008 classes.
-Layers have the names of the published weights, which porting/maps/inception.py ports.
+TensorFlow's 2015-12-05 graph, as in pytorch-fid. It differs from the paper: average pooling
+excludes the padding, Mixed_7c uses max pooling, fc has 1008 classes. Layer names follow the
+published weights, which porting/maps/inception.py ports.
 References: Szegedy et al., arXiv:1512.00567; Heusel et al., arXiv:1706.08500 (the distance).
 """
 
@@ -20,14 +20,14 @@ from simjax.errors import ConfigError
 from simjax.networks.layers import Buffer
 from simjax.typing import Array, Float, Images, Params
 
-SIZE = 299  # height and width that the network sees
+SIZE = 299  # input height and width
 CLASSES = 1008
 EPSILON = 1e-3  # of batch norm
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What features depend on. Numbers from features compare only where all of this is equal."""
+    """Provenance of features; metrics are comparable only if it is equal."""
 
     weights_sha256: str
     dtype: str
@@ -36,7 +36,10 @@ class Features:
 
 
 class Outputs(NamedTuple):
-    """Of n images. The Frechet distance takes features, the Inception Score logits_without_bias."""
+    """Network outputs for n images.
+
+    The Frechet distance uses features, the Inception Score logits_without_bias.
+    """
 
     features: Float[Array, "n 2048"]
     logits: Float[Array, "n 1008"]
@@ -54,7 +57,7 @@ class Conv(NamedTuple):
 
 
 class Fork(NamedTuple):
-    """Chains with one input, their outputs side by side; `prefix` begins the names inside."""
+    """Parallel branches, concatenated on channels; `prefix` precedes their layer names."""
 
     prefix: str
     branches: tuple["Chain", ...]
@@ -64,14 +67,14 @@ Pool = Callable[[Images], Images]
 Chain = tuple[Conv | Fork | Pool, ...]
 
 SQUARE = (3, 3)
-HALVING = (SQUARE, 2, "VALID")  # of Conv: kernel, stride, padding
+HALVING = (SQUARE, 2, "VALID")  # kernel, stride and padding of a Conv
 AVERAGE = partial(nnx.avg_pool, window_shape=SQUARE, padding="SAME", count_include_pad=False)
 MAXIMUM = partial(nnx.max_pool, window_shape=SQUARE, padding="SAME")
 HALVED = partial(nnx.max_pool, window_shape=SQUARE, strides=(2, 2), padding="VALID")
 
 
 def _tower(name: str, *convs: tuple) -> Chain:
-    """Convolutions NAME_1, NAME_2, ..., each given by what follows the name in Conv."""
+    """Convolutions NAME_1, NAME_2, ..., given by the fields of Conv after name."""
     return tuple(Conv(f"{name}_{number}", *conv) for number, conv in enumerate(convs, 1))
 
 
@@ -86,7 +89,7 @@ def _mixed_35(pooled: int) -> tuple[Chain, ...]:
 
 
 def _mixed_17(width: int) -> tuple[Chain, ...]:
-    """17x17 in and out: 768 channels, `width` between the factors of 7x7 convolutions."""
+    """17x17 in and out: 768 channels; factorised 7x7 convolutions of `width`."""
     row, column = (1, 7), (7, 1)
     long = (width,), (width, column), (width, row), (width, column), (192, row)
     return (
@@ -118,7 +121,7 @@ REDUCE_17: tuple[Chain, ...] = (  # 17x17 to 8x8
     _tower("branch7x7x3", (192,), (192, (1, 7)), (192, (7, 1)), (192, *HALVING)),
     (HALVED,),
 )
-STAGES: tuple[Chain, ...] = (  # 64, 192, 768 and 2048 channels leave them
+STAGES: tuple[Chain, ...] = (  # 64, 192, 768 and 2048 output channels
     (
         Conv("Conv2d_1a_3x3", 32, *HALVING),
         Conv("Conv2d_2a_3x3", 32, SQUARE, padding="VALID"),
@@ -145,7 +148,10 @@ STAGES: tuple[Chain, ...] = (  # 64, 192, 768 and 2048 channels leave them
 
 
 class ConvBatchNorm(nnx.Module):
-    """relu(scale (kernel * x - mean) / sqrt(variance + epsilon) + bias), moments fixed."""
+    """Convolution, batch norm with fixed statistics, ReLU.
+
+    relu(scale (kernel * x - mean) / sqrt(variance + epsilon) + bias)
+    """
 
     def __init__(self, features_in: int, conv: Conv, dtype: jnp.dtype):
         self.stride, self.padding, self.dtype = conv.stride, conv.padding, dtype
@@ -167,7 +173,10 @@ class ConvBatchNorm(nnx.Module):
 
 
 class InceptionV3(nnx.Module):
-    """Zeros until weights are ported into it; float32 is exact, bfloat16 a faster approximation."""
+    """Inception-v3 with zero weights, to be filled by porting.
+
+    float32 is exact, bfloat16 a faster approximation.
+    """
 
     def __init__(self, dtype: jnp.dtype = jnp.float32):
         self.dtype = dtype
@@ -178,17 +187,21 @@ class InceptionV3(nnx.Module):
         self.fc = nnx.Linear(width, CLASSES, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
 
     def __call__(self, images: Array) -> Outputs:
-        """Features and logits, float32, of images (n, h, w, 1 or 3) with values 0 to 255."""
+        """Features and logits in float32.
+
+        Args:
+          images: (n, h, w, 1 or 3), values 0 to 255.
+        """
         features = self.stages(images)[-1].astype(jnp.float32).mean((1, 2))
         with jax.default_matmul_precision("highest"):
             logits = self.fc(features)
         return Outputs(features, logits, logits - self.fc.bias[...])
 
     def stages(self, images: Array) -> list[Images]:
-        """Activations after each of STAGES; `images` as above, grey ones repeated thrice."""
+        """Activations after each of STAGES; grey images are repeated to 3 channels."""
         if images.ndim != 4 or images.shape[-1] not in (1, 3):
             raise ConfigError(
-                f"images of shape {images.shape}; expected (n, h, w, 3), or (n, h, w, 1) if grey."
+                f"images of shape {images.shape}; expected (n, h, w, 3), or (n, h, w, 1)."
             )
         exact = "highest" if self.dtype == jnp.float32 else None
         x = 2 * (resized(images.astype(jnp.float32), SIZE) / 255) - 1
@@ -197,7 +210,7 @@ class InceptionV3(nnx.Module):
             return [x := self._run(chain, x) for chain in STAGES]
 
     def _add(self, chain: Chain, width: int, prefix: str = "") -> int:
-        """Makes the convolutions of a chain; channels in, channels out."""
+        """Creates the convolutions of a chain; input width in, output width out."""
         for part in chain:
             if isinstance(part, Conv):
                 self.convs[prefix + part.name] = ConvBatchNorm(width, part, self.dtype)
@@ -220,28 +233,32 @@ class InceptionV3(nnx.Module):
 
 
 def weights_like() -> Params:
-    """Shapes of the network's weights, a nested dict."""
+    """Shapes and dtypes of the network's weights, a nested dict."""
     return nnx.to_pure_dict(nnx.state(nnx.eval_shape(InceptionV3)))
 
 
 def extractor(dtype: jnp.dtype = jnp.float32) -> Callable[[Params, Array], Outputs]:
-    """InceptionV3.__call__ as a pure function of weights and images, to be jitted."""
+    """InceptionV3.__call__ as a pure, jittable function of weights and images."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: InceptionV3(dtype)))
     return lambda weights, images: nnx.merge(graphdef, weights)(images)
 
 
 def resized(x: Images, size: int) -> Images:
-    """Bilinear resize of height and width: one small matrix product for each."""
+    """Bilinear resize of height and width, as two matmuls."""
     rows, columns = (bilinear_matrix(length, size) for length in x.shape[1:3])
-    highest = jax.lax.Precision.HIGHEST  # bf16 products would lose bits of 8-bit images
+    highest = jax.lax.Precision.HIGHEST  # bf16 matmuls would lose bits of 8-bit images
     x = jnp.einsum("ih,bhwc->biwc", rows, x, precision=highest)
     return jnp.einsum("jw,biwc->bijc", columns, x, precision=highest)
 
 
 def bilinear_matrix(length: int, size: int) -> Float[np.ndarray, "size length"]:
-    """Row i weighs the pixels beside position (i + 1/2) length / size - 1/2; the edges repeat.
+    """Interpolation matrix with align_corners=False, without antialiasing.
 
-    That is align_corners=False in PyTorch. Without antialiasing, shrinking skips pixels.
+    Row i interpolates at position (i + 1/2) length / size - 1/2; edge pixels repeat. Without
+    antialiasing, downsampling skips pixels.
+
+    >>> bilinear_matrix(4, 2).tolist()
+    [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
     """
     position = (np.arange(size) + 0.5) * length / size - 0.5
     position = np.clip(position, 0, length - 1)

@@ -1,4 +1,4 @@
-"""Building blocks of networks: convolution, resampling, group norm, dropout, embeddings, stacks.
+"""Layers: convolution, resampling, group norm, dropout, embeddings, scanned blocks.
 
 NHWC. Computation runs in `dtype`; normalisation statistics, softmax and embeddings in float32.
 References: EDM, arXiv:2206.00364, appendix F.2; NCSN++, arXiv:2011.13456.
@@ -20,27 +20,27 @@ from simjax.runtime.cpu import convolve, convolve_doubled, doubled, halved
 from simjax.typing import Array, Float, Images, Key, Params, PerExample
 
 Masks = Bool[Array, "b h w c"]
-MASK_LEVELS = 2**16  # of a dropout rate; our choice
+MASK_LEVELS = 2**16  # resolution of the dropout rate; our choice
 
 
 Carry = TypeVar("Carry")
-Gather = Callable[[Params], Params]  # parameters that are split over devices -> whole ones
+Gather = Callable[[Params], Params]  # sharded parameters -> gathered parameters
 
-# What the backward pass recomputes of each block; the rest is held in memory until then.
+# Rematerialisation: what the backward pass recomputes per block instead of storing it.
 REMAT = {
     "none": lambda run: run,
-    # All but convolutions and matrix products: norms, activations, dropout, softmax.
+    # All except convolutions and matmuls: norms, activations, dropout, softmax.
     "dots": functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable),
-    "blocks": jax.checkpoint,  # everything, from the block's input: one more forward
+    "blocks": jax.checkpoint,  # everything, from the block's input: one additional forward
 }
 
 
 class Buffer(nnx.Variable):
-    """A constant that belongs to a network: ported and checkpointed, never trained."""
+    """A constant of a network: ported and checkpointed, not trained."""
 
 
 def glorot(scale: float = 1.0) -> nnx.Initializer:
-    """Glorot uniform with its standard deviation times `scale` (DDPM++, NCSN++)."""
+    """Glorot uniform, standard deviation times `scale` (DDPM++, NCSN++)."""
     return uniform(scale**2, fan_average)
 
 
@@ -50,12 +50,16 @@ def lecun(scale: float = 1.0) -> nnx.Initializer:
 
 
 def fan_in(shape: Sequence[int]) -> float:
-    """Inputs of an output, of a kernel (..., features in, features out)."""
+    """Fan-in of a kernel (..., features in, features out).
+
+    >>> fan_in((3, 3, 16, 32))
+    144
+    """
     return math.prod(shape[:-1])
 
 
 def fan_average(shape: Sequence[int]) -> float:
-    """Mean of a kernel's fan in and fan out."""
+    """Mean of fan-in and fan-out."""
     return math.prod(shape[:-2]) * (shape[-2] + shape[-1]) / 2
 
 
@@ -72,9 +76,9 @@ def normal(std: float) -> nnx.Initializer:
 
 
 def drawn(law: Callable[[np.ndarray, Sequence[int]], np.ndarray]) -> nnx.Initializer:
-    """Draws parameters with NumPy, so that a fresh network compiles no program for each shape.
+    """An initializer that draws with NumPy, avoiding one compilation per shape.
 
-    The numbers are a function of key and shape alone, traced or not.
+    Values depend on key and shape only, inside or outside of jit.
 
     Args:
       law: (uniform numbers in (0, 1), shape) -> parameters of that shape.
@@ -83,7 +87,7 @@ def drawn(law: Callable[[np.ndarray, Sequence[int]], np.ndarray]) -> nnx.Initial
     def init(key: Key, shape: Sequence[int], dtype: jnp.dtype = jnp.float32, **_) -> Array:
         def draw(words: np.ndarray) -> np.ndarray:
             raw = np.random.Philox(np.random.SeedSequence(np.asarray(words).tolist()))
-            bits = raw.random_raw(math.prod(shape)) >> np.uint64(11)  # a double's precision
+            bits = raw.random_raw(math.prod(shape)) >> np.uint64(11)  # 53 bits, float64 precision
             return law((bits + 0.5) * 2.0**-53, shape).reshape(shape).astype(dtype)
 
         words = jax.random.key_data(key)
@@ -96,9 +100,10 @@ def drawn(law: Callable[[np.ndarray, Sequence[int]], np.ndarray]) -> nnx.Initial
 
 
 class Conv(nnx.Conv):
-    """A convolution in `dtype` whose bias is added in float32: its gradient is a sum over pixels.
+    """A convolution in `dtype` whose bias is added in float32.
 
-    In bfloat16 that sum turned gradients by up to 13 degrees (tests/train/test_bfloat16.py).
+    The bias gradient is a sum over pixels; in bfloat16 it rotated gradients by up to 13 degrees
+    (tests/train/test_bfloat16.py).
     """
 
     def __call__(self, x: Images) -> Images:
@@ -106,7 +111,7 @@ class Conv(nnx.Conv):
 
 
 def promote_all_but_bias(arrays: tuple[Array, Array, Array], *, dtype: jnp.dtype) -> tuple:
-    """What a layer in `dtype` makes of (input, kernel, bias)."""
+    """Casts input and kernel to `dtype`, leaves the bias in float32."""
     x, kernel, bias = arrays
     return x.astype(dtype), kernel.astype(dtype), bias
 
@@ -123,10 +128,10 @@ def conv(
     stride: int = 1,
     doubles: bool = False,
 ) -> Conv:
-    """A convolution that keeps height and width (unless padding or stride do not), zero bias.
+    """A convolution with "same" padding by default and zero bias.
 
     Args:
-      doubles: 3 x 3, of the image whose pixels have become 2 x 2 blocks.
+      doubles: 3 x 3 convolution after 2 x nearest-neighbour upsampling, fused.
     """
     return Conv(
         features_in,
@@ -143,14 +148,14 @@ def conv(
 
 
 def _by_stride(x: Images, kernel: Array, strides: tuple[int, int], padding, **rest) -> Images:
-    """What nnx.Conv calls. The rest is dilation and groups, which `conv` has not, and precision."""
+    """nnx.Conv's callback; `rest` holds precision, and unused dilation and groups."""
     if strides == (1, 1):
         return convolve(x, kernel, tuple(padding), rest["precision"])
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
 
 
 def _of_doubled(x: Images, kernel: Array, strides: tuple[int, int], padding, **rest) -> Images:
-    """What nnx.Conv calls where the image is doubled first."""
+    """nnx.Conv's callback for upsampled inputs."""
     return convolve_doubled(x, kernel, rest["precision"])
 
 
@@ -170,10 +175,11 @@ def linear(
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation over min(32, channels // 4) groups unless told, statistics in float32.
+    """Group norm with float32 statistics; by default min(32, channels // 4) groups.
 
-    Sums run over space first, then over each group's channels as a small matrix product on (b, c)
-    arrays: XLA then reads the image once, and a small U-Net's step is a quarter faster on the CPU.
+    Sums run over space first, then over the channels of each group as a small matmul on (b, c)
+    arrays: XLA then reads the image once, which makes a small U-Net's step a quarter faster on
+      CPUs.
     """
 
     def __init__(
@@ -202,18 +208,22 @@ class GroupNorm(nnx.Module):
 
 
 def kept_share(rate: float) -> float:
-    """The share of elements that dropout keeps: 1 - rate, to the nearest of its 2^16 levels."""
+    """Dropout keep probability: 1 - rate, rounded to a multiple of 2^-16.
+
+    >>> kept_share(0.25)
+    0.75
+    """
     return round((1 - rate) * MASK_LEVELS) / MASK_LEVELS
 
 
 def keep_masks(
     keys: Array | None, rate: float, shapes: Sequence[tuple[int, int, int]]
 ) -> list[Masks | None]:
-    """What dropout keeps: for each (h, w, c) a mask, or None where nothing is drawn.
+    """Dropout keep masks, one per shape (h, w, c); None without dropout.
 
-    One key an example makes the masks independent of how a batch is cut or spread over devices.
-    All masks of one c come from one draw: XLA takes seconds over each, and more if it may move the
-    draw into the layer that reads the mask.
+    One key per example makes the masks independent of micro-batches and sharding. All masks with
+    equal c share one draw: XLA takes seconds to compile each draw, and longer if it can fuse the
+    draw into the layer that uses the mask.
     """
     if keys is None or rate == 0:
         return [None] * len(shapes)
@@ -234,10 +244,10 @@ def keep_masks(
 
 
 def _keep_pixels(keys: Array, rate: float, pixels: int, channels: int) -> Bool[Array, "b n c"]:
-    """Masks of at least `pixels` pixels; half a random word decides one element.
+    """Masks of at least `pixels` pixels, 16 random bits per element.
 
-    A key a pixel leaves each draw one axis to count along, which compiles four times faster for a
-    TPU than an array's worth of counters.
+    One key per pixel gives each draw a one-dimensional counter, which compiles four times faster
+    for TPUs than counters for the whole array.
     """
     pixel_keys = jax.vmap(lambda key: jax.random.split(key, math.ceil(pixels / 2)))(keys)
     words = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, (channels,))))(pixel_keys)
@@ -247,19 +257,23 @@ def _keep_pixels(keys: Array, rate: float, pixels: int, channels: int) -> Bool[A
 
 
 def dropout(x: Images, rate: float, keep: Masks | None) -> Images:
-    """Drops what `keep` (from `keep_masks`, at the same rate) leaves out; None drops nothing."""
+    """Inverted dropout with a mask from `keep_masks`; None: identity."""
     if keep is None:
         return x
     return jnp.where(keep, x / kept_share(rate), 0).astype(x.dtype)
 
 
 def is_box(taps: Sequence[float]) -> bool:
-    """Whether a filter takes 2 x 2 blocks, all their pixels alike."""
+    """Whether a filter averages 2 x 2 blocks."""
     return len(taps) == 2 and taps[0] == taps[1]
 
 
 def downsample(x: Images, taps: Sequence[float]) -> Images:
-    """Halves height and width through the separable filter `taps` (normalised here)."""
+    """Halves height and width with the separable filter `taps`, normalised here.
+
+    >>> downsample(jnp.arange(4.0).reshape(1, 2, 2, 1), (1, 1)).item()
+    1.5
+    """
     if is_box(taps):  # a mean of 2 x 2 blocks
         return halved(x)
     x = jnp.pad(x, [(0, 0), *[((len(taps) - 1) // 2,) * 2] * 2, (0, 0)])
@@ -267,7 +281,7 @@ def downsample(x: Images, taps: Sequence[float]) -> Images:
 
 
 def decimate(x: Images, taps: Sequence[float]) -> Images:
-    """Every second output of the separable filter `taps`, without padding."""
+    """The separable filter `taps` with stride 2, without padding."""
     for axis in (1, 2):
         count = (x.shape[axis] - len(taps)) // 2 + 1
         slices = (
@@ -279,16 +293,22 @@ def decimate(x: Images, taps: Sequence[float]) -> Images:
 
 
 def upsample(x: Images, taps: Sequence[float]) -> Images:
-    """Doubles height and width: zeros in between, then `taps` at twice their normalised weight."""
+    """Doubles height and width: zero insertion, then the filter `taps`.
+
+    The filter is normalised to twice its weight per axis.
+
+    >>> upsample(jnp.ones((1, 1, 1, 1)), (1, 1)).shape
+    (1, 2, 2, 1)
+    """
     if is_box(taps):
         return doubled(x)
-    lead = len(taps) // 2  # output 2 i + phase reads the stretched rows 2 i + phase + k - lead
+    lead = len(taps) // 2  # output 2 i + phase reads zero-inserted rows 2 i + phase + k - lead
     for axis in (1, 2):
         phases = [
             sum(
                 2 * tap / sum(taps) * _shifted(x, (phase + k - lead) // 2, axis)
                 for k, tap in enumerate(reversed(taps))
-                if (phase + k - lead) % 2 == 0  # the other stretched rows are zeros
+                if (phase + k - lead) % 2 == 0  # the other rows are zeros
             )
             for phase in (0, 1)
         ]
@@ -308,13 +328,16 @@ def _shifted(x: Images, shift: int, axis: int) -> Images:
 def positional_embedding(
     c_noise: PerExample, channels: int, *, steps: int
 ) -> Float[Array, "b channels"]:
-    """[sin, cos] of c_noise times frequencies 1e-4^(i / steps), i < channels / 2 (DDPM)."""
+    """Sinusoidal embedding [sin, cos] of c_noise (DDPM).
+
+    Frequencies are 1e-4^(i / steps), i < channels / 2.
+    """
     phase = c_noise[:, None] * 1e-4 ** (jnp.arange(channels // 2) / steps)
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=1)
 
 
 class FourierEmbedding(nnx.Module):
-    """[sin, cos] of 2 pi c_noise times fixed random frequencies (NCSN++; scale 16 published)."""
+    """Random Fourier features [sin, cos] of 2 pi c_noise (NCSN++; scale 16)."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs, scale: float = 16.0):
         self.frequencies = Buffer(scale * jax.random.normal(rngs.params(), (channels // 2,)))
@@ -325,7 +348,7 @@ class FourierEmbedding(nnx.Module):
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`depth` equal blocks as one module, whose parameters have a leading axis of blocks."""
+    """`depth` equal blocks as one module with stacked parameters (leading axis)."""
     keys = jax.random.split(rngs.params(), depth)
     return nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(keys)
 
@@ -339,15 +362,15 @@ def scan_stack(
     remat: str = "none",
     unroll: bool = False,
 ) -> Carry:
-    """x through each block of a stack in turn; the program holds one block, or all of them.
+    """Applies stacked blocks to x in turn, as a scan.
 
     Args:
       blocks: made by `stacked`.
       call: (block, x) -> x.
-      gather: what a block's parameters go through where it uses them, and again where its backward
-        pass does if it recomputes.
-      remat: a name in REMAT.
-      unroll: a loop's body compiles once, but a compiler's analysis counts it once too.
+      gather: gathers the sharded parameters of a block before use, and again in the backward pass
+        if the block is recomputed.
+      remat: a key of REMAT.
+      unroll: compile every block. A scan compiles one, but XLA's cost analysis then counts one.
     """
     graphdef, params = nnx.split(blocks)
 

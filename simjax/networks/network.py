@@ -1,4 +1,4 @@
-"""What a config says of a network: the base of each architecture's options, and of a user's own."""
+"""Base class of network options, for built-in and user architectures."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -11,15 +11,15 @@ from simjax.networks.conditions import Classes, Conditioning
 
 @dataclasses.dataclass
 class Network:
-    """A network's sizes: the fields of its subclasses, which config.json and the command line have.
+    """Options of a network; subclasses add fields, which become config fields.
 
     Attributes:
-      module: what is built of the fields.
-      is_stack: it is a stack of equal blocks, which one block's program runs (layers.scan_stack).
-      of_latents: samples are an autoencoder's latents, not pixels.
-      choices: names that a field may hold.
-      has_logits: its modules give a discriminator's logits too (unet.UNet, with_logits).
-      guided_channels: of a sample that guidance acts on, the first; None: all.
+      module: the nnx.Module class built from the fields.
+      is_stack: the network scans over equal blocks (layers.scan_stack).
+      of_latents: samples are autoencoder latents instead of pixels.
+      choices: allowed values, by field.
+      has_logits: the module can also return discriminator logits (unet.UNet, with_logits).
+      guided_channels: guidance acts on the first n channels of a sample; None: all.
     """
 
     module: ClassVar[type[nnx.Module]]
@@ -28,13 +28,14 @@ class Network:
     has_logits: ClassVar[bool] = False
     guided_channels: ClassVar[int | None] = None
     choices: ClassVar[Mapping[str, Collection[str]]] = {}
-    learn_sigma = None  # whether variances are put out beside F; None: as its family does
-    label_dim = 0  # of networks that have no such field; without annotations: no fields here
+    # Defaults for subclasses without such fields; unannotated, so that they are no fields here.
+    learn_sigma = None  # whether the network also outputs variances; None: as its family
+    label_dim = 0
     augment_dim = 0
 
     @property
     def condition(self) -> Conditioning:
-        """What samples are conditioned on."""
+        """The condition type."""
         return Classes(self.label_dim)
 
     @property
@@ -43,22 +44,22 @@ class Network:
         return (self.resolution, self.resolution, self.image_channels)
 
     def build(self, *, out_channels: int, unroll: bool, **options: Any) -> nnx.Module:
-        """F, freshly initialised.
+        """Builds F with random parameters.
 
         Args:
-          out_channels: image_channels, or twice as many where variances are learned too.
-          unroll: the program of a stack holds every block.
+          out_channels: image_channels, or twice as many with learned variances.
+          unroll: unroll the scan over blocks.
           options: remat, dtype and rngs.
         """
         of_stack = {"unroll": unroll} if self.is_stack else {}
         values = dataclasses.asdict(self) | of_stack | options
-        values.pop("learn_sigma", None)  # which out_channels are of
+        values.pop("learn_sigma", None)  # reflected in out_channels
         return self.module(**values, out_channels=out_channels)
 
 
 @dataclasses.dataclass
 class Own(Network):
-    """What is known of a network that Python code brings (simjax.from_function); in no file."""
+    """Sizes of a user function's network (simjax.from_function); not serialisable."""
 
     resolution: int
     image_channels: int
@@ -66,7 +67,7 @@ class Own(Network):
 
 
 class Description(NamedTuple):
-    """What a denoiser is: D of a family (diffusion/families.py) around a network."""
+    """A denoiser: network, family (diffusion/families.py), sigma_data."""
 
     network: Network
     precondition: str

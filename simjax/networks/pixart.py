@@ -1,4 +1,4 @@
-"""PixArt-alpha: DiT with one modulation for all blocks (adaLN-single) and attention to a caption.
+"""PixArt-alpha: DiT with adaLN-single and cross-attention to a caption.
 
 Reference: PixArt-alpha, arXiv:2310.00426, section 2.3 and figure 4.
 """
@@ -19,23 +19,23 @@ from simjax.networks.transformer import (
     ZEROS,
     CrossAttention,
     Mlp,
+    Modulation,
     Patches,
     SelfAttention,
     TimeEmbedding,
     Tokens,
-    Told,
+    ada_norm,
     as_images,
     gated_sum,
     linear,
-    told_norm,
 )
 from simjax.typing import Array, Caption, Float, Images, PerExample
 
-PIXELS = 8  # of an image's side to a latent's (Stable Diffusion's autoencoder)
+PIXELS = 8  # image side / latent side (Stable Diffusion's autoencoder)
 
 
 class PixArtBlock(nnx.Module):
-    """A DiT block with attention to the caption; its table is added to what all blocks are told."""
+    """A DiT block with cross-attention, modulated by shared vectors plus its table."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
         init = {"rngs": rngs, "dtype": dtype}
@@ -44,29 +44,31 @@ class PixArtBlock(nnx.Module):
         self.mlp = Mlp(width, MLP_RATIO * width, width, **init)
         self.table = nnx.Param(jax.random.normal(rngs.params(), (6, width)) / width**0.5)
 
-    def __call__(self, x: Tokens, told: Told, caption: Tokens, mask: Array) -> Tokens:
-        told = told + self.table[...]
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(told, 6, axis=1)
-        x = gated_sum(x, gate1, self.attention(told_norm(x, shift1, scale1)))
+    def __call__(self, x: Tokens, modulation: Modulation, caption: Tokens, mask: Array) -> Tokens:
+        modulation = modulation + self.table[...]
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, axis=1)
+        x = gated_sum(x, gate1, self.attention(ada_norm(x, shift1, scale1)))
         x = x + self.cross_attention(x, caption, mask)
-        return gated_sum(x, gate2, self.mlp(told_norm(x, shift2, scale2)))
+        return gated_sum(x, gate2, self.mlp(ada_norm(x, shift2, scale2)))
 
 
 class PixArtModule(nnx.Module):
-    """F(x, c_noise, caption) of the preconditioned denoiser; c_noise is a DDPM time step.
+    """F(x, c_noise, caption) of the preconditioned denoiser.
+
+    c_noise is a DDPM time step.
 
     Args:
       resolution: height and width of the latents x: 32, 64, 128 for images of 256, 512, 1024.
       image_channels, out_channels: of input and output; they differ with learned variances.
-      patch: height and width of what one token stands for.
+      patch: height and width of a patch, one token each.
       width, depth, heads: of the transformer.
       caption_channels: width of the text encoder.
-      caption_length: tokens of the learned embedding that stands for no caption; 0: there is none,
-        and no caption may be dropped.
-      interpolation: positions are divided by it: 1, and 2 for images of 1024 pixels.
-      size_conditioning: time is told the image's size too (images of 1024 pixels).
-      remat: what the backward pass recomputes, a name in layers.REMAT.
-      unroll: the program holds every block instead of one.
+      caption_length: tokens of the learned null-caption embedding; 0: there is none, and captions
+        cannot be dropped.
+      interpolation: divides positions; 1, or 2 for images of 1024 pixels.
+      size_conditioning: also condition on the image size (images of 1024 pixels).
+      remat: rematerialisation policy, a key of layers.REMAT.
+      unroll: unroll the scan over blocks.
     """
 
     def __init__(
@@ -103,8 +105,8 @@ class PixArtModule(nnx.Module):
         if size_conditioning:
             self.size = TimeEmbedding(width // 3, rngs=rngs)
             self.aspect_ratio = TimeEmbedding(width // 3, rngs=rngs)
-        told = {"init": NORMAL, "rngs": rngs, "dtype": jnp.float32}
-        self.modulation = linear(width, 6 * width, **told)
+        init = {"init": NORMAL, "rngs": rngs, "dtype": jnp.float32}
+        self.modulation = linear(width, 6 * width, **init)
         self.caption = Mlp(caption_channels, width, width, rngs=rngs, dtype=dtype, init=NORMAL)
         if caption_length:
             no_caption = jax.random.normal(rngs.params(), (caption_length, caption_channels))
@@ -125,20 +127,20 @@ class PixArtModule(nnx.Module):
         dropout_keys: Array | None = None,
         gather: layers.Gather | None = None,
     ) -> Images:
-        """Nothing is dropped out: PixArt has no dropout, so dropout_keys draw nothing."""
+        """The output F. PixArt has no dropout: dropout_keys are ignored."""
         time = self._of_time(c_noise)
-        told = self.modulation(jax.nn.silu(time)).reshape(x.shape[0], 6, -1)
+        modulation = self.modulation(jax.nn.silu(time)).reshape(x.shape[0], 6, -1)
         words = self.caption(self._words(caption).astype(self.dtype))
         tokens = layers.scan_stack(
             self.blocks,
-            lambda block, tokens: block(tokens, told, words, caption.mask),
+            lambda block, tokens: block(tokens, modulation, words, caption.mask),
             self.patches(x),
             gather=gather,
             remat=self.remat,
             unroll=self.unroll,
         )
         shift, scale = jnp.split(time[:, None] + self.out_table[...], 2, axis=1)
-        return as_images(self.out(told_norm(tokens, shift, scale)), patch=self.patch)
+        return as_images(self.out(ada_norm(tokens, shift, scale)), patch=self.patch)
 
     def _of_time(self, c_noise: PerExample) -> Float[Array, "b c"]:
         time = self.time(c_noise)
@@ -149,7 +151,7 @@ class PixArtModule(nnx.Module):
         return time + jnp.concatenate([size, size, ratio], axis=1)
 
     def _words(self, caption: Caption) -> Tokens:
-        """The caption's tokens, or the learned ones where it is dropped."""
+        """Caption features; dropped captions become the null-caption embedding."""
         if not hasattr(self, "no_caption"):
             return caption.embedding
         length = caption.embedding.shape[1]
@@ -159,7 +161,7 @@ class PixArtModule(nnx.Module):
 
 @dataclasses.dataclass
 class PixArt(Network):
-    """The transformer of PixArt-alpha on latents; defaults are PixArt-XL-2-512x512's."""
+    """Options of PixArt-alpha; defaults are PixArt-XL-2-512x512's."""
 
     module: ClassVar = PixArtModule
     is_stack: ClassVar = True
@@ -171,11 +173,11 @@ class PixArt(Network):
     depth: int = 28
     heads: int = 16
     caption_channels: int = 4096  # T5-XXL
-    caption_length: int = 120  # of the learned embedding of no caption; 0: there is none
-    interpolation: float = 1.0  # of positions; 2 for images of 1024
+    caption_length: int = 120  # tokens of the learned null-caption embedding; 0: none
+    interpolation: float = 1.0  # divides positions; 2 for images of 1024
     size_conditioning: bool = False  # True for images of 1024
 
     @property
     def condition(self) -> Prompts:
-        """What a T5 encoder makes of a prompt."""
+        """Captions: T5 features of prompts."""
         return Prompts(self.caption_channels, self.caption_length)

@@ -1,6 +1,6 @@
-"""The networks that denoise, by the names that config files and config.json have for them.
+"""Denoising networks by class name, as in configs and config.json.
 
-A new one is a file with its module and its options, and a line here.
+To add one, write a file with its module and options, and add it to NETWORKS.
 """
 
 from simjax.networks.adm_unet import AdmUNet

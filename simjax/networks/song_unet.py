@@ -1,4 +1,4 @@
-"""The U-Net of Song et al. as EDM trains it: DDPM++, and NCSN++ with three options changed.
+"""The U-Net of Song et al. in EDM's configuration: DDPM++ and NCSN++.
 
 References: arXiv:2011.13456; EDM, arXiv:2206.00364, appendix F.2 and table 7.
 """
@@ -17,7 +17,7 @@ from simjax.networks.network import Network
 from simjax.networks.unet import SONG, UNet
 from simjax.typing import Array, Float, Labels, PerExample
 
-CHANNELS_EMBEDDING = 4  # width of the noise embedding over that of the network, EDM
+CHANNELS_EMBEDDING = 4  # width of the noise embedding / width of the network (EDM)
 
 
 class SongUNetModule(UNet):
@@ -26,12 +26,12 @@ class SongUNetModule(UNet):
     Args:
       label_dim: classes, 0 for unconditional.
       augment_dim: length of EDM's augmentation labels, 0 for none.
-      channels, channel_mult: width, and its multiple at each level.
+      channels, channel_mult: base width, and its multiplier per level.
       embedding: "positional" (DDPM++) or "fourier" (NCSN++).
-      noise_channels: width of that embedding over `channels`: 1 (DDPM++) or 2 (NCSN++).
+      noise_channels: width of that embedding / `channels`: 1 (DDPM++) or 2 (NCSN++).
       encoder: "standard" (DDPM++) or "residual" (NCSN++).
       filter_taps: resampling filter, (1, 1) (DDPM++) or (1, 3, 3, 1) (NCSN++).
-      The others are UNet's.
+      Other arguments: see UNet.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SongUNetModule(UNet):
         wide = channels * CHANNELS_EMBEDDING
         if embedding == "fourier":
             self.map_noise = layers.FourierEmbedding(self.embedding_channels, rngs=rngs)
-        # Embeddings run in float32: a few thousand multiplications, and sigma's digits matter.
+        # Embeddings run in float32: they are cheap, and sensitive to the precision of sigma.
         embed = {"init": layers.glorot(), "rngs": rngs, "dtype": jnp.float32}
         if label_dim:
             self.map_label = layers.linear(label_dim, self.embedding_channels, **embed)
@@ -94,7 +94,7 @@ class SongUNetModule(UNet):
         if hasattr(self, "map_noise"):
             embedding = self.map_noise(c_noise)
         else:
-            steps = self.embedding_channels // 2 - 1  # both ends of the range included
+            steps = self.embedding_channels // 2 - 1  # includes the lowest frequency
             embedding = layers.positional_embedding(c_noise, self.embedding_channels, steps=steps)
         if self.label_dim:
             embedding += self.map_label(labels * math.sqrt(self.label_dim))
@@ -106,7 +106,10 @@ class SongUNetModule(UNet):
 
 @dataclasses.dataclass
 class SongUNet(Network):
-    """DDPM++; NCSN++ with embedding, noise_channels, encoder, filter_taps changed (EDM table 7)."""
+    """Options of DDPM++ (defaults) and NCSN++ (EDM table 7).
+
+    NCSN++ changes embedding, noise_channels, encoder and filter_taps.
+    """
 
     module: ClassVar = SongUNetModule
     has_logits: ClassVar = True

@@ -1,8 +1,7 @@
-"""The T5 v1.1 text encoder: tokens to one vector each, for networks that read prompts.
+"""The T5 v1.1 text encoder, for networks conditioned on prompts.
 
-RMS norms, no biases, no scale in attention, gated GELU; position enters as a bias of the attention
-logits, one table for all blocks. Layers have the names of the published weights, which
-porting/maps/t5.py ports.
+RMS norms, no biases, unscaled attention logits, gated GELU; relative position biases from one table
+shared by all blocks. Layer names follow the published weights, which porting/maps/t5.py ports.
 References: T5, arXiv:1910.10683; gated GELU, arXiv:2002.05202.
 """
 
@@ -25,7 +24,10 @@ Bias = Float[Array, "heads l l"]
 
 
 class RMSNorm(nnx.Module):
-    """scale x / sqrt(mean(x^2) + epsilon) over channels: computed in float32, given in `dtype`."""
+    """RMS norm over channels, computed in float32, output in `dtype`.
+
+    scale x / sqrt(mean(x^2) + epsilon)
+    """
 
     def __init__(self, channels: int, *, dtype: jnp.dtype, param_dtype: jnp.dtype):
         self.dtype = dtype
@@ -68,7 +70,7 @@ class Block(nnx.Module):
         self.norm0 = RMSNorm(width, dtype=dtype, param_dtype=param_dtype)
         self.q = linear(
             width, inner, 1 / head_width
-        )  # in place of attention's 1 / sqrt(head width)
+        )  # replaces the factor 1 / sqrt(head width) of attention
         self.k = linear(width, inner)
         self.v = linear(width, inner)
         self.o = linear(inner, width)
@@ -80,7 +82,7 @@ class Block(nnx.Module):
     def __call__(self, x: Features, bias: Bias, mask: Bool[Array, "b l"]) -> Features:
         h = self.norm0(x)
         q, k, v = (f(h).reshape(*h.shape[:2], self.heads, -1) for f in (self.q, self.k, self.v))
-        mixed = jax.nn.dot_product_attention(  # its logits and softmax are float32
+        mixed = jax.nn.dot_product_attention(  # logits and softmax in float32
             q, k, v, bias=bias[None], mask=mask[:, None, None, :], scale=1.0
         )
         x = x + self.o(mixed.reshape(*h.shape[:2], -1)).astype(jnp.float32)
@@ -90,22 +92,22 @@ class Block(nnx.Module):
 
 
 class T5Encoder(nnx.Module):
-    """Features of a prompt's tokens, (b, l) to (b, l, width), in float32.
+    """Token features, (b, l) to (b, l, width), in float32.
 
-    The sum that blocks add to (the residual stream) is float32 in both dtypes: in trained encoders
-    some of its channels reach tens of thousands, to which bfloat16's 8 bits cannot add what a block
-    computes. transformers keeps it so beside float16, by a float32 `wo`; beside bfloat16 it does
-    not, and is the less exact. Products run in `dtype`; float16 overflows and is not offered.
+    The residual stream is float32 for both dtypes: in trained encoders some channels reach tens of
+    thousands, where bfloat16's 8 bits lose a block's output. transformers does the same for float16
+    (a float32 `wo`) but not for bfloat16, where it is less accurate. Matmuls run in `dtype`;
+    float16 overflows and is not supported.
 
     Args:
-      vocabulary: tokens known, rows of the embedding.
-      width, depth: of the residual stream; blocks.
-      heads, head_width: of attention; their product need not be `width`.
+      vocabulary: number of tokens.
+      width, depth: channels of the residual stream, number of blocks.
+      heads, head_width: of attention; their product may differ from `width`.
       hidden: width of the gated layer.
-      buckets, max_distance: of positions, see `bucket`.
-      remat: what a backward pass recomputes, a name in layers.REMAT.
-      unroll: the program holds every block instead of one.
-      dtype: of the products, float32 or bfloat16.
+      buckets, max_distance: of relative positions, see `bucket`.
+      remat: rematerialisation policy, a key of layers.REMAT.
+      unroll: unroll the scan over blocks.
+      dtype: of matmuls, float32 or bfloat16.
       param_dtype: of the parameters; bfloat16 halves XXL's 19 GB.
     """
 
@@ -157,12 +159,12 @@ class T5Encoder(nnx.Module):
         *,
         gather: layers.Gather | None = None,
     ) -> Features:
-        """Features of every token; those where `mask` is False are read by none and mean nothing.
+        """Features of all tokens; those of padding are meaningless.
 
         Args:
           tokens: indices below `vocabulary`; others give NaN.
-          mask: True at the prompt's tokens, its end included; False at padding.
-          gather: of a block's parameters, see layers.scan_stack.
+          mask: True for the prompt's tokens including the end token, False for padding.
+          gather: gathers a block's parameters, see layers.scan_stack.
         """
         x = jnp.take(self.embedding[...], tokens, axis=0).astype(jnp.float32)
         bias = self._bias(tokens.shape[1])
@@ -179,7 +181,7 @@ class T5Encoder(nnx.Module):
         return self.norm(x)
 
     def _bias(self, length: int) -> Bias:
-        """What attention's logits gain, float32, from the offset of key j from query i."""
+        """Relative position bias of the attention logits, float32."""
         near = np.array([bucket(n, self.buckets, self.max_distance) for n in range(length)])
         offset = np.arange(length)[None, :] - np.arange(length)[:, None]
         rows = near[abs(offset)] + np.where(offset > 0, self.buckets // 2, 0)
@@ -188,15 +190,18 @@ class T5Encoder(nnx.Module):
 
 
 def bucket(distance: int, buckets: int, max_distance: int) -> int:
-    """The row of the bias table that a distance shares with its like (T5, section 2.1).
+    """Row of the position-bias table for a distance (T5, section 2.1).
 
-    Half the rows are for keys before the query, or at it (this function's), half for those after.
-    Of a half, the first e = buckets / 4 hold a distance each; the m others grow in geometric
-    progression from e to max_distance, the last one holding all beyond:
+    Half of the rows are for keys at or before the query (computed here), half for keys after it.
+    Within a half, the first e = buckets / 4 rows hold one distance each; the other m rows cover
+    geometrically growing ranges from e to max_distance, the last row everything beyond:
 
         bucket = e + floor(m log(distance / e) / log(max_distance / e)),  at most e + m - 1
 
-    Counted here in whole numbers, that logarithms of powers of two need no luck in rounding.
+    Computed with integers, so that powers of two are not subject to rounding.
+
+    >>> [bucket(distance, 32, 128) for distance in (0, 7, 8, 12, 127, 500)]
+    [0, 7, 8, 9, 15, 15]
     """
     exact = buckets // 2 // 2
     rest = buckets // 2 - exact
@@ -209,7 +214,7 @@ def bucket(distance: int, buckets: int, max_distance: int) -> int:
 
 @dataclasses.dataclass
 class T5:
-    """A T5 v1.1 encoder; defaults are XXL's, which PixArt-alpha reads."""
+    """Sizes of a T5 v1.1 encoder; defaults are T5-XXL, used by PixArt-alpha."""
 
     vocabulary: int = 32128
     width: int = 4096

@@ -1,7 +1,6 @@
-"""What DiT and PixArt are built from: tokens, positions, attention, and norms that are told.
+"""Building blocks of DiT and PixArt: patches, positions, attention, adaLN.
 
-Tokens are (b, n, c). Products run in `dtype`; norms, softmax, biases and what blocks are told in
-float32.
+Tokens are (b, n, c). Matmuls run in `dtype`; norms, softmax, biases and modulation in float32.
 References: DiT, arXiv:2212.09748; PixArt-alpha, arXiv:2310.00426.
 """
 
@@ -15,12 +14,12 @@ from simjax.networks import layers
 from simjax.typing import Array, Float, Images, PerExample
 
 Tokens = Float[Array, "b n c"]
-Told = Float[Array, "b k c"]  # k vectors of each example, float32
+Modulation = Float[Array, "b k c"]  # shifts, scales and gates per example, float32
 
-FREQUENCIES = 256  # of the embedding of time, sines and cosines (DiT)
+FREQUENCIES = 256  # channels of the sinusoidal time embedding (DiT)
 EPSILON = 1e-6  # of every norm (DiT, PixArt-alpha)
 XAVIER = layers.glorot()
-NORMAL = layers.normal(0.02)  # of embeddings and what blocks are told (DiT)
+NORMAL = layers.normal(0.02)  # init of embeddings and modulation (DiT)
 ZEROS = nnx.initializers.zeros
 
 
@@ -32,7 +31,7 @@ def linear(
     dtype: jnp.dtype,
     init: nnx.Initializer = XAVIER,
 ) -> nnx.Linear:
-    """A dense layer in `dtype`, zero bias; see layers.Conv for why the bias is added in float32."""
+    """A dense layer in `dtype`, zero bias, added in float32 (see layers.Conv)."""
     return _Linear(
         features_in,
         features,
@@ -49,7 +48,7 @@ class _Linear(nnx.Linear):
 
 
 class Mlp(nnx.Module):
-    """Two dense layers with an activation between them; the defaults are a block's."""
+    """Two dense layers with an activation in between."""
 
     def __init__(
         self,
@@ -71,7 +70,7 @@ class Mlp(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention of tokens to one another."""
+    """Multi-head self-attention."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
         self.heads = heads
@@ -84,7 +83,7 @@ class SelfAttention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Multi-head attention of tokens to those of a caption."""
+    """Multi-head cross-attention from image tokens to caption tokens."""
 
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
         self.heads = heads
@@ -102,7 +101,7 @@ class CrossAttention(nnx.Module):
 
 
 class TimeEmbedding(nnx.Module):
-    """A dense embedding of [cos, sin] of time, in float32: a few thousand multiplications.
+    """Sinusoidal time embedding ([cos, sin]) followed by an MLP, in float32.
 
     Args:
       steps: frequencies are 1e-4^(i / steps), i < 128.
@@ -119,7 +118,7 @@ class TimeEmbedding(nnx.Module):
 
 
 class Patches(nnx.Module):
-    """Images to tokens, one for each patch x patch pixels, with their fixed positions."""
+    """Patch embedding plus fixed sine-cosine positions."""
 
     def __init__(
         self,
@@ -145,9 +144,13 @@ class Patches(nnx.Module):
 
 
 def grid_embedding(side: int, width: int, spacing: float = 1.0) -> Float[np.ndarray, "n c"]:
-    """[sin x, cos x, sin y, cos y] of a square grid's columns x and rows y, row by row (MAE, DiT).
+    """2-D sine-cosine position embedding of a square grid (MAE, DiT).
 
-    A quarter of the width each, at frequencies 1e-4^(i / quarter).
+    [sin x, cos x, sin y, cos y] of columns x and rows y, row-major, a quarter of the width each, at
+    frequencies 1e-4^(i / quarter).
+
+    >>> [round(value, 2) for value in grid_embedding(2, 4)[1].tolist()]  # x = 1, y = 0
+    [0.84, 0.54, 0.0, 1.0]
     """
     quarter = width // 4
     phase = np.arange(side)[:, None] * spacing * 1e-4 ** (np.arange(quarter) / quarter)
@@ -157,23 +160,27 @@ def grid_embedding(side: int, width: int, spacing: float = 1.0) -> Float[np.ndar
 
 
 def as_images(tokens: Tokens, *, patch: int) -> Images:
-    """Tokens of patch * patch * channels numbers, side * side of them, to images."""
+    """Unpatchify: (b, side^2, patch^2 * channels) to images.
+
+    >>> as_images(jnp.zeros((1, 16, 12)), patch=2).shape
+    (1, 8, 8, 3)
+    """
     b, n, c = tokens.shape
     side = round(n**0.5)
     grid = tokens.reshape(b, side, side, patch, patch, c // patch**2)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(b, side * patch, side * patch, -1)
 
 
-def told_norm(x: Tokens, shift: Told, scale: Told) -> Tokens:
-    """Layer norm without parameters of its own, scaled by 1 + scale and shifted (adaLN)."""
+def ada_norm(x: Tokens, shift: Modulation, scale: Modulation) -> Tokens:
+    """Adaptive layer norm (adaLN): layer_norm(x) * (1 + scale) + shift."""
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
     return (centred * jax.lax.rsqrt(variance + EPSILON) * (1 + scale) + shift).astype(x.dtype)
 
 
-def gated_sum(x: Tokens, gate: Told, branch: Tokens) -> Tokens:
-    """A residual sum whose branch is scaled, in float32."""
+def gated_sum(x: Tokens, gate: Modulation, branch: Tokens) -> Tokens:
+    """x + gate * branch, in float32."""
     return (x.astype(jnp.float32) + gate * branch.astype(jnp.float32)).astype(x.dtype)
 
 

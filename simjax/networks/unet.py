@@ -1,6 +1,6 @@
-"""The U-Net that DDPM++, NCSN++ and ADM are built from, and the two styles of its blocks.
+"""The U-Net of DDPM++, NCSN++ and ADM, with two block styles.
 
-Block names ("16x16_block0") are those of the public checkpoints, so that paths can be compared.
+Block names ("16x16_block0") follow the public checkpoints, so that parameter paths match.
 References: EDM, arXiv:2206.00364, appendix F.2; DDPM++, arXiv:2011.13456; ADM, arXiv:2105.05233.
 """
 
@@ -18,17 +18,19 @@ from simjax.typing import Array, Float, Images, Labels, PerExample
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What distinguishes the blocks of one architecture from those of the other.
+    """Block options that differ between Song et al. and ADM.
 
     Args:
       epsilon: of group norm.
       skip_scale: factor after each residual sum.
-      scale_and_shift: the embedding scales the second norm's output too (ADM), or only shifts.
-      head_channels: width of an attention head; None is a single head.
-      decoder_attends_always: in every block of its attending levels, or in the last one only.
-      project_resampled: a resampled skip goes through a 1x1 convolution though its width stays.
-      init: initialisation of the layers inside, from a scale (1 unless said otherwise).
-      init_qkv, init_last: scales of the attention's input and of what closes each residual branch.
+      scale_and_shift: the embedding scales and shifts the second norm's output (ADM); else it
+        shifts its input.
+      head_channels: width of an attention head; None: a single head.
+      decoder_attends_always: attention in every decoder block of an attention level; else in the
+        last one only.
+      project_resampled: 1x1 convolution on resampled skips even if the width is unchanged.
+      init: initialiser of inner layers as a function of a scale (1 by default).
+      init_qkv, init_last: scales for the attention's qkv and for the last layer of each branch.
     """
 
     epsilon: float
@@ -67,7 +69,7 @@ ADM = Style(
 
 
 class UNetBlock(nnx.Module):
-    """Residual block told of the noise level, with optional resampling and attention."""
+    """Residual block conditioned on the noise level; optional resampling and attention."""
 
     def __init__(
         self,
@@ -102,8 +104,8 @@ class UNetBlock(nnx.Module):
         self.norm0 = norm(features_in)
         self.doubles = resample == "up" and layers.is_box(filter_taps)
         self.conv0 = conv(features_in, features, 3, doubles=self.doubles)
-        told = 2 * features if style.scale_and_shift else features
-        self.affine = layers.linear(embedding, told, init=style.init(1.0), rngs=rngs, dtype=dtype)
+        width = 2 * features if style.scale_and_shift else features
+        self.affine = layers.linear(embedding, width, init=style.init(1.0), rngs=rngs, dtype=dtype)
         self.norm1 = norm(features)
         self.conv1 = conv(features, features, 3, style.init_last)
         if features_in != features or (style.project_resampled and resample != "none"):
@@ -118,7 +120,7 @@ class UNetBlock(nnx.Module):
     ) -> Images:
         h = jax.nn.silu(self.norm0(x))
         h = self.conv0(h if self.doubles else self._resampled(h))
-        h = jax.nn.silu(self._told(h, self.affine(embedding)[:, None, None]))
+        h = jax.nn.silu(self._modulated(h, self.affine(embedding)[:, None, None]))
         h = self.conv1(layers.dropout(h, self.dropout, keep))
         skip = self._resampled(x)
         x = (h + (self.skip(skip) if hasattr(self, "skip") else skip)) * self.style.skip_scale
@@ -129,12 +131,15 @@ class UNetBlock(nnx.Module):
     def _resampled(self, x: Images) -> Images:
         return RESAMPLE[self.resample](x, self.filter_taps)
 
-    def _told(self, h: Images, told: Float[Array, "b 1 1 e"]) -> Images:
-        """In float32, as are the sums over pixels that make the gradient of `told`."""
-        told = told.astype(jnp.float32)
+    def _modulated(self, h: Images, affine: Float[Array, "b 1 1 e"]) -> Images:
+        """Second norm with scale and shift, in float32.
+
+        The gradient of `affine` is a sum over pixels, which is then in float32 too.
+        """
+        affine = affine.astype(jnp.float32)
         if not self.style.scale_and_shift:
-            return self.norm1(h.astype(jnp.float32) + told)
-        scale, shift = jnp.split(told, 2, axis=-1)
+            return self.norm1(h.astype(jnp.float32) + affine)
+        scale, shift = jnp.split(affine, 2, axis=-1)
         return (self.norm1(h).astype(jnp.float32) * (1 + scale) + shift).astype(h.dtype)
 
     def _attended(self, x: Images) -> Images:
@@ -153,7 +158,10 @@ RESAMPLE = {
 
 
 class ResidualInput(nnx.Module):
-    """NCSN++'s input pyramid: a convolution, then the filter at stride 2 (one padding for both)."""
+    """NCSN++'s input pyramid: a convolution, then the filter at stride 2.
+
+    The convolution pads for both.
+    """
 
     def __init__(
         self,
@@ -176,22 +184,22 @@ class ResidualInput(nnx.Module):
 class UNet(nnx.Module):
     """Encoder and decoder with skip connections.
 
-    A subclass defines _embed(c_noise, labels, augment_labels), shape (b, embedding_width), float32:
-    what every block is told.
+    Subclasses define _embed(c_noise, labels, augment_labels), the float32 embedding of shape
+    (b, embedding_width) that conditions every block.
 
     Args:
-      style: of the blocks.
+      style: block style.
       resolution: height and width of the images, a multiple of 2^(levels - 1).
       image_channels, out_channels: of input and output; they differ with learned variances.
       stem: width after the first convolution.
-      widths: of each level's blocks, the highest resolution first.
-      blocks: residual blocks a level.
-      attention_resolutions: heights at which blocks attend.
-      dropout: rate inside each block, active when dropout keys are passed.
-      embedding_width: of what `_embed` returns.
-      pyramid: feed a pyramid of inputs to the encoder (NCSN++).
+      widths: width per level, highest resolution first.
+      blocks: residual blocks per level.
+      attention_resolutions: resolutions with attention.
+      dropout: rate inside each block, active if dropout keys are passed.
+      embedding_width: width of `_embed`'s output.
+      pyramid: feed a pyramid of downsampled inputs to the encoder (NCSN++).
       filter_taps: resampling filter.
-      remat: what the backward pass recomputes, a name in layers.REMAT.
+      remat: rematerialisation policy, a key of layers.REMAT.
     """
 
     def __init__(
@@ -259,7 +267,7 @@ class UNet(nnx.Module):
                 name = f"{size}x{size}_block{index}"
                 self.dec[name] = block(size, width + skips.pop(), features, use_attention=attend)
                 width = features
-        # nnx.Dict sorts its keys when a module is split and merged: keep the running order.
+        # nnx.Dict sorts its keys when a module is split and merged: keep the execution order.
         self.enc_order, self.dec_order = tuple(self.enc), tuple(self.dec)
         self.mask_shapes = tuple(mask_shapes)  # in that order
         self.out_norm = layers.GroupNorm(width, epsilon=style.epsilon, dtype=dtype)
@@ -277,7 +285,10 @@ class UNet(nnx.Module):
         dropout_keys: Array | None = None,
         with_logits: bool = False,
     ) -> Images | tuple[Images, Float[Array, "b h w"]]:
-        """F, or with a discriminator's logits, the mean over channels of the last encoder block."""
+        """F, or (F, discriminator logits) if `with_logits`.
+
+        Logits are the mean over channels of the last encoder block, (b, h, w).
+        """
         embedding = self._embed(c_noise, labels, augment_labels).astype(self.dtype)
         masks = iter(layers.keep_masks(dropout_keys, self.dropout, self.mask_shapes))
         x = pyramid = x.astype(self.dtype)
@@ -305,7 +316,10 @@ class UNet(nnx.Module):
         embedding: Float[Array, "b e"],
         keep: layers.Masks | None,
     ) -> Images:
-        """The block on its parts joined; what is recomputed starts from the parts, saved anyway."""
+        """Runs a block on concatenated inputs.
+
+        Concatenation happens inside rematerialisation, since the parts are saved anyway.
+        """
 
         def run(parts, embedding, keep):
             return block(jnp.concatenate(parts, axis=-1), embedding, keep)

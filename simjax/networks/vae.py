@@ -1,8 +1,8 @@
-"""The autoencoder of latent diffusion: images to latents 8 times smaller a side, and back.
+"""The latent diffusion autoencoder: latents with 1/8 of the image side.
 
-NHWC; blocks are named as in the published weights (porting/maps/vae.py), which number the decoder's
-levels in the order they run: its level 0 is the smallest.
-Reference: Rombach et al., arXiv:2112.10752; diffusers' AutoencoderKL is the form weights come in.
+NHWC. Block names follow the published weights (porting/maps/vae.py), which number the decoder's
+levels in execution order: its level 0 has the lowest resolution.
+Reference: Rombach et al., arXiv:2112.10752. Weights come as diffusers' AutoencoderKL.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ from flax import nnx
 from simjax.networks import layers
 from simjax.typing import Array, Float, Images
 
-Latents = Float[Array, "b h w c"]  # in units where they have a standard deviation of about 1
+Latents = Float[Array, "b h w c"]  # scaled to a standard deviation of about 1
 
 EPSILON = 1e-6  # of group norm
-LOG_VARIANCE_RANGE = (-30.0, 20.0)  # clipped to this before exp, as in the reference
+LOG_VARIANCE_RANGE = (-30.0, 20.0)  # clipping range before exp, as in the reference
 
 
 class ResidualBlock(nnx.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), x through a 1x1 convolution if widths differ."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), 1x1 convolution on x if widths differ."""
 
     def __init__(
         self, features_in: int, features: int, *, groups: int, dtype: jnp.dtype, rngs: nnx.Rngs
@@ -42,7 +42,7 @@ class ResidualBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """x + attention over all pixels, with a single head as wide as x; softmax in float32."""
+    """x + single-head self-attention over all pixels; softmax in float32."""
 
     def __init__(self, features: int, *, groups: int, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.norm = layers.GroupNorm(features, epsilon=EPSILON, groups=groups, dtype=dtype)
@@ -63,7 +63,7 @@ class Attention(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """A 3x3 convolution at stride 2 over the image padded below and to the right only."""
+    """A stride-2 3x3 convolution, padded only at the bottom and right."""
 
     def __init__(self, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         conv = {"init": layers.lecun(), "rngs": rngs, "dtype": dtype}
@@ -74,7 +74,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Each pixel becomes a block of 2x2, then a 3x3 convolution."""
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution."""
 
     def __init__(self, features: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.conv = layers.conv(features, features, 3, init=layers.lecun(), rngs=rngs, dtype=dtype)
@@ -87,7 +87,7 @@ RESAMPLE = {"down": Downsample, "up": Upsample}
 
 
 def _levels(widths: Sequence[int], blocks: int, resample: str, *, groups: int, **init) -> dict:
-    """Residual blocks of each level, in the order they run, resampled between levels."""
+    """Residual blocks and resampling of all levels, in execution order."""
     made, width = {}, widths[0]
     for level, features in enumerate(widths):
         for index in range(blocks):
@@ -100,7 +100,7 @@ def _levels(widths: Sequence[int], blocks: int, resample: str, *, groups: int, *
 
 
 def _middle(width: int, *, groups: int, **init) -> dict:
-    """What runs at the lowest resolution, in both halves."""
+    """Blocks at the lowest resolution, in both halves."""
     return {
         "mid_block0": ResidualBlock(width, width, groups=groups, **init),
         "mid_attention": Attention(width, groups=groups, **init),
@@ -109,11 +109,11 @@ def _middle(width: int, *, groups: int, **init) -> dict:
 
 
 class Half(nnx.Module):
-    """The encoder or the decoder: a convolution, `blocks` in their order, norm, SiLU, convolution.
+    """Encoder or decoder: convolution, `blocks` in order, norm, SiLU, convolution.
 
     Args:
-      features_in, stem: of the first convolution.
-      last, features_out: of the last one.
+      features_in, stem: widths of the first convolution.
+      last, features_out: widths of the last convolution.
     """
 
     def __init__(
@@ -143,18 +143,19 @@ class Half(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-    """Images to the distribution of their latents, and back; float32 in and out.
+    """KL autoencoder: encodes to a Gaussian of latents; float32 in and out.
 
-    Latents are in units of the diffusion model, where they have a standard deviation of about 1:
-    `scaling` times what the encoder gives. Attention holds a number for each pair of a latent's
-    pixels: 64 MB for an image of 512 x 512, sixteen times that for twice the side.
+    Latents are in the diffusion model's units, with a standard deviation of about 1: the encoder's
+    output times `scaling`. Attention needs memory quadratic in the latent pixels: 64 MB for a
+    512 x 512 image, 16 times that for 1024 x 1024.
 
     Args:
-      image_channels, latent_channels: of the two sides.
-      channels: width of each level, the highest resolution first; all but the last halve the image.
-      blocks: residual blocks a level of the encoder; the decoder has one more.
+      image_channels, latent_channels: channels of images and latents.
+      channels: width per level, highest resolution first; every level but the last halves the
+        image.
+      blocks: residual blocks per encoder level; the decoder has one more.
       groups: of group norm.
-      scaling: of latents; 0.18215 is that of Stable Diffusion 1 and 2.
+      scaling: latent scaling factor; 0.18215 for Stable Diffusion 1 and 2.
     """
 
     def __init__(
@@ -197,10 +198,10 @@ class Autoencoder(nnx.Module):
         )
 
     def encode(self, images: Images) -> tuple[Latents, Latents]:
-        """Mean and standard deviation of the latents, which are normal and independent.
+        """Mean and standard deviation of the latents' diagonal Gaussian.
 
         Args:
-          images: data units, [-1, 1]; sides are multiples of 2^(levels - 1).
+          images: data units, [-1, 1]; sides must be multiples of 2^(levels - 1).
         """
         with jax.default_matmul_precision(self._precision()):
             moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
@@ -209,11 +210,11 @@ class Autoencoder(nnx.Module):
         return self.scaling * mean, self.scaling * std
 
     def decode(self, latents: Latents) -> Images:
-        """Images in data units; [-1, 1] is not enforced."""
+        """Images in data units, not clipped to [-1, 1]."""
         with jax.default_matmul_precision(self._precision()):
             images = self.decoder(self.post_quant_conv(latents / self.scaling))
         return images.astype(jnp.float32)
 
     def _precision(self) -> str | None:
-        """float32 means float32: neither TF32 nor bf16 passes inside products."""
+        """Full-precision matmuls for float32: no TF32, no bf16 passes."""
         return "highest" if self.dtype == jnp.float32 else None

@@ -199,7 +199,7 @@ def test_inputs_of_other_sizes_are_refused():
     with pytest.raises(ConfigError, match=r"\(3, 27, 28, 3\), expected \(b, 28, 28, 3\)"):
         network().embed_images(PIXELS[:, 1:])
     long = np.full((1, 11), END)
-    with pytest.raises(ConfigError, match="11 tokens; this network reads 10"):
+    with pytest.raises(ConfigError, match="11 tokens, expected at most 10"):
         network().embed_texts(long, long > 0)
 
 
