@@ -1,4 +1,4 @@
-"""Configs as plain values: there and back, also those that earlier versions wrote."""
+"""Config serialisation: round trip, and configs of earlier versions."""
 
 import json
 
@@ -9,20 +9,20 @@ from simjax.errors import ConfigError
 from tests.helpers.configs import load
 
 
-def test_there_and_back_through_json():
+def test_round_trip_through_json():
     for name in ("digits", "cifar10"):
         options = load(name)
         assert config.from_dict(json.loads(json.dumps(config.to_dict(options)))) == options
 
 
-def test_fields_of_earlier_versions_are_read_where_they_mean_what_is_left():
+def test_removed_fields_are_read_if_their_value_is_still_supported():
     options = load("digits")
     earlier = config.to_dict(options) | {"mode": "distill", "share_samples": False}
     assert config.from_dict(earlier) == options
 
 
 @pytest.mark.parametrize("field", [{"share_samples": True}, {"mode": "port"}, {"nothing": 1}])
-def test_other_fields_are_refused(field):
+def test_unknown_fields_are_refused(field):
     (name,) = field
     with pytest.raises(
         ConfigError, match=f"Config has no field {name}; was it written by another version"

@@ -1,4 +1,4 @@
-"""Families: what a teacher of each is sampled and trained by, where its config leaves that open."""
+"""Families: default sampler, training distribution and weight; guided channels."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from simjax.models import build, port
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_names_what_there_is(name):
+def test_defaults_of_a_family_are_registered(name):
     family = FAMILIES[name]
     assert family.ladder in schedule.LADDERS
     assert family.solver in sampler.SOLVERS
@@ -21,15 +21,15 @@ def test_a_family_names_what_there_is(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_weight_of_a_family_weighs_errors_of_its_network_alike(name):
-    """lambda(sigma) c_out^2 = 1: the loss of D is the plain mean squared error of F."""
+def test_weight_of_a_family_is_uniform_on_the_network_error(name):
+    """lambda(sigma) c_out^2 = 1: the loss of D is the unweighted mean squared error of F."""
     sigma = jnp.array([0.05, 0.5, 3.0])
     coefficients = FAMILIES[name].precondition(0.5)(sigma)
     weight = noise.WEIGHTS[FAMILIES[name].weight](sigma)
     np.testing.assert_allclose(weight * coefficients.c_out**2, 1, rtol=1e-5)
 
 
-def test_only_edm_reads_the_datas_deviation():
+def test_only_edm_depends_on_sigma_data():
     assert [name for name, family in FAMILIES.items() if family.reads_sigma_data] == ["edm"]
     wide = FAMILIES["edm"].precondition(1.3)(jnp.ones(1))
     np.testing.assert_allclose(wide.c_skip, 1.3**2 / (1 + 1.3**2), rtol=1e-6)
@@ -42,11 +42,11 @@ def trained(precondition: str, **fields) -> config.Config:
     return config.resolved(options)
 
 
-def test_a_teacher_is_trained_and_sampled_as_its_family_is():
+def test_empty_fields_get_the_defaults_of_the_family():
     found = trained("vp").teacher
     assert (found.sigma.law, found.weight) == ("vp", "score")
     assert (found.sampler.ladder, found.sampler.solver) == ("vp", "heun")
-    ve = trained("ve").teacher.sampler  # EDM table 1: not the range of its own networks
+    ve = trained("ve").teacher.sampler  # EDM table 1; differs from the range of EDM's own networks
     assert (ve.ladder, ve.sigma_min, ve.sigma_max) == ("ve", 0.02, 100.0)
     few = trained("ve", sampler=config.Sampler(sigma_max=50.0)).teacher.sampler
     assert (few.sigma_min, few.sigma_max) == (0.02, 50.0)
@@ -56,7 +56,7 @@ def test_a_teacher_is_trained_and_sampled_as_its_family_is():
     assert (flow.sigma.law, flow.sigma.mean, flow.sigma.std) == ("lognormal", 0.0, 1.0)
 
 
-def test_what_a_config_says_stays():
+def test_fields_set_in_a_config_are_kept():
     options = {"sigma": config.Sigma(mean=2.0), "weight": "uniform"}
     found = trained("vp", sampler=config.Sampler(ladder="karras"), **options).teacher
     assert (found.sigma.law, found.sigma.mean) == ("lognormal", 2.0)
@@ -64,7 +64,7 @@ def test_what_a_config_says_stays():
     assert trained("flow", sigma=config.Sigma(law="", mean=2.0)).teacher.sigma.mean == 2.0
 
 
-def test_published_teachers_are_sampled_by_their_own():
+def test_published_teachers_use_the_sampler_of_their_family():
     for source, expected in {
         "DiT-XL-2-256x256": ("ddpm_linear", "dpm_solver"),
         "edm-cifar10-32x32-cond-vp": ("karras", "heun"),
@@ -76,7 +76,7 @@ def test_published_teachers_are_sampled_by_their_own():
         assert (unknown.ladder, unknown.solver) == ("", "")
 
 
-def test_guidance_acts_on_the_channels_that_the_network_or_the_config_says():
+def test_guided_channels_come_from_the_network_or_the_config():
     def denoise(params, xt, sigma, cond):
         return xt + cond.sum(1)[:, None, None, None]
 

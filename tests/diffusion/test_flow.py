@@ -1,4 +1,4 @@
-"""Flow teachers in sigma-space: spot values of a Gaussian, mutants, the ladder, float32 at 999."""
+"""Flow teachers in sigma-space: Gaussian spot values, mutants, ladders, float32 at sigma 999."""
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,13 @@ def velocity(z, u):
 
 
 def denoised(family, network, sigma):
-    """D at XT of a network that is told (input, c_noise)."""
+    """D at XT for a network F(input, c_noise)."""
     c_skip, c_out, c_in, c_noise = (np.float64(c[0]) for c in family(np.array([sigma])))
     return c_skip * XT + c_out * network(c_in * XT, c_noise)
 
 
 @pytest.mark.parametrize("sigma", DENOISED)
-def test_a_flow_is_the_exact_denoiser(sigma):
+def test_flow_preconditioning_gives_the_exact_denoiser(sigma):
     assert denoised(precondition.flow, velocity, sigma) == pytest.approx(DENOISED[sigma], abs=1e-9)
     assert exact(XT, sigma) == pytest.approx(DENOISED[sigma], abs=1e-9)
     of_sit = denoised(precondition.sit, lambda z, t: -velocity(z, 1 - t), sigma)
@@ -45,13 +45,13 @@ def test_a_flow_is_the_exact_denoiser(sigma):
 
 
 @pytest.mark.parametrize("sigma", VELOCITY)
-def test_the_velocity_has_its_spot_values(sigma):
+def test_velocity_spot_values(sigma):
     u = sigma / (1 + sigma)
     assert velocity(XT / (1 + sigma), u) == pytest.approx(VELOCITY[sigma], abs=1e-9)
 
 
 @pytest.mark.parametrize("sigma", DENOISED)
-def test_gvp_is_the_exact_denoiser(sigma):
+def test_gvp_preconditioning_gives_the_exact_denoiser(sigma):
     def derivative(z, t):
         """E[(pi / 2) (cos x0 - sin eps) | z = sin x0 + cos eps]."""
         sine, cosine = np.sin(np.pi * t / 2), np.cos(np.pi * t / 2)
@@ -73,20 +73,20 @@ def test_gvp_is_the_exact_denoiser(sigma):
         (precondition.flow, lambda z, u: velocity(z, 1 - u)),
     ],
 )
-def test_a_mutant_is_another_denoiser(family, network):
+def test_mutants_give_another_denoiser(family, network):
     assert abs(denoised(family, network, 0.7) - DENOISED[0.7]) > 1e-3
 
 
-def test_the_flow_weight_is_that_of_velocities():
-    """|| v - (eps - x0) ||^2 = w || D - x0 ||^2, whatever the network says."""
-    sigma, x0, eps, said = np.array([0.3, 4.0]), 0.2, -1.1, 0.7
+def test_flow_weight_is_uniform_on_the_velocity_error():
+    """|| v - (eps - x0) ||^2 = w || D - x0 ||^2, for any network output."""
+    sigma, x0, eps, output = np.array([0.3, 4.0]), 0.2, -1.1, 0.7
     c_skip, c_out, _, _ = precondition.flow(sigma)
-    error = c_skip * (x0 + sigma * eps) + c_out * said - x0
-    np.testing.assert_allclose(noise.flow_weight(sigma) * error**2, (said - (eps - x0)) ** 2)
-    assert abs(error[0] ** 2 - (said - (eps - x0)) ** 2) > 1e-2  # the weight left out
+    error = c_skip * (x0 + sigma * eps) + c_out * output - x0
+    np.testing.assert_allclose(noise.flow_weight(sigma) * error**2, (output - (eps - x0)) ** 2)
+    assert abs(error[0] ** 2 - (output - (eps - x0)) ** 2) > 1e-2  # without the weight
 
 
-def test_float32_keeps_its_digits_at_999():
+def test_float32_is_accurate_at_sigma_999():
     sigma = jnp.array([999.0], jnp.float32)
     c_skip, c_out, c_in, c_noise = precondition.flow(sigma)
     z = np.float64(1.3)
@@ -97,7 +97,7 @@ def test_float32_keeps_its_digits_at_999():
 
 
 def test_euler_on_the_ladder_is_eulers_method_in_time():
-    """By shift, and from u_max: states of z = xt / (1 + sigma) in float64."""
+    """With shift and u_max; the reference integrates z = xt / (1 + sigma) in float64."""
     steps, shift, u_max = 7, 3.0, 0.999
     sigmas = schedule.flow_ladder(steps, shift=shift, u_max=u_max)
     start = np.array([-1.0, 0.3, 2.0]).reshape(3, 1, 1, 1)
@@ -107,11 +107,11 @@ def test_euler_on_the_ladder_is_eulers_method_in_time():
     z = start * u[0]  # of xt = sigma eps: z = u eps
     for now, then in zip(u, u[1:], strict=False):
         z = z + (then - now) * velocity(z, now)
-    np.testing.assert_allclose(found, z, rtol=1e-5)  # levels are of float32
+    np.testing.assert_allclose(found, z, rtol=1e-5)  # levels are float32
 
 
-def test_the_sde_is_euler_maruyama_in_time():
-    """With the score written as that of z's own Gaussian; the last step is its mean."""
+def test_flow_sde_is_euler_maruyama_in_time():
+    """The reference uses the score of z's Gaussian; the last step adds no noise."""
     steps = 6
     sigmas = schedule.flow_sde_ladder(steps, u_max=0.99)
     start = np.array([-1.0, 0.3, 2.0]).reshape(3, 1, 1, 1)
@@ -131,7 +131,7 @@ def test_the_sde_is_euler_maruyama_in_time():
     np.testing.assert_allclose(found, z, rtol=2e-5)
 
 
-def test_the_sde_keeps_the_law_of_the_data():
+def test_flow_sde_samples_have_mean_and_std_of_the_data():
     keys = jax.random.split(jax.random.key(0), 2)
     found = sampler.flow_sde(
         lambda xt, sigma: exact(xt, sigma[:, None, None, None]),
@@ -143,7 +143,7 @@ def test_the_sde_keeps_the_law_of_the_data():
     assert float(found.std()) == pytest.approx(0.8, abs=0.02)
 
 
-def test_the_shift_of_time_is_a_factor_of_sigma():
+def test_time_shift_multiplies_sigma():
     plain, shifted = schedule.flow_ladder(5), schedule.flow_ladder(5, shift=3.0)
     np.testing.assert_allclose(shifted, 3 * plain, rtol=1e-6)
 
@@ -159,12 +159,12 @@ def test_the_shift_of_time_is_a_factor_of_sigma():
     ],
 )
 @pytest.mark.parametrize("ladder", [schedule.flow_ladder, schedule.flow_sde_ladder])
-def test_a_ladder_that_does_not_descend_or_is_not_finite_is_refused(ladder, options):
+def test_ladders_must_be_finite_and_descending(ladder, options):
     with pytest.raises(ConfigError, match="do not give descending noise levels"):
         ladder(4, **options)
 
 
-def test_a_ladder_below_its_last_time_is_refused():
+def test_u_max_below_u_last_is_refused():
     with pytest.raises(ConfigError, match="do not give descending noise levels"):
         schedule.flow_sde_ladder(4, u_max=0.03)
 
@@ -173,7 +173,7 @@ def test_a_ladder_below_its_last_time_is_refused():
 
 
 def guided_gaussian(scale, sigma=0.7):
-    """Mean and variance of the Gaussian whose denoiser the guided one is; both are affine."""
+    """Mean and variance of the Gaussian whose (affine) denoiser equals the guided one."""
 
     def denoise(params, xt, sigma, cond):
         is_some = cond.sum(1)[:, None, None, None]
@@ -188,7 +188,7 @@ def guided_gaussian(scale, sigma=0.7):
     return low / (1 - slope), slope * sigma**2 / (1 - slope)
 
 
-def test_the_fixed_point_of_a_guided_teacher():
+def test_fixed_point_of_a_guided_teacher():
     mean, variance = guided_gaussian(1.5)
     assert mean == pytest.approx(1.1465346535, abs=1e-9)
     assert variance == pytest.approx(0.0756237624, abs=1e-9)
@@ -196,11 +196,11 @@ def test_the_fixed_point_of_a_guided_teacher():
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(1.0, (1.0, 0.25)), (0.0, (0.0, 1.44))])
-def test_scales_of_1_and_0_are_the_conditional_and_the_marginal(scale, expected):
+def test_scales_1_and_0_are_the_conditional_and_unconditional_denoiser(scale, expected):
     assert guided_gaussian(scale) == pytest.approx(expected, abs=1e-12)
 
 
-def test_scales_of_1_and_0_cost_one_evaluation_and_others_two():
+def test_scales_1_and_0_cost_one_nfe_and_others_two():
     def calls(scale, channels=None):
         rows = []
 
@@ -217,7 +217,7 @@ def test_scales_of_1_and_0_cost_one_evaluation_and_others_two():
     assert [calls(scale, channels=3) for scale in (1.0, 0.0, 4.5)] == [3, 3, 6]
 
 
-def test_a_pair_has_its_examples_dropout_and_augmentation():
+def test_guidance_repeats_dropout_keys_and_augmentation_labels():
     seen = {}
 
     def denoise(params, xt, sigma, cond, **options):

@@ -1,4 +1,4 @@
-"""Guidance on Gaussians, whose conditional and unconditional denoisers are closed forms."""
+"""Guidance on Gaussians with closed-form conditional and unconditional denoisers."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,14 +13,14 @@ SIGMA = jnp.array([0.5, 1.0, 2.0])
 
 
 def denoise(params, xt, sigma, cond):
-    """Of N(params * class, 1); no class: N(0, 1)."""
+    """D for data N(params * class, 1); unconditional: N(0, 1)."""
     mean = params * (cond @ jnp.arange(1.0, 4))[:, None, None, None]
     variance = sigma[:, None, None, None] ** 2
     return (xt + variance * mean) / (1 + variance)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 4.5])
-def test_a_guided_mean_is_the_scale_times_the_conditional_one(scale):
+def test_guidance_multiplies_the_conditional_mean_by_the_scale(scale):
     labels = jnp.eye(3)
     found = guidance.guided(denoise, scale, jnp.zeros_like)(2.0, XT, SIGMA, labels)
     expected = denoise(2.0 * scale, XT, SIGMA, labels)
@@ -34,11 +34,11 @@ def test_guidance_of_some_channels_leaves_the_others_conditional():
     np.testing.assert_array_equal(found[..., 1:], denoise(2.0, XT, SIGMA, labels)[..., 1:])
 
 
-def test_scale_1_costs_nothing():
+def test_scale_1_returns_the_denoiser_itself():
     assert guidance.guided(denoise, 1.0, jnp.zeros_like) is denoise
 
 
-def test_without_classes_both_halves_are_the_same():
+def test_guidance_without_classes_is_the_unconditional_denoiser():
     def unconditional(params, xt, sigma, cond):
         assert cond.shape == (6, 0)
         return xt / (1 + sigma[:, None, None, None] ** 2)

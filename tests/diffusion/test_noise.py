@@ -9,7 +9,7 @@ from simjax.diffusion import noise, precondition
 
 SIGMA = jnp.array([0.002, 0.1, 0.5, 2.5, 80.0], jnp.float32)
 
-# w(sigma) by closed form. An entry of WEIGHTS without a line here fails the collection.
+# Closed forms of w(sigma). Collection fails if an entry of WEIGHTS is missing here.
 CLOSED_FORMS = {
     "uniform": lambda sigma: np.ones_like(sigma),
     "edm": lambda sigma: 1 / 0.5**2 + 1 / sigma**2,
@@ -32,13 +32,13 @@ def test_each_example_gets_its_own_sigma():
 
 
 @pytest.mark.parametrize(("weight", "closed_form"), CASES)
-def test_weight_is_its_closed_form(weight, closed_form):
+def test_weight_equals_its_closed_form(weight, closed_form):
     sigma = np.asarray(SIGMA, np.float64)
     np.testing.assert_allclose(weight(sigma), closed_form(sigma), rtol=1e-12)
     assert weight(SIGMA).dtype == SIGMA.dtype
 
 
-def test_edm_weight_undoes_the_output_scale_of_edms_preconditioning():
+def test_edm_weight_is_the_inverse_square_of_edms_c_out():
     for sigma_data in (0.5, 1.3):
         c_out = precondition.edm(SIGMA, sigma_data=sigma_data).c_out
         weight = noise.edm_weight(SIGMA, sigma_data=sigma_data)

@@ -1,4 +1,4 @@
-"""Preconditioning: each family turns its network's target into a denoiser in sigma-space."""
+"""Preconditioning: each family turns its training target into a denoiser in sigma-space."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,13 +28,13 @@ def flow(x0, eps, sigma):
 
 
 def gvp(x0, eps, sigma):
-    """Of t = (2 / pi) acot(sigma)."""
+    """The GVP path at t = (2 / pi) acot(sigma)."""
     total = np.sqrt(1 + sigma**2)
     return (x0 + sigma * eps) / total, np.pi / 2 * (sigma * x0 - eps) / total
 
 
-# What the network sees, and what it is trained to predict, as functions of (x0, eps, sigma). An
-# entry of FAMILIES without a line here fails the collection of this file.
+# Network input and training target as functions of (x0, eps, sigma). Collection fails if an entry
+# of FAMILIES is missing here.
 NETWORK_SIDES = {
     "edm": edm,
     "vp": noise_prediction,
@@ -55,7 +55,7 @@ every_family = pytest.mark.parametrize(("family", "network_side"), CASES)
 
 @every_family
 @pytest.mark.parametrize(("x0", "eps"), [(1.0, 0.0), (0.0, 1.0), (-0.7, 1.9)])
-def test_network_sees_its_input_and_its_target_gives_back_x0(family, network_side, x0, eps):
+def test_c_in_gives_the_network_input_and_the_target_recovers_x0(family, network_side, x0, eps):
     # D is linear in F, so F = E[target | xt] gives the exact posterior mean D = E[x0 | xt].
     c_skip, c_out, c_in, _ = family(SIGMA)
     seen, target = network_side(x0, eps, SIGMA)
@@ -79,18 +79,18 @@ def test_edm_has_input_and_target_of_unit_variance(sigma_data):
     np.testing.assert_allclose(target_variance, 1, rtol=1e-9)
 
 
-def test_edm_trusts_xt_without_noise_and_the_network_alone_at_high_noise():
+def test_edm_denoiser_is_xt_at_low_noise_and_the_network_output_at_high_noise():
     c_skip, c_out, _, _ = precondition.edm(np.array([1e-6, 1e6]))
     np.testing.assert_allclose(c_skip, [1, 0], atol=1e-11)
     np.testing.assert_allclose(c_out, [1e-6, 0.5], rtol=1e-9)
 
 
-def test_edm_and_ve_tell_the_network_a_logarithm():
+def test_c_noise_of_edm_and_ve_is_logarithmic():
     np.testing.assert_allclose(precondition.edm(SIGMA).c_noise, np.log(SIGMA) / 4, rtol=1e-12)
     np.testing.assert_allclose(precondition.ve(SIGMA).c_noise, np.log(SIGMA / 2), rtol=1e-12)
 
 
-def test_flow_tells_the_network_its_time():
+def test_c_noise_of_a_flow_is_its_time():
     sigma = np.array([0.25, 1.0, 9.0])
     np.testing.assert_allclose(precondition.flow(sigma).c_noise, [0.2, 0.5, 0.9], rtol=1e-12)
 
@@ -103,7 +103,7 @@ def test_vp_time_inverts_its_noise_schedule(beta_d, beta_min):
     np.testing.assert_allclose(c_noise, 999 * time, rtol=1e-8)
 
 
-def test_ddpm_linear_levels_are_those_of_the_cumulative_product_of_alphas():
+def test_ddpm_linear_levels_follow_from_the_cumulative_product_of_alphas():
     levels = precondition.ddpm_linear_levels()
     beta = 1e-4 + (0.02 - 1e-4) * np.arange(1000) / 1000  # ascending with the time step
     sigma = np.sqrt(1 / np.cumprod(1 - beta) - 1)
@@ -111,7 +111,7 @@ def test_ddpm_linear_levels_are_those_of_the_cumulative_product_of_alphas():
     np.testing.assert_allclose(levels[[0, 999, 1000]], [156.6155, 0.0100, 0], rtol=1e-4)
 
 
-def test_iddpm_levels_are_those_of_the_cosine_schedule():
+def test_iddpm_levels_follow_the_cosine_schedule():
     # alpha_bar_j = f(j) / f(M), f(j) = sin^2(pi / 2 j / (M (C2 + 1))); only at j = 0, where f = 0,
     # does the clip of the ratio at C1 = 0.001 act.
     levels = precondition.iddpm_levels()
@@ -122,7 +122,7 @@ def test_iddpm_levels_are_those_of_the_cosine_schedule():
 
 
 @pytest.mark.parametrize("name", ["iddpm", "ddpm_linear"])
-def test_time_step_of_a_table_family_is_that_of_the_nearest_level(name):
+def test_c_noise_of_table_families_is_the_time_step_of_the_nearest_level(name):
     levels = getattr(precondition, f"{name}_levels")()
     assert np.all(np.diff(levels) < 0)
     family = FAMILIES[name].coefficients

@@ -1,4 +1,4 @@
-"""The sampler on Gaussian data, where the ODE, and the variance under churn, are closed forms.
+"""Samplers on Gaussian data: closed forms of the ODE solution and of the variance under churn.
 
 Data N(0, S^2): D(xt; sigma) = xt S^2 / (S^2 + sigma^2), and along the probability-flow ODE
 dxt/dsigma = (xt - D) / sigma, the ratio xt / sqrt(S^2 + sigma^2) is constant, on every path.
@@ -38,8 +38,8 @@ def vp_last_step(sigma):
     return s + t * s**3 * sigma * d_sigma, t * s * d_sigma / sigma
 
 
-# Euler's step to sigma = 0 is  a xt - b (xt - D(xt; sigma)): (a, b) of sigma. An entry of PATHS
-# without a line here fails the collection.
+# The Euler step to sigma = 0 is  a xt - b (xt - D(xt; sigma)); sigma -> (a, b). Collection fails if
+# an entry of PATHS is missing here.
 LAST_STEPS = {
     "edm": lambda sigma: (1, 1),  # t = sigma
     "ve": lambda sigma: (1, 0.5),  # t = sigma^2
@@ -51,17 +51,20 @@ every_last_step = pytest.mark.parametrize(
 
 
 def impulse(index, steps):
-    """An image of steps + 1 elements, 1 at one of them.
+    """An image of steps + 1 elements, one-hot at `index`.
 
-    The sampler is linear in z and in each step's noise. With z and every noise at elements of their
-    own, the sum of squares of the result is its exact variance under independent N(0, 1) draws.
+    The sampler is linear in z and in the noise of each step. With z and every noise in separate
+    elements, the sum of squares of the result is its exact variance under independent N(0, 1)
+    draws.
     """
     return jnp.eye(steps + 1)[index].reshape(1, 1, steps + 1, 1)
 
 
 def variance_with_churn(sigmas, churn, path=PATHS["edm"]):
     steps = len(sigmas)
-    z = impulse(steps, steps) * marginal_std(sigmas[0]) / sigmas[0]  # starts on the marginal law
+    z = (
+        impulse(steps, steps) * marginal_std(sigmas[0]) / sigmas[0]
+    )  # starts at the marginal distribution
     draw_noise = lambda index: impulse(index, steps)  # noqa: E731
     result = jax.jit(
         lambda: sampler.heun(denoise, z, sigmas, path=path, churn=churn, draw_noise=draw_noise)
@@ -75,9 +78,9 @@ def variance_with_churn(sigmas, churn, path=PATHS["edm"]):
     [(EULER, 1), (heun_stages(), 2), (heun_stages(2 / 3), 2), (heun_stages(0.5), 2)],
     ids=["euler", "heun", "two-thirds", "midpoint"],
 )
-def test_error_on_the_known_solution_falls_with_the_order_of_the_method(path, stages, order):
+def test_methods_converge_with_their_order(path, stages, order):
     if path is not PATHS["vp"] and stages[-1, 0] == 0.5:
-        order = 3  # without a scale the midpoint rule's leading error happens to vanish
+        order = 3  # without a scale, the leading error of the midpoint rule vanishes here
     integrate = jax.jit(functools.partial(sampler.integrate, denoise, stages=stages, path=path))
     z = jnp.array([1.0, -0.3]).reshape(2, 1, 1, 1)
     top, bottom = 2.0, 0.5
@@ -95,7 +98,7 @@ def test_error_on_the_known_solution_falls_with_the_order_of_the_method(path, st
 
 @every_last_step
 @pytest.mark.parametrize("stages", [EULER, heun_stages(0.5)], ids=["euler", "midpoint"])
-def test_last_step_is_eulers_on_the_path(path, last_step, stages):
+def test_last_step_is_an_euler_step_on_the_path(path, last_step, stages):
     z, sigma = jnp.array([1.0, -2.0]).reshape(2, 1, 1, 1), 2.5
     result = sampler.integrate(denoise, z, jnp.array([sigma]), stages=stages, path=path)
     keep, pull = last_step(sigma)
@@ -105,14 +108,14 @@ def test_last_step_is_eulers_on_the_path(path, last_step, stages):
 
 
 @every_path
-def test_time_inverts_sigma_and_ends_without_noise_and_scale(path):
+def test_time_inverts_sigma_and_paths_end_at_sigma_0_and_scale_1(path):
     time = np.array([1e-5, 1e-3, 0.1, 0.5, 1.0])
     np.testing.assert_allclose(path.time(path.sigma(time)), time, rtol=1e-12)
     ends = [function(np.zeros(1))[0] for function in path]
     np.testing.assert_array_equal(ends, [0, 0, 1])
 
 
-def test_vp_scales_the_state_to_unit_variance_on_unit_noise():
+def test_vp_scale_and_sigma_follow_alpha_bar():
     time = np.array([1e-3, 0.1, 1.0])
     alpha_bar = np.exp(-19.9 / 2 * time**2 - 0.1 * time)  # exp of minus the integral of beta
     np.testing.assert_allclose(PATHS["vp"].scale(time), np.sqrt(alpha_bar), rtol=1e-12)
@@ -120,7 +123,7 @@ def test_vp_scales_the_state_to_unit_variance_on_unit_noise():
     np.testing.assert_allclose(sigma, np.sqrt(1 / alpha_bar - 1), rtol=1e-9)
 
 
-def test_edms_ladder_leads_to_the_known_solution_without_noise():
+def test_heun_on_edms_ladder_reaches_the_closed_form():
     z = jnp.array([1.0, -0.3]).reshape(2, 1, 1, 1)
     result = sampler.heun(denoise, z, schedule.karras_ladder(100))
     np.testing.assert_allclose(result, 80 * z * S / marginal_std(80), rtol=2e-3)
@@ -160,7 +163,7 @@ def noise_levels_seen(integrate, sigmas):
 @pytest.mark.parametrize("stages", [EULER, heun_stages()])
 @pytest.mark.parametrize("churn", [Churn(), Churn(amount=1.0)])
 def test_program_contains_the_denoiser_once(stages, churn):
-    # Compilation time and program size of a U-Net: traced once, and one erf in the program.
+    # For compilation time and program size: the denoiser is traced once, the program has one erf.
     traces = []
 
     def marked(xt, sigma):
@@ -180,8 +183,8 @@ def test_program_contains_the_denoiser_once(stages, churn):
 
 
 def test_churn_keeps_the_marginal_variance():
-    # What a churned step adds to the variance, the wider step back removes, up to the error of
-    # second order that the deterministic sampler has too.
+    # The longer denoising step removes the variance that churn adds, up to the second-order error
+    # that the deterministic sampler has too.
     errors = []
     for steps in (60, 120):
         sigmas = schedule.karras_ladder(steps, sigma_min=0.001, sigma_max=20.0)
@@ -194,7 +197,7 @@ def test_churn_keeps_the_marginal_variance():
 @pytest.mark.parametrize(("amount", "raised"), [(0.3, 1.3), (10.0, math.sqrt(2))])
 @pytest.mark.parametrize("inflation", [1.0, 1.007])
 def test_churn_raises_sigma_by_gamma_which_is_capped(path, last_step, amount, raised, inflation):
-    # One step from sigma: variance of xt, then Euler's step from the raised level.
+    # One step from sigma: variance of xt, then an Euler step from the raised level.
     sigma = 2.0
     top = raised * sigma
     variance = S**2 + sigma**2 + inflation**2 * (top**2 - sigma**2)
@@ -213,7 +216,7 @@ def test_churn_outside_its_range_of_sigma_does_nothing(churn):
     np.testing.assert_allclose(churned, sampler.heun(denoise, z, sigmas), rtol=1e-12)
 
 
-def test_churn_draws_another_noise_at_each_step_within_its_range():
+def test_churn_draws_new_noise_at_each_step_within_its_range():
     sigmas = jnp.array([8.0, 4.0, 2.0, 1.0])
     z = jnp.zeros((1, 1, 5, 1))
     churn = Churn(amount=1.0, low=1.5, high=5.0)
@@ -226,7 +229,7 @@ def test_churn_without_noise_is_refused_with_the_remedy():
         sampler.heun(denoise, jnp.ones((1, 1, 1, 1)), jnp.ones(2), churn=Churn(amount=1.0))
 
 
-def test_dpm_solver_on_the_known_solution_is_of_second_order():
+def test_dpm_solver_converges_with_second_order():
     start, exact = 10.0, S / marginal_std(10.0)
     errors = []
     for steps in (20, 40, 80):
@@ -252,7 +255,7 @@ def test_ddim_is_eulers_method_in_sigma():
 
 
 @pytest.mark.parametrize("name", sampler.SOLVERS)
-def test_a_solver_costs_what_it_says(name):
+def test_nfe_of_a_solver_is_the_declared_one(name):
     solver = sampler.SOLVERS[name]
     calls = []
 

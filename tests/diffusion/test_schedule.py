@@ -1,4 +1,4 @@
-"""Noise levels: closed forms of the laws and of the ladders, and draws against their laws' CDFs."""
+"""Noise levels: closed forms of sigma laws and ladders, and draws against the CDFs."""
 
 import math
 
@@ -10,14 +10,14 @@ from scipy import stats
 
 from simjax.diffusion import precondition, schedule
 
-# Highest and lowest level. An entry of LADDERS without a line here fails the collection.
+# (Highest, lowest) level. Collection fails if an entry of LADDERS is missing here.
 LADDER_ENDS = {  # EDM table 1; for VP, beta_d = 19.9, beta_min = 0.1 at t = 1 and at t = 1e-3
     "karras": (80, 0.002),
     "vp": (math.sqrt(math.exp(10.05) - 1), math.sqrt(math.exp(1.0995e-4) - 1)),
     "ve": (100, 0.02),
     "iddpm": (80.2037, 0.0064),
-    "ddpm_linear": (156.6155, 0.1759),  # at time steps 999 and, of 20 steps, 50
-    "flow": (999.0, 0.04995 / 0.95005),  # u = 0.999 and, of 20 steps, 0.999 / 20
+    "ddpm_linear": (156.6155, 0.1759),  # at time steps 999 and 50, for 20 steps
+    "flow": (999.0, 0.04995 / 0.95005),  # u = 0.999 and 0.999 / 20, for 20 steps
     "flow_sde": (999.0, 0.04 / 0.96),
 }
 ENDS = [
@@ -32,11 +32,11 @@ def karras_time(sigma, sigma_min=0.002, sigma_max=80.0, rho=7.0):
 
 
 def of_table(sigma, levels):
-    """The CDF of a uniform choice among descending levels, half a step smoothed."""
+    """CDF of a uniform choice among descending levels, smoothed by half a step."""
     return np.interp(sigma, levels[::-1], (np.arange(len(levels)) + 0.5) / len(levels))
 
 
-# Options and the CDF of each law. An entry of SIGMA_LAWS without a line here fails the collection.
+# (options, CDF) of each law. Collection fails if an entry of SIGMA_LAWS is missing here.
 CDFS = {
     "lognormal": [
         ({}, lambda sigma: stats.norm.cdf((np.log(sigma) + 1.2) / 1.2)),
@@ -73,10 +73,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("law", "options", "cdf"), CASES)
-def test_draws_follow_the_law(law, options, cdf):
+def test_draws_follow_the_cdf(law, options, cdf):
     sigma = np.asarray(law(jax.random.key(0), 4000, **options), np.float64)
     assert sigma.shape == (4000,)
-    assert stats.kstest(sigma, cdf).pvalue > 0.01  # the key is fixed
+    assert stats.kstest(sigma, cdf).pvalue > 0.01  # with a fixed key
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_draws_follow_the_law(law, options, cdf):
         (schedule.sample_ddpm_linear, precondition.ddpm_linear_levels()[:-1]),
     ],
 )
-def test_a_law_of_a_table_draws_its_levels_and_no_others(law, levels):
+def test_table_laws_draw_exactly_the_levels_of_the_table(law, levels):
     drawn = np.unique(law(jax.random.key(0), 20_000))
     np.testing.assert_array_equal(drawn, np.sort(levels))
 
@@ -99,7 +99,7 @@ def test_lognormal_is_the_exponential_of_a_scaled_normal():
     np.testing.assert_allclose(schedule.lognormal(normal, mean=-2, std=2), expected, rtol=1e-12)
 
 
-def test_lognormal_is_clipped_to_the_range_of_the_teacher():
+def test_lognormal_is_clipped_to_the_given_range():
     normal = jnp.array([-9.0, 0.0, 9.0])
     sigma = schedule.lognormal(normal, mean=-2, std=2, low=0.01, high=156.6155)
     np.testing.assert_allclose(sigma, [0.01, np.exp(-2), 156.6155], rtol=1e-12)
@@ -119,7 +119,7 @@ def test_karras_with_rho_1_is_linear():
     np.testing.assert_allclose(sigma, [2, 4, 10])
 
 
-def test_ladder_descends_edms_levels_and_leaves_out_zero():
+def test_karras_ladder_is_edms_without_zero():
     # EDM eq. 5, i = 0 .. N - 1 with N = 18.
     i, rho = np.arange(18), 7
     expected = (80 ** (1 / rho) + i / 17 * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
@@ -142,14 +142,14 @@ def test_ve_ladder_descends_in_equal_ratios():
 
 
 @pytest.mark.parametrize("steps", [2, 10, 57])
-def test_iddpm_ladder_is_every_so_many_levels_of_the_table(steps):
+def test_iddpm_ladder_selects_equally_spaced_levels_of_the_table(steps):
     # EDM table 1: u_floor(j0 + (M - 1 - j0) / (N - 1) i + 1 / 2), j0 = 8; u_M = 0 is left out.
     j = [math.floor(8 + 991 / (steps - 1) * i + 0.5) for i in range(steps)]
     np.testing.assert_array_equal(schedule.iddpm_ladder(steps), precondition.iddpm_levels()[j])
 
 
 @pytest.mark.parametrize(("ladder", "ends"), ENDS)
-def test_ladder_descends_between_its_ends_and_starts_at_the_top(ladder, ends):
+def test_ladders_descend_between_their_ends(ladder, ends):
     levels = ladder(20)
     assert levels.shape == (20,)
     np.testing.assert_allclose(levels[jnp.array([0, -1])], ends, rtol=5e-3)
@@ -166,12 +166,12 @@ def test_vp_time_inverts_vp(beta_d, beta_min):
     np.testing.assert_allclose(schedule.vp_time(sigma, **options), t, rtol=1e-12)
 
 
-def test_vp_time_keeps_its_digits_in_single_precision():
+def test_vp_time_is_accurate_in_float32():
     t = np.array([1e-5, 1e-4, 1e-3], np.float32)
     np.testing.assert_allclose(schedule.vp_time(schedule.vp(t)), t, rtol=1e-6)
 
 
-def test_equal_keys_give_equal_draws_and_other_keys_others():
+def test_draws_depend_on_the_key():
     for law in schedule.SIGMA_LAWS.values():
         first, again, other = (law(jax.random.key(seed), 8) for seed in (3, 3, 4))
         np.testing.assert_array_equal(first, again)

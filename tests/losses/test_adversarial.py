@@ -1,4 +1,4 @@
-"""SiDA's discriminator and the weights of f-divergences, against quadratures between Gaussians."""
+"""SiDA's discriminator losses and f-divergence weights against quadrature between Gaussians."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ TEACHER, SIGMA = Mixture((1.0,), (-0.5,), (1.3,)), 0.7
 WORLD = World(lambda t: Mixture((1.0,), (t[0],), (t[1],)), (0.4, 0.8), TEACHER, SIGMA)
 SAME = WORLD._replace(theta0=(-0.5, 1.3))
 
-# D_f -> its gradient in mean and std, and f
+# D_f: (gradient in mean and std, f)
 SPOTS = {
     "rkl": ((0.412844037, -0.340992123), lambda r: -np.log(r)),
     "kl": ((0.796460177, -1.165322271), lambda r: r * np.log(r)),
@@ -27,7 +27,7 @@ SPOTS = {
 
 
 def optimal_logit(world, xt):
-    """ln(q / p) at the generator's parameters, which do not move."""
+    """ln(q / p) at fixed generator parameters."""
     q, p = (analytic.log_density(law, SIGMA, xt) for law in (world.teacher, world.frozen))
     return q - p
 
@@ -56,15 +56,15 @@ def weighted(name, world=WORLD, detached=True):
 
 
 @pytest.mark.parametrize("name", adversarial.DIVERGENCES)
-def test_the_weight_makes_diff_instruct_the_divergences_gradient(name):
+def test_weighted_diff_instruct_has_the_gradient_of_the_divergence(name):
     found = gradient(weighted(name))
     np.testing.assert_allclose(found, SPOTS[name][0], atol=1e-8)
-    if name != "rkl":  # whose weight is constant
+    if name != "rkl":  # its weight is constant
         assert np.abs(gradient(weighted(name, detached=False)) - found).max() > 1e-2
 
 
 @pytest.mark.parametrize("name", SPOTS)
-def test_the_spot_value_is_a_derivative_of_the_divergence(name):
+def test_spot_values_are_derivatives_of_the_divergence(name):
     (in_mean, _), f = SPOTS[name]
 
     def divergence(mean):
@@ -84,7 +84,7 @@ def test_the_spot_value_is_a_derivative_of_the_divergence(name):
 
 
 @pytest.mark.parametrize("name", adversarial.DIVERGENCES)
-def test_no_gradient_where_generated_and_real_images_are_one_law(name):
+def test_gradient_is_zero_if_generated_and_real_distributions_agree(name):
     np.testing.assert_allclose(gradient(weighted(name, SAME), SAME), 0, atol=1e-12)
 
 
@@ -104,7 +104,7 @@ def test_the_optimal_discriminators_gradient_is_softened_reverse_kl():
 
 
 def test_the_discriminators_optimum_is_the_log_ratio_of_real_to_generated():
-    """Two places: three of four real images at the first, one of four generated ones."""
+    """Two points x: 3/4 of the real and 1/4 of the generated images lie at the first."""
     real, generated = np.array([0, 0, 0, 1]), np.array([0, 1, 1, 1])
 
     def loss(logits, swapped=False):
@@ -114,34 +114,34 @@ def test_the_discriminators_optimum_is_the_log_ratio_of_real_to_generated():
     optimum = jnp.log(jnp.array([3.0, 1 / 3]))
     np.testing.assert_allclose(jax.grad(loss)(optimum), 0, atol=1e-12)
     assert np.abs(jax.grad(loss)(optimum, swapped=True)).min() > 10
-    entropy = np.log(4) - 0.75 * np.log(3)  # of (3/4, 1/4), in each place and of each kind
+    entropy = np.log(4) - 0.75 * np.log(3)  # entropy of (3/4, 1/4)
     np.testing.assert_allclose(loss(optimum), 200.4 * entropy, rtol=1e-12)
 
 
-def test_the_generators_loss_is_a_product_of_means_of_clipped_logits():
+def test_generator_loss_clips_logits_and_multiplies_means():
     logits = jnp.array([0.0, 30.0, -30.0, 2.0]).reshape(2, 2, 1)
     found = adversarial.generator_loss(logits, jnp.asarray(3.0), elements=12)
     softplus = np.log1p(np.exp(-np.array([0.0, 10.0, -10.0, 2.0])))
     np.testing.assert_allclose(found, 12 * 3 * softplus.mean(), rtol=1e-12)
 
 
-def test_omega_is_each_examples_with_a_floor_and_without_gradient():
+def test_omega_is_per_example_with_a_lower_bound_and_no_gradient():
     x0 = jnp.array([[1.0, -3.0], [0.0, 0.0]]).reshape(2, 1, 2, 1)
     found, pull = jax.vjp(lambda x: adversarial.inverse_omega(x, jnp.zeros_like(x)), x0)
     np.testing.assert_allclose(found, [0.5, 1e5], rtol=1e-12)
     np.testing.assert_array_equal(pull(jnp.ones(2))[0], 0)
 
 
-def test_ratios_are_clipped_and_without_gradient():
+def test_density_ratios_are_clipped_and_have_no_gradient():
     logits = jnp.array([[0.0, 1.0], [9.0, 15.0], [-9.0, -9.0]]).reshape(3, 2, 1)
     found, pull = jax.vjp(adversarial.density_ratio, logits)
     np.testing.assert_allclose(found, [np.exp(0.5), 20, 0.1], rtol=1e-12)
     np.testing.assert_array_equal(pull(jnp.ones(3))[0], 0)
 
 
-def test_weights_are_of_ratios_over_their_means_by_range_of_sigma():
+def test_divergence_weights_normalise_ratios_per_sigma_bin():
     ratio = jnp.array([1.0, 3.0, 10.0, 20.0])
-    sigma = jnp.array([0.01, 0.011, 30.0, 31.0])  # two ranges
+    sigma = jnp.array([0.01, 0.011, 30.0, 31.0])  # two bins
     inside = np.array([1 / 2, 3 / 2, 10 / 15, 20 / 15])
     np.testing.assert_allclose(
         adversarial.divergence_weights(ratio, sigma, divergence="kl"), inside, rtol=3e-6

@@ -1,4 +1,4 @@
-"""Denoising score matching: minimal at the posterior mean, and 1 per element under EDM's weight."""
+"""Denoising score matching: minimal at the posterior mean, 1 per element with EDM's weight."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ def test_loss_is_the_weighted_squared_error_summed_over_each_example():
 
 @pytest.mark.parametrize("world", analytic.WORLDS.values(), ids=analytic.WORLDS)
 @pytest.mark.parametrize("direction", [jnp.ones_like, jnp.sin, jnp.square])
-def test_loss_is_least_at_the_posterior_mean(direction, world):
+def test_loss_is_minimal_at_the_posterior_mean(direction, world):
     nodes = analytic.draws(world)
     x0, _, best = analytic.images(world, jnp.asarray(world.theta0), nodes)
     xt = x0 + world.sigma * nodes.eps.reshape(x0.shape)
@@ -34,7 +34,7 @@ def test_loss_is_least_at_the_posterior_mean(direction, world):
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.5, 20.0])
-def test_best_loss_on_gaussian_data_is_1_per_element_at_every_sigma_under_edms_weight(sigma):
+def test_minimal_loss_on_gaussian_data_is_1_per_element_with_edms_weight(sigma):
     # x0 ~ N(0, sigma_data^2): D = xt sigma_data^2 / (sigma_data^2 + sigma^2). The loss is a
     # quadratic in (x0, eps): four sign pairs integrate it exactly.
     x0, eps = jnp.array([[1.0, 1, -1, -1], [1, -1, 1, -1]]).reshape(2, 4, 1, 1, 1)

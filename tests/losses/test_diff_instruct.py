@@ -1,4 +1,4 @@
-"""The Diff-Instruct loss: the KL divergence's gradient, none of it through the networks."""
+"""The Diff-Instruct loss: gradient of the KL divergence, none through the networks."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from simjax.losses import diff_instruct
 from tests.helpers import analytic
 
 
-def test_gradient_is_the_weighted_gap_in_x0_and_nothing_in_the_networks():
+def test_gradient_is_the_weighted_gap_in_x0_and_zero_in_the_denoisers():
     x0, d_teacher, d_fake = np.random.default_rng(0).normal(size=(3, 2, 4, 4, 3))
     weight = jnp.array([1.0, 2.5])
 

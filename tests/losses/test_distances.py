@@ -13,7 +13,7 @@ def norm(y):
     return np.sqrt(np.sum(y**2))
 
 
-# name: (options, d, d'). An entry of DISTANCES without a line here fails the collection.
+# name: (options, d, d'). Collection fails if an entry of DISTANCES is missing here.
 CLOSED_FORMS = {
     "l2_squared": [({}, lambda y: norm(y) ** 2, lambda y: 2 * y)],
     "power": [
@@ -69,14 +69,14 @@ def test_value_and_gradient_are_the_closed_forms(distance, value, gradient, scal
 
 @every_case
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_zero_is_at_distance_zero_with_zero_gradient(distance, value, gradient, dtype):
+def test_distance_and_gradient_are_zero_at_zero(distance, value, gradient, dtype):
     zero = jnp.zeros((2, 2, 3), dtype)
     assert distance(zero) == 0
     np.testing.assert_array_equal(jax.grad(distance)(zero), zero)
 
 
 @every_case
-def test_every_other_point_is_at_a_positive_distance(distance, value, gradient):
+def test_distance_is_positive_elsewhere(distance, value, gradient):
     for size in (1e-6, 1.0, 10.0):
         y = jnp.zeros((2, 2, 3)).at[1, 0, 2].set(-size)
         assert distance(y) > 0
@@ -89,7 +89,7 @@ def test_pseudo_huber_does_not_cancel_near_zero_in_float32():
     np.testing.assert_allclose(distances.pseudo_huber(y, c=1.0), expected, rtol=1e-5)
 
 
-def test_bind_passes_on_the_options_that_the_distance_takes_and_drops_its_siblings():
+def test_bind_ignores_options_of_other_distances():
     y = jnp.ones((1, 1, 1))
     everything = {"c": 0.5, "delta": 0.25, "exponent": 3.0, "rate": 2.0}
     assert distances.bind("l2_squared", **everything).keywords == {}

@@ -1,4 +1,4 @@
-"""Plausible mistakes in the SIM loss: the gradient check of test_sim.py refuses every one."""
+"""Plausible mistakes in the SIM loss must fail the gradient check of test_sim.py."""
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,8 @@ MUTANTS = (
     diff_instruct_gradient,
 )
 
-# No location world: there dx0/dtheta is constant and, given xt, s_p + eps / sigma has mean 0, so no
-# gradient runs through y, and frozen_y and frozen_teacher_input are not mistakes.
+# The location family is excluded: dx0/dtheta is constant there and s_p + eps / sigma has mean 0
+# given xt, so no gradient flows through y, and frozen_y and frozen_teacher_input are correct.
 SETTINGS = {
     "scale-score": (analytic.SCALE, "score"),
     "mixture-denoiser": (analytic.MIXTURE, "denoiser"),
@@ -56,19 +56,19 @@ every_setting = pytest.mark.parametrize(("world", "units"), SETTINGS.values(), i
 
 
 @every_setting
-def test_the_true_loss_passes(world, units):
+def test_the_correct_loss_passes(world, units):
     theorem.assert_loss_has_the_divergence_gradient(sim.generator_loss, world, CASE, units)
 
 
 @every_setting
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
-def test_a_mutant_is_refused(mutant, world, units):
+def test_mutants_fail(mutant, world, units):
     with pytest.raises(AssertionError, match="relative error"):
         theorem.assert_loss_has_the_divergence_gradient(mutant, world, CASE, units)
 
 
 @every_setting
-def test_an_unfrozen_fake_score_is_refused(world, units):
+def test_an_unfrozen_fake_score_fails(world, units):
     # Its gradient is 0: the score projection holds at every theta.
     with pytest.raises(AssertionError, match="relative error 1.0e"):
         theorem.assert_loss_has_the_divergence_gradient(
@@ -76,5 +76,5 @@ def test_an_unfrozen_fake_score_is_refused(world, units):
         )
 
 
-def test_a_frozen_y_is_no_mistake_in_a_location_family():
+def test_frozen_y_is_correct_in_a_location_family():
     theorem.assert_loss_has_the_divergence_gradient(frozen_y, analytic.LOCATION, CASE, "score")

@@ -1,4 +1,4 @@
-"""SiD at alpha = 1/2 and RealUID against quadratures between Gaussians, the sampling law moving."""
+"""SiD at alpha = 1/2 and RealUID against quadrature, with a moving sampling distribution."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ WORLD = World(lambda t: Mixture((1.0,), (t[0],), (0.8,)), (0.4,), TEACHER, 0.7)
 
 
 def gradient(loss, world=WORLD):
-    """d/dmean of the loss's expectation; loss takes x0, d_teacher, d_fake and the point xt."""
+    """d/dmean of the expected loss(x0, d_teacher, d_fake, xt)."""
     nodes = analytic.draws(world)
 
     def expected(theta):
@@ -28,7 +28,7 @@ def gradient(loss, world=WORLD):
 
 
 def without_omega(alpha):
-    """SiD's loss times its omega, a constant of the gradient."""
+    """SiD's loss times omega (stop-gradient)."""
 
     def loss(x0, d_teacher, d_fake, xt):
         omega = jnp.maximum(jnp.abs(x0 - d_teacher).ravel(), 1e-5)
@@ -37,17 +37,17 @@ def without_omega(alpha):
     return loss
 
 
-# MATH: alpha -> d/dmean without omega
+# alpha -> d/dmean without omega
 SID = {0.0: 0.003219091, 0.5: 0.045469657, 1.0: 0.087720224, 1.2: 0.104620451}
 
 
 @pytest.mark.parametrize("alpha", SID)
-def test_sids_gradient(alpha):
+def test_gradient_of_sid(alpha):
     np.testing.assert_allclose(gradient(without_omega(alpha)), SID[alpha], atol=1e-9)
 
 
 def divergence_gradient() -> float:
-    """d/dmean E_p ||D_q - D_p||^2 by quadrature, p in both places."""
+    """d/dmean E_p ||D_q - D_p||^2 by quadrature, through both occurrences of p."""
     xt, dx = analytic.panels(WORLD)
 
     def divergence(theta):
@@ -58,11 +58,11 @@ def divergence_gradient() -> float:
     return jax.grad(divergence)(jnp.asarray(WORLD.theta0))[0]
 
 
-def test_twice_sid_at_one_half_is_the_gradient_with_the_sampling_law_moving():
+def test_twice_sid_at_one_half_is_the_gradient_with_a_moving_sampling_distribution():
     exact = divergence_gradient()
     np.testing.assert_allclose(exact, 0.090939315, atol=1e-9)
     np.testing.assert_allclose(2 * gradient(without_omega(0.5)), exact, rtol=1e-9)
-    law_held = 2 * gradient(without_omega(1.0))  # SIM's and alpha = 1's
+    law_held = 2 * gradient(without_omega(1.0))  # fixed sampling distribution: SIM, alpha = 1
     assert abs(law_held - exact) > 0.08
 
 
@@ -78,7 +78,7 @@ UID = {(1.0, 1.0): 0.090939315, (0.94, 0.96): 0.086806538, (0.96, 0.94): 0.07651
 
 
 @pytest.mark.parametrize(("alpha", "beta"), UID)
-def test_real_uids_gradient_at_its_optimal_fake_score(alpha, beta):
+def test_gradient_of_real_uid_at_the_optimal_fake_score(alpha, beta):
     def loss(x0, d_teacher, d_fake, xt):
         return real_images.generator_loss(
             x0,
@@ -93,13 +93,13 @@ def test_real_uids_gradient_at_its_optimal_fake_score(alpha, beta):
 
 
 @pytest.mark.parametrize(("alpha", "beta"), UID)
-def test_its_fake_score_is_optimal_there(alpha, beta):
-    """No direction lowers the loss; with real and generated swapped one does."""
+def test_optimal_fake_score_of_real_uid(alpha, beta):
+    """No direction lowers the loss, unless real and generated images are swapped."""
     real_world = WORLD._replace(generator=lambda t: TEACHER, theta0=())
     generated, real = analytic.draws(WORLD), analytic.draws(real_world)
 
     def slope(direction, swapped=False):
-        """Of the expected loss in a direction g(xt); its two parts have nodes of their own."""
+        """Slope of the expected loss in a direction g(xt); each term has its own nodes."""
 
         def expected(step):
             total = 0.0
@@ -135,7 +135,7 @@ def test_real_uid_without_real_images_is_twice_sid_at_one_half():
 
 
 @pytest.mark.parametrize("name", ["sid", "real_uid"])
-def test_no_gradient_where_generated_and_real_images_are_one_law(name):
+def test_gradient_is_zero_if_generated_and_real_distributions_agree(name):
     world = WORLD._replace(generator=lambda t: Mixture((1.0,), (t[0],), (1.3,)), theta0=(-0.5,))
 
     def of_uid(x0, d_teacher, d_fake, xt):
@@ -146,7 +146,7 @@ def test_no_gradient_where_generated_and_real_images_are_one_law(name):
 
 
 @pytest.mark.parametrize(("field", "value"), [("real_alpha", 1.0), ("real_beta", 0.0)])
-def test_shares_outside_the_open_interval_are_refused(field, value):
+def test_real_alpha_and_real_beta_must_lie_strictly_between_0_and_1(field, value):
     options = config.Config(loss=config.Loss(name="real_uid", **{field: value}))
     options.real.source = "digits"
     with pytest.raises(

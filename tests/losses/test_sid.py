@@ -53,7 +53,7 @@ def test_sim_has_the_true_gradient_in_proposition_4s_failure_case(toy):
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
 def test_sid_has_the_true_gradient_over_2_omega_on_each_draw_of_the_failure_case(alpha, toy):
-    # For every alpha: the gap has no gradient, so only D_teacher - x0 contributes.
+    # Independent of alpha: the gap has no gradient, so only D_teacher - x0 contributes.
     world, nodes, half = toy
     theta0 = jnp.asarray(world.theta0)
 
@@ -76,7 +76,7 @@ def test_alpha_1_is_sim_with_squared_l2_at_weight_over_2_omega():
     def by_sid(images):
         return sid.generator_loss(*images, weight, alpha=1.0)
 
-    def by_sim(images):  # omega is a constant of the gradient
+    def by_sim(images):  # no gradient through omega
         return sim.generator_loss(*images, weight / (2 * omega), distance=distances.l2_squared)
 
     np.testing.assert_allclose(by_sid(images), by_sim(images), rtol=1e-12)
@@ -85,9 +85,9 @@ def test_alpha_1_is_sim_with_squared_l2_at_weight_over_2_omega():
         np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-14)
 
 
-def test_each_example_has_its_own_omega_with_a_floor():
+def test_omega_is_per_example_with_a_lower_bound():
     # Two elements each. First: gap (1, -2), D_teacher - x0 = (1, 1), omega = 1. Second: D_teacher =
-    # x0, so omega is at its floor 1e-5 and only -alpha ||gap||^2 is left.
+    # x0, so omega is its lower bound 1e-5 and the loss is -alpha ||gap||^2 / omega.
     x0 = jnp.zeros((2, 1, 2, 1))
     d_teacher = jnp.array([[1.0, 1.0], [0.0, 0.0]]).reshape(2, 1, 2, 1)
     d_fake = jnp.array([[0.0, 3.0], [0.01, 0.0]]).reshape(2, 1, 2, 1)

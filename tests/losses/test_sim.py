@@ -1,4 +1,4 @@
-"""The SIM loss: its gradient is the divergence's (Theorem 3.1), for every distance."""
+"""The SIM loss: its gradient equals the divergence's (Theorem 3.1), for every distance."""
 
 from collections.abc import Iterator
 
@@ -12,9 +12,8 @@ from simjax.losses import distances, sim
 from tests.helpers import analytic, theorem
 from tests.helpers.theorem import Case
 
-# Options of each distance, and what theorem.Case has to know of it: the |y| where it is not smooth,
-# and the jump of d' at 0. The `cases` below are those of DISTANCES: an entry without a line here
-# fails the collection of this file.
+# Options of each distance and arguments of theorem.Case: the |y| where it is not smooth, and the
+# jump of d' at 0. Collection fails if an entry of DISTANCES is missing here.
 SETTINGS: dict[str, list[tuple[dict, dict]]] = {
     "l2_squared": [({}, {})],
     "power": [
@@ -38,7 +37,7 @@ SETTINGS: dict[str, list[tuple[dict, dict]]] = {
 
 
 def linex(y):
-    """A user's own distance, not even in y: e^y - y - 1."""
+    """A user-defined distance that is not even in y: e^y - y - 1."""
     return jnp.sum(jnp.expm1(y) - y)
 
 
@@ -53,13 +52,13 @@ def cases() -> Iterator:
 @pytest.mark.parametrize("units", theorem.UNITS)
 @pytest.mark.parametrize("world", analytic.WORLDS.values(), ids=analytic.WORLDS)
 @pytest.mark.parametrize("case", list(cases()))
-def test_gradient_is_that_of_the_divergence_at_a_fixed_sampling_law(case, world, units):
+def test_gradient_is_that_of_the_divergence_at_a_fixed_sampling_distribution(case, world, units):
     # Where d' jumps at 0 (l1, exponent 1) autodiff misses a delta function. The check adds its
     # closed form, so it holds in all three families, and in the location family without it.
     theorem.assert_loss_has_the_divergence_gradient(sim.generator_loss, world, case, units)
 
 
-def test_a_jump_of_the_distance_gradient_is_unseen_except_in_a_location_family():
+def test_autodiff_misses_jumps_of_d_prime_except_in_a_location_family():
     # Scale family: y has one root, and given xt the variance of z is sigma^2 / v.
     theta, sigma = np.sqrt(0.8), 0.7
     v, u = 0.8 + sigma**2, 1.3 + sigma**2
@@ -87,7 +86,7 @@ def test_gradient_has_the_spot_value_of_two_gaussians():
     [jnp.ones_like, lambda x: x, jnp.sin, lambda x: jnp.exp(-(x**2)), lambda x: (x > 0.3) * x**2],
     ids=["1", "x", "sin", "exp", "half-parabola"],
 )
-def test_score_projection_kills_every_function_of_xt(u, world):
+def test_score_projection_vanishes_for_every_function_of_xt(u, world):
     # E u(xt) (s_p(xt) - grad log q(xt | x0)) = 0, with grad log q(xt | x0) = -eps / sigma.
     nodes = analytic.draws(world)
     xt = analytic.generate(world.frozen, nodes) + world.sigma * nodes.eps
@@ -128,7 +127,7 @@ def test_score_units_divide_each_example_by_its_own_sigma_squared():
 
 
 @pytest.mark.parametrize("name", distances.DISTANCES)
-def test_examples_do_not_mix_in_the_norm(name):
+def test_the_norm_is_per_example(name):
     x0, d_teacher, d_fake = np.random.default_rng(1).normal(size=(3, 4, 2, 2, 3))
     weight = jnp.array([1.0, 0.5, 2.0, 3.0])
     distance = distances.bind(name, **SETTINGS[name][0][0])

@@ -1,4 +1,4 @@
-"""CLIP against its equations, what padding and later tokens may not do, and what files say."""
+"""CLIP against its equations, padding and causality, and published configs."""
 
 import functools
 
@@ -15,7 +15,7 @@ from simjax.porting.maps import clip, rules
 from tests.helpers.clip_files import PROJECTION, TEXT, VISION, foreign
 
 END = 59
-# openai/clip-vit-large-patch14, config.json: what concerns the networks
+# openai/clip-vit-large-patch14, config.json: the fields of the networks
 LARGE = {
     "model_type": "clip",
     "projection_dim": 768,
@@ -59,7 +59,7 @@ def network(end=END, activation="quick_gelu", dtype=jnp.float32):
 
 @functools.cache
 def weights():
-    """Random ones, norms and biases included, large enough for softmax to matter."""
+    """Random weights, including norms and biases, large enough for a peaked softmax."""
     random = np.random.default_rng(1)
     made = nnx.to_pure_dict(nnx.state(network()))
 
@@ -103,7 +103,7 @@ def norm(x, w):
 
 
 def blocks_written_out(x, stack, heads, readable, activation):
-    """The blocks on the tokens (n, c) of one example, float64, a head and a token at a time."""
+    """Reference blocks on one example's tokens (n, c), float64, looping over heads and tokens."""
     for layer in range(len(stack["norm1"]["scale"])):
         w = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stack)
         products = norm(x, w["norm1"]) @ w["qkv"]["kernel"] + w["qkv"]["bias"]
@@ -120,7 +120,7 @@ def blocks_written_out(x, stack, heads, readable, activation):
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
-def test_embeddings_of_images_are_those_written_out(activation):
+def test_image_embeddings_equal_the_written_out_reference(activation):
     w = jax.tree.map(np.float64, weights()["vision"])
     found = embed("embed_images", PIXELS, activation=activation)
     assert found.dtype == np.float32
@@ -134,7 +134,7 @@ def test_embeddings_of_images_are_those_written_out(activation):
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
-def test_embeddings_of_texts_are_those_written_out(activation):
+def test_text_embeddings_equal_the_written_out_reference(activation):
     w = jax.tree.map(np.float64, weights()["text"])
     found = embed_texts(TOKENS, MASK, activation=activation)
     assert found.dtype == np.float32
@@ -153,7 +153,7 @@ def test_padding_after_the_end_changes_nothing(end):
         assert distance(again, found) < 1e-6
 
 
-def test_padding_may_have_a_number_above_the_end():
+def test_the_padding_token_may_be_larger_than_the_end_token():
     tokens = np.where(TOKENS == END, END - 1, TOKENS)
     found = embed_texts(np.where(MASK, tokens, 0), MASK, end=None)
     np.testing.assert_allclose(
@@ -161,8 +161,8 @@ def test_padding_may_have_a_number_above_the_end():
     )
 
 
-def test_no_token_reads_a_later_one():
-    """What stands after the end is behind the pooled token, even where the mask lets it be read."""
+def test_text_attention_is_causal():
+    """Tokens after the end do not affect the pooled token, even if they are unmasked."""
     everything = np.ones_like(MASK)
     found = embed_texts(TOKENS, everything)
     after = np.where(MASK, TOKENS, TOKENS % 7 + 1)
@@ -171,7 +171,7 @@ def test_no_token_reads_a_later_one():
     assert distance(embed_texts(before, everything), found) > 0.1
 
 
-def test_a_masked_token_is_not_read():
+def test_masked_tokens_are_ignored():
     mask = MASK & (np.arange(8) != 1) | (np.array(LENGTHS) == 2)[:, None] & MASK
     found = embed_texts(TOKENS, mask)
     other = np.where(mask, TOKENS, 5)
@@ -179,7 +179,7 @@ def test_a_masked_token_is_not_read():
     assert distance(found[:2], embed_texts(TOKENS, MASK)[:2]) > 0.01
 
 
-def test_a_text_is_pooled_at_its_first_end():
+def test_texts_are_pooled_at_the_first_end_token():
     twice = np.where(MASK, TOKENS, END)
     everything = np.ones_like(MASK)
     for end in (END, None):
@@ -213,7 +213,7 @@ def template():
     return nnx.to_pure_dict(nnx.state(nnx.eval_shape(network)))
 
 
-def test_tensors_find_their_places():
+def test_tensors_are_mapped_to_their_parameters():
     tensors = foreign()
     filled = rules.apply(clip.RULES, tensors, template())
     for tower, depth in (("vision", 2), ("text", 3)):
@@ -243,7 +243,7 @@ def test_tensors_find_their_places():
     np.testing.assert_array_equal(filled["text"]["projection"]["kernel"], projection)
 
 
-def test_the_published_config_is_understood():
+def test_the_published_config_is_parsed():
     assert clip.describe(LARGE) == {
         "vision": Vision(width=1024, depth=24, heads=16, hidden=4096, resolution=224, patch=14),
         "text": Text(
@@ -253,7 +253,7 @@ def test_the_published_config_is_understood():
     }
 
 
-def test_fields_left_out_are_those_of_the_smallest_published_network():
+def test_missing_fields_default_to_the_smallest_published_network():
     found = clip.describe({"model_type": "clip", "text_config": {}, "vision_config": {}})
     assert found["vision"] == Vision(
         width=768, depth=12, heads=12, hidden=3072, resolution=224, patch=32
@@ -264,7 +264,7 @@ def test_fields_left_out_are_those_of_the_smallest_published_network():
     assert found["projection"] == 512
 
 
-def test_the_second_dict_of_older_configs_is_preferred_whole():
+def test_config_dicts_of_older_files_take_precedence():
     values = LARGE | {"vision_config_dict": {"hidden_size": 96, "patch_size": 16}}
     assert clip.describe(values)["vision"] == Vision(
         width=96, depth=12, heads=12, hidden=3072, resolution=224, patch=16
@@ -289,7 +289,7 @@ def test_the_second_dict_of_older_configs_is_preferred_whole():
         ("text_config", {"eos_token_id": None}, "text_config.eos_token_id = None"),
     ],
 )
-def test_configs_of_other_networks_and_of_no_sense_are_refused(tower, changes, message):
+def test_unsupported_and_invalid_configs_are_refused(tower, changes, message):
     with pytest.raises(ConfigError) as error:
         clip.describe(LARGE | {tower: LARGE[tower] | changes})
     assert message in str(error.value)
@@ -304,7 +304,7 @@ def test_configs_of_other_networks_and_of_no_sense_are_refused(tower, changes, m
         ({"vision_config_dict": 3}, "vision_config_dict = 3"),
     ],
 )
-def test_configs_that_are_not_of_both_towers_are_refused(changes, message):
+def test_configs_without_both_towers_are_refused(changes, message):
     with pytest.raises(ConfigError) as error:
         clip.describe(LARGE | changes)
     assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""The Inception-v3's resize, its pools at the edges, what images it takes, and its note."""
+"""Inception-v3: resizing, pooling at the edges, input shapes, and provenance of features."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from simjax.errors import ConfigError
 from simjax.networks import inception
 
 
-def test_a_ramp_stays_a_ramp_and_edges_repeat():
+def test_resize_keeps_a_ramp_and_repeats_edges():
     height, width, size = 5, 8, 20
     rows, columns = np.arange(height), np.arange(width)
     ramp = (3.0 * rows[:, None] + columns)[None, :, :, None].astype(np.float32)
@@ -33,7 +33,7 @@ def test_resize_is_jax_image_resize_without_antialiasing(shape):
     np.testing.assert_allclose(inception.resized(x, 31), expected, atol=4e-5)
 
 
-def test_an_average_leaves_the_padding_out():
+def test_average_pooling_excludes_the_padding():
     x = np.arange(9.0, dtype=np.float32).reshape(1, 3, 3, 1)
     corner, edge, centre = x[0, :2, :2].mean(), x[0, :2].mean(), x.mean()
     averaged = np.asarray(inception.AVERAGE(x))[0, ..., 0]
@@ -44,7 +44,7 @@ def test_an_average_leaves_the_padding_out():
 
 @pytest.fixture(scope="module")
 def first_stage():
-    """What every image passes through; the weights are any numbers."""
+    """The first stage, with arbitrary weights."""
     graphdef, _ = nnx.split(nnx.eval_shape(inception.InceptionV3))
     like = inception.weights_like()
     weights = jax.tree.map(lambda w: np.resize(np.float32([0.5, 1.5, 0.7]), w.shape), like)
@@ -52,14 +52,14 @@ def first_stage():
     return lambda images: run(weights, images)
 
 
-def test_grey_images_are_repeated(first_stage):
+def test_grey_images_are_repeated_to_three_channels(first_stage):
     grey = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 1), np.uint8)
     whole = first_stage(np.repeat(grey, 3, axis=-1))
     assert np.ptp(whole) > 0
     np.testing.assert_allclose(first_stage(grey), whole, rtol=1e-5)
 
 
-def test_floats_and_bytes_of_one_value_agree(first_stage):
+def test_float_and_uint8_images_agree(first_stage):
     images = np.random.default_rng(0).integers(0, 256, (2, 9, 9, 3), np.uint8)
     np.testing.assert_array_equal(first_stage(images), first_stage(images.astype(np.float32)))
 
@@ -88,7 +88,7 @@ def test_other_shapes_are_refused(first_stage, shape):
         first_stage(np.zeros(shape, np.uint8))
 
 
-def test_the_note_says_what_features_depend_on():
+def test_features_record_their_provenance():
     note = dataclasses.asdict(inception.Features(weights_sha256="ab", dtype="float32"))
     assert json.loads(json.dumps(note)) == note
     assert note["network"] == "inception-2015-12-05"

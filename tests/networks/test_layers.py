@@ -1,4 +1,4 @@
-"""Building blocks against their definitions."""
+"""Layers against their definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -42,11 +42,11 @@ def test_upsampling_is_the_adjoint_of_downsampling_times_four(taps):
 
 
 RATE = 0.3
-SHAPES = [(64, 64, 8), (32, 32, 12), (64, 64, 8), (64, 64, 12)]  # one word serves both of 8
+SHAPES = [(64, 64, 8), (32, 32, 12), (64, 64, 8), (64, 64, 12)]  # one word per 2 masks of 8
 KEYS = jax.random.split(jax.random.key(4), 16)
 
 
-def test_dropout_keeps_one_minus_its_rate_to_sixteen_bits():
+def test_dropout_keep_probability_has_16_bits():
     masks = [np.asarray(mask) for mask in layers.keep_masks(KEYS, RATE, SHAPES)]
     assert [mask.shape for mask in masks] == [(16, *shape) for shape in SHAPES]
     share = layers.kept_share(RATE)
@@ -56,7 +56,7 @@ def test_dropout_keeps_one_minus_its_rate_to_sixteen_bits():
         assert abs(mask.mean() - share) < 4 * std
 
 
-def test_no_two_masks_agree_more_than_by_chance():
+def test_masks_are_uncorrelated():
     masks = [np.asarray(m)[:, :32, :32, :8] for m in layers.keep_masks(KEYS, RATE, SHAPES)]
     blocks_and_examples = np.stack(masks).reshape(-1, 32 * 32 * 8)
     signs = np.where(blocks_and_examples, 0.3, -0.7)  # mean 0, variance 0.21
@@ -64,13 +64,13 @@ def test_no_two_masks_agree_more_than_by_chance():
     assert np.abs(correlation).max() < 6 / np.sqrt(signs.shape[1])  # 2016 pairs, 6 standard errors
 
 
-def test_dropout_masks_belong_to_examples_not_to_batches():
+def test_dropout_masks_depend_on_the_example_not_on_the_batch():
     whole = layers.keep_masks(KEYS, RATE, SHAPES)
     part = layers.keep_masks(KEYS[3:5], RATE, SHAPES)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[3:5], b), whole, part)
 
 
-def test_dropout_scales_what_it_keeps_to_the_same_mean():
+def test_dropout_rescales_kept_elements():
     (keep,) = layers.keep_masks(KEYS[:2], RATE, [X.shape[1:]])
     kept = np.asarray(keep)
     dropped = np.asarray(layers.dropout(X, RATE, keep))
@@ -79,15 +79,15 @@ def test_dropout_scales_what_it_keeps_to_the_same_mean():
 
 
 @pytest.mark.parametrize(("keys", "rate"), [(None, RATE), (KEYS, 0)])
-def test_without_keys_or_rate_nothing_is_drawn_or_dropped(keys, rate):
+def test_no_dropout_without_keys_or_rate(keys, rate):
     masks = layers.keep_masks(keys, rate, SHAPES)
     assert masks == [None] * len(SHAPES)
     assert layers.dropout(X, rate, masks[0]) is X
 
 
-def test_blocks_of_one_width_share_a_draw_that_no_layer_repeats():
+def test_masks_of_equal_width_share_one_draw():
     traced = str(jax.make_jaxpr(lambda keys: layers.keep_masks(keys, RATE, SHAPES))(KEYS))
-    assert traced.count("random_bits[") == 2  # of 8 and of 12 channels
+    assert traced.count("random_bits[") == 2  # one for 8 channels, one for 12
     assert traced.count("optimization_barrier ") == 2
 
 
@@ -108,12 +108,12 @@ def test_positional_embedding_is_sines_then_cosines():
         (layers.normal(0.02), 0.02),
     ],
 )
-def test_initial_parameters_have_their_law_and_compile_nothing(init, deviation, monkeypatch):
+def test_initial_parameters_are_drawn_without_compilation(init, deviation, monkeypatch):
     shape, key = (3, 3, 30, 50), jax.random.key(1)
     monkeypatch.setattr(jax.random, "uniform", None)
     drawn = np.asarray(init(key, shape))
     assert drawn.dtype == np.float32
-    error = 6 * deviation / drawn.size**0.5  # six standard errors of a normal law's deviation
+    error = 6 * deviation / drawn.size**0.5  # six standard errors
     assert abs(drawn.mean()) < error and abs(drawn.std() - deviation) < error
     assert not np.array_equal(drawn, init(jax.random.key(2), shape))
     np.testing.assert_array_equal(drawn, jax.jit(init, static_argnums=1)(key, shape))

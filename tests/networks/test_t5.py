@@ -1,4 +1,4 @@
-"""The T5 encoder against its equations, what padding may not do, and what files say about it."""
+"""The T5 encoder against its equations, padding, and published configs."""
 
 import functools
 
@@ -29,7 +29,7 @@ XXL = {
     "tie_word_embeddings": False,
     "vocab_size": 32128,
 }
-# First distance of each of the 16 buckets of a direction; 8 * 16^(k / 8), k = 0..7, from the ninth.
+# First distance in each of the 16 buckets of a direction; from the ninth: 8 * 16^(k / 8), k = 0..7.
 FIRST = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]
 LENGTHS = [7, 3, 1]
 MASK = np.arange(7) < np.array(LENGTHS)[:, None]
@@ -42,7 +42,7 @@ def encoder(dtype=jnp.float32, param_dtype=jnp.float32, **options):
 
 @functools.cache
 def weights():
-    """Random ones, norms and bias table included."""
+    """Random weights, including norms and the bias table."""
     random = np.random.default_rng(1)
     made = nnx.to_pure_dict(nnx.state(encoder()))
     made["position_bias"] = random.standard_normal((32, SIZES["heads"])).astype(np.float32)
@@ -62,7 +62,7 @@ def distance(ours, expected):
 
 
 def written_out(tokens, w):
-    """Features of one unpadded prompt, float64, a head and a pair of tokens at a time."""
+    """Reference features of one unpadded prompt, float64, looping over heads and token pairs."""
 
     def norm(x, scale):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
@@ -91,19 +91,19 @@ def written_out(tokens, w):
     return norm(x, w["norm"]["scale"])
 
 
-def test_features_are_those_written_out():
+def test_features_equal_the_written_out_reference():
     found = encode(TOKENS, MASK)
     for row, length in enumerate(LENGTHS):
         expected = written_out(TOKENS[row, :length], weights())
         assert distance(found[row, :length], expected) < 1e-5
 
 
-def test_distances_share_the_published_buckets():
+def test_buckets_are_the_published_ones():
     found = [bucket(n, 32, 128) for n in range(1000)]
     assert found == [sum(first <= n for first in FIRST) - 1 for n in range(1000)]
 
 
-def test_keys_after_the_query_have_buckets_of_their_own():
+def test_keys_after_the_query_have_separate_buckets():
     table = jnp.arange(32.0)[:, None] + jnp.array([0, 100, 200])
     net = encoder()
     net.position_bias[...] = table
@@ -114,30 +114,30 @@ def test_keys_after_the_query_have_buckets_of_their_own():
     assert bias[0, 50, 40] == bias[0, 90, 80]
 
 
-def test_padding_changes_no_real_token():
+def test_padding_does_not_change_the_features_of_tokens():
     found = encode(TOKENS, MASK)
     other_padding = np.where(MASK, TOKENS, 9)
     longer = np.pad(other_padding, [(0, 0), (0, 5)], constant_values=3)
     again = encode(longer, np.pad(MASK, [(0, 0), (0, 5)]))[:, :7]
     assert distance(again[MASK], found[MASK]) < 1e-6
-    assert distance(again[~MASK], found[~MASK]) > 0.1  # padding reads itself, and is read by none
+    assert distance(again[~MASK], found[~MASK]) > 0.1  # but features of padding differ
 
 
-def test_a_prompt_of_padding_alone_is_finite():
+def test_features_of_a_fully_padded_prompt_are_finite():
     assert np.isfinite(encode(TOKENS, np.zeros_like(MASK))).all()
 
 
 @pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
 def test_bfloat16_is_near_float32(param_dtype):
-    """Measured 0.8 %, and 1.1 % with parameters in bfloat16, whose numbers are 0.2 % off."""
+    """Measured: 0.8 %, with bfloat16 parameters (rounding 0.2 %) 1.1 %."""
     params = jax.tree.map(lambda w: jnp.asarray(w, param_dtype), weights())
     found = encode(TOKENS, MASK, params, dtype=jnp.bfloat16, param_dtype=param_dtype)
     assert found.dtype == np.float32
     assert distance(found[MASK], encode(TOKENS, MASK)[MASK]) < 0.02
 
 
-def test_what_blocks_add_to_large_channels_is_kept_in_bfloat16():
-    """512 + 1 is 512 in bfloat16: of a sum in it, nothing would be left of what blocks add."""
+def test_residual_stream_keeps_block_outputs_in_large_channels():
+    """512 + 1 rounds to 512 in bfloat16, so a bfloat16 sum would lose the output of blocks."""
     params = weights() | {"embedding": np.sign(weights()["embedding"]) * 512}
     without = jax.tree.map(np.array, params)
     for name in ("o", "wo"):
@@ -165,7 +165,7 @@ def test_xxl_has_the_published_number_of_parameters():
 
 
 def foreign():
-    """Tensors as transformers names and lays them out, of SIZES; numbers tell layers apart."""
+    """Tensors of SIZES with transformers' names and layouts; values identify the layers."""
     width, inner, hidden = 24, 12, 40
     tensors = {
         "shared.weight": np.ones((50, width)),
@@ -192,7 +192,7 @@ def template():
     return nnx.to_pure_dict(nnx.state(nnx.eval_shape(encoder)))
 
 
-def test_tensors_find_their_places(template):
+def test_tensors_are_mapped_to_their_parameters(template):
     blocks = rules.apply(t5.RULES, foreign(), template)["blocks"]
     order = ["q", "k", "v", "o", "norm0", "norm1", "wi_0", "wi_1", "wo"]
     for number, name in enumerate(order):
@@ -223,7 +223,7 @@ def test_two_embeddings_that_differ_are_refused(template):
         rules.apply(t5.RULES, tensors, template)
 
 
-def test_the_published_config_is_understood():
+def test_the_published_config_is_parsed():
     assert t5.describe(XXL) == {
         "vocabulary": 32128,
         "width": 4096,
@@ -255,13 +255,13 @@ def test_the_published_config_is_understood():
         ({"relative_attention_max_distance": 10**9}, "expected a whole number from 1 to 4096"),
     ],
 )
-def test_configs_of_other_encoders_and_of_no_sense_are_refused(changes, message):
+def test_unsupported_and_invalid_configs_are_refused(changes, message):
     with pytest.raises(ConfigError) as error:
         t5.describe(XXL | changes)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["d_ff", "feed_forward_proj"])
-def test_a_config_must_say_what_has_no_safe_default(name):
+def test_config_fields_without_a_safe_default_are_required(name):
     with pytest.raises(ConfigError, match=name):
         t5.describe({key: value for key, value in XXL.items() if key != name})

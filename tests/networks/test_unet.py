@@ -1,4 +1,4 @@
-"""The U-Net's dropout, and what its backward pass recomputes instead of holding it."""
+"""The U-Net's dropout and rematerialisation."""
 
 import functools
 import math
@@ -22,7 +22,7 @@ PARAMS, IMAGES = 0, 1  # the arguments of loss_fn
 
 
 def denoiser(remat="none", network=NETWORK):
-    """D, and weights that keep a signal's size: fresh ones are zeros in places."""
+    """D with random weights that preserve variance; fresh weights are partly zero."""
     options = config.Config(network=network, remat=remat)
     random = np.random.default_rng(0)
     weights = jax.tree.map(
@@ -33,7 +33,7 @@ def denoiser(remat="none", network=NETWORK):
 
 
 def loss_fn(denoise):
-    """(params, xt, sigma, keys) -> a loss, with dropout."""
+    """A loss (params, xt, sigma, keys) -> scalar, with dropout."""
 
     def loss(params, xt, sigma=SIGMA, keys=KEYS):
         denoised = denoise(params, xt, sigma, jnp.zeros((len(xt), 0)), dropout_keys=keys)
@@ -44,7 +44,7 @@ def loss_fn(denoise):
 
 @functools.cache
 def gradient(remat):
-    """The loss and its gradients, with respect to the parameters and to the images."""
+    """Loss, gradients with respect to parameters and images, and cost analysis."""
     denoise, params = denoiser(remat)
     function = jax.value_and_grad(loss_fn(denoise), (PARAMS, IMAGES))
     compiled = jax.jit(function).lower(params, XT).compile()
@@ -61,12 +61,12 @@ def distance(ours, expected):
 
 @pytest.mark.parametrize("what", ["loss", "params", "images"])
 @pytest.mark.parametrize("remat", ["dots", "blocks"])
-def test_recomputing_changes_no_value_and_no_gradient(remat, what):
+def test_remat_changes_neither_loss_nor_gradients(remat, what):
     assert distance(gradient(remat)[0][what], gradient("none")[0][what]) < 1e-6
 
 
-def test_gradients_of_slices_scanned_add_up():
-    """As accumulated: a gradient inside a scan, each slice with its examples' dropout masks."""
+def test_gradients_of_scanned_micro_batches_add_up():
+    """Gradient accumulation: gradients inside a scan, with per-example dropout masks."""
     denoise, params = denoiser("blocks")
 
     def add(total, part):
@@ -79,7 +79,7 @@ def test_gradients_of_slices_scanned_add_up():
 
 
 def held(remat, argument):
-    """Bytes of activations (an axis of examples first) held until the backward pass."""
+    """Bytes of activations (leading batch axis) stored for the backward pass."""
     denoise, params = denoiser(remat)
 
     def pullback(*values):
@@ -92,15 +92,15 @@ def held(remat, argument):
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves if x.shape[:1] == (BATCH,))
 
 
-@pytest.mark.parametrize("argument", [PARAMS, IMAGES])  # frozen networks: their inputs only
-def test_recomputing_frees_memory(argument):
+@pytest.mark.parametrize("argument", [PARAMS, IMAGES])  # IMAGES: a frozen network
+def test_remat_saves_memory(argument):
     none, dots, blocks = (held(remat, argument) for remat in ("none", "dots", "blocks"))
     assert dots < none / 3
     assert blocks < 2 / 3 * dots
 
 
 @pytest.mark.parametrize(("remat", "bound"), [("dots", 1.03), ("blocks", 4 / 3 * 1.05)])
-def test_recomputing_costs_at_most_a_forward(remat, bound):
+def test_remat_costs_at_most_one_forward(remat, bound):
     none, recomputed = (gradient(name)[1]["flops"] for name in ("none", remat))
     assert recomputed < bound * none
     assert (recomputed > 1.1 * none) == (remat == "blocks")
@@ -128,7 +128,7 @@ def test_every_block_gets_a_mask_of_its_shape(network, monkeypatch):
     assert len({id(keep) for _, keep in seen}) == len(seen)
 
 
-def test_dropout_is_random_in_its_keys_alone():
+def test_dropout_depends_on_its_keys_only():
     denoise, params = denoiser()
     loss = jax.jit(loss_fn(denoise))
     values = [loss(params, XT, SIGMA, keys) for keys in (KEYS, KEYS, KEYS[::-1])]

@@ -1,4 +1,4 @@
-"""The autoencoder's parts against closed forms, its units, and what files say about it."""
+"""The autoencoder's layers against closed forms, latent units, and published configs."""
 
 import functools
 import itertools
@@ -44,7 +44,7 @@ def autoencoder(dtype=jnp.float32, **options):
 
 @functools.cache
 def weights():
-    """Random ones, norms and biases included."""
+    """Random weights, including norms and biases."""
     random = np.random.default_rng(2)
 
     def other(path, leaf):
@@ -82,7 +82,7 @@ def test_the_published_size_has_the_published_number_of_parameters():
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4])
-def test_all_levels_but_one_halve_the_image_and_double_it_back(levels):
+def test_all_levels_but_the_last_halve_the_image_and_double_it_back(levels):
     images = jax.ShapeDtypeStruct((2, 32, 64, 3), jnp.float32)
 
     def there_and_back(images):
@@ -97,7 +97,7 @@ def test_all_levels_but_one_halve_the_image_and_double_it_back(levels):
 
 
 @pytest.mark.parametrize(("row", "column"), list(itertools.product([0, 2], [0, 2])))
-def test_downsampling_pads_below_and_to_the_right(row, column):
+def test_downsampling_pads_at_the_bottom_and_right(row, column):
     net = vae.Downsample(1, **init())
     net.conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[row, column].set(1)
     padded = np.pad(IMAGES[..., :1], [(0, 0), (0, 2), (0, 2), (0, 0)])
@@ -105,7 +105,7 @@ def test_downsampling_pads_below_and_to_the_right(row, column):
     np.testing.assert_allclose(net(IMAGES[..., :1]), expected, atol=1e-6)
 
 
-def test_upsampling_repeats_pixels_before_it_convolves():
+def test_upsampling_repeats_pixels_before_the_convolution():
     net = vae.Upsample(1, **init())
     net.conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[0, 1].set(1)  # the pixel above
     repeated = np.kron(IMAGES[..., 0], np.ones((1, 2, 2)))
@@ -124,8 +124,8 @@ def test_attention_is_one_head_over_all_pixels():
     np.testing.assert_allclose(net(x), expected, atol=1e-4)
 
 
-def test_groups_are_those_asked_for():
-    """Statistics of a group alone: another group's shift changes nothing, its own would."""
+def test_group_norm_uses_the_configured_groups():
+    """Statistics are per group: a constant shift of each group changes nothing."""
     net = vae.ResidualBlock(8, 8, groups=4, **init())
     x = np.random.default_rng(3).standard_normal((1, 4, 4, 8)).astype(np.float32)
     shifted = x + np.repeat([0, 5, -2, 1], 2)
@@ -140,7 +140,7 @@ def test_latents_are_in_units_of_the_diffusion_model():
     np.testing.assert_allclose(decode(0.25 * LATENTS), decode_raw(LATENTS), rtol=1e-6)
 
 
-def test_mean_and_log_variance_are_the_halves_and_the_latter_is_clipped():
+def test_moments_split_into_mean_and_clipped_log_variance():
     params = jax.tree.map(np.array, weights())
     params["quant_conv"]["kernel"][:] = 0
     params["quant_conv"]["bias"] = np.float32([1, 2, -100, 100])
@@ -160,7 +160,7 @@ def test_blocks_run_in_their_order_after_a_split_and_merge():
 
 
 def test_bfloat16_is_near_float32():
-    """Measured 0.4 %, and 0.1 % for the standard deviation."""
+    """Measured: 0.4 %, for the standard deviation 0.1 %."""
     (encode, decode), (encode_half, decode_half) = functions(), functions(dtype=jnp.bfloat16)
     for half, full in zip(encode_half(IMAGES), encode(IMAGES), strict=True):
         assert half.dtype == np.float32
@@ -171,7 +171,7 @@ def test_bfloat16_is_near_float32():
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 16, 1, 1)])
 @pytest.mark.parametrize("older", [False, True])
-def test_attention_has_two_sets_of_names_and_of_shapes(shape, older):
+def test_attention_weights_are_read_from_old_and_new_names_and_shapes(shape, older):
     now = ("to_q", "to_k", "to_v", "to_out.0")
     foreign = ("query", "key", "value", "proj_attn") if older else now
     at = "encoder.mid_block.attentions.0."
@@ -190,7 +190,7 @@ def test_attention_has_two_sets_of_names_and_of_shapes(shape, older):
         np.testing.assert_array_equal(filled[name]["bias"], number)
 
 
-def test_the_published_config_is_understood():
+def test_the_published_config_is_parsed():
     expected = {
         "image_channels": 3,
         "latent_channels": 4,
@@ -228,7 +228,7 @@ def test_the_published_config_is_understood():
         ({"scaling_factor": "1"}, "scaling_factor = '1'"),
     ],
 )
-def test_configs_of_other_autoencoders_and_of_no_sense_are_refused(changes, message):
+def test_unsupported_and_invalid_configs_are_refused(changes, message):
     with pytest.raises(ConfigError) as error:
         names.describe(PUBLISHED | changes)
     assert message in str(error.value)

@@ -33,8 +33,8 @@ def tolerance(enabled):
 def recorded_draws(recording, name, multipliers):
     """The reference's random numbers, in the order drawn, as augment.Draws.
 
-    Each transformation drew its own numbers, then its gate; aniso then drew whether it is oblique.
-    Uniform numbers are in [0, 1) there, in [-1, 1) here, but for gates.
+    Each transformation draws its numbers, then its gate; aniso then draws whether it is oblique.
+    Uniform numbers are in [0, 1) in the reference and in [-1, 1) here, except for gates.
     """
     recorded = sorted(recording.tensors(f"{name}/draw").items())
     draws = {}

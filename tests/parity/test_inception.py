@@ -27,7 +27,7 @@ WRITERS = {"zip": files.write_torch_zip, "stream": files.write_torch_stream}
 
 
 class Evaluation(NamedTuple):
-    """What our network makes of a file's images, with the weights of its recipe."""
+    """Our outputs for the images of a recording, with the weights of its recipe."""
 
     recording: official.Recording
     weights: dict[str, np.ndarray]  # under the reference's names
@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
 
 
 def quiet(text: str) -> None:
-    """Where a test does not look at what is said."""
+    """Discards log lines."""
 
 
 def shapes(recording: official.Recording) -> dict[str, tuple[int, ...]]:
@@ -53,7 +53,7 @@ def shapes(recording: official.Recording) -> dict[str, tuple[int, ...]]:
 
 
 def recipe(recording: official.Recording) -> dict[str, np.ndarray]:
-    """Weights as config.weight_seed says: numbers in the order of the names."""
+    """Weights drawn with config.weight_seed, in the order of the names."""
     rng = np.random.default_rng(recording.json("config")["weight_seed"])
     ends = {
         ".conv.weight": lambda z: z * math.sqrt(2 / math.prod(z.shape[1:])),
@@ -71,7 +71,7 @@ def recipe(recording: official.Recording) -> dict[str, np.ndarray]:
 
 
 def ported(weights: dict[str, np.ndarray], write) -> Weights:
-    """Through a file that also holds what the network leaves alone."""
+    """Ports the weights through a file that also contains unused tensors."""
     ignored = {
         "Mixed_5b.branch1x1.bn.num_batches_tracked": np.array(7),
         "AuxLogits.conv0.conv.weight": np.ones((128, 768, 1, 1), np.float32),
@@ -149,7 +149,7 @@ def test_features_logits_and_probabilities(inception_case):
     assert official.rel(jax.nn.softmax(without), recording["out/probs_no_bias"]) <= TOLERANCE
 
 
-def test_bfloat16_is_near(inception_case):
+def test_bfloat16_is_near_float32(inception_case):
     ours = evaluate(inception_case)
     images = ours.recording.images("in/images_uint8")
     extract = jax.jit(inception.extractor(jnp.bfloat16))
@@ -159,7 +159,7 @@ def test_bfloat16_is_near(inception_case):
     assert TOLERANCE < error < 2e-2  # 8 bits a number: about 4e-3
 
 
-# Files that are refused. One storage of ones serves every tensor, so that they are small.
+# Invalid files. All tensors share one storage of ones, to keep the files small.
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def ones(inception_case) -> dict[str, np.ndarray]:
     return {name: storage[: math.prod(shape)].reshape(shape) for name, shape in needed.items()}
 
 
-def test_another_file_than_the_published_one_is_refused(tmp_path, monkeypatch, ones):
+def test_files_other_than_the_published_one_are_refused(tmp_path, monkeypatch, ones):
     monkeypatch.setenv("SIMJAX_CACHE", str(tmp_path))
     by_hand = tmp_path / zoo.INCEPTION.rpartition("/")[2]
     files.write_torch_zip(by_hand, ones)
@@ -200,7 +200,7 @@ def test_another_file_than_the_published_one_is_refused(tmp_path, monkeypatch, o
         ({"epoch": 3}, "holds a int, expected a dict of tensors"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path, ones, change, message):
+def test_files_with_wrong_tensors_are_refused(tmp_path, ones, change, message):
     path = tmp_path / "weights.pth"
     changed = {name: tensor for name, tensor in (ones | change).items() if tensor is not None}
     files.write_torch_zip(path, changed)
@@ -209,7 +209,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, ones, change, message):
     assert str(error.value).startswith(f"{path}: ")
 
 
-def test_what_is_no_state_dict_is_refused(tmp_path):
+def test_files_without_a_state_dict_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     files.write_torch_zip(path, [np.ones(3, np.float32)])
     with pytest.raises(ConfigError, match="holds a list, expected a dict of tensors"):

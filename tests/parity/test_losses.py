@@ -1,8 +1,8 @@
 """Training losses and their gradients against SiD, Diff-Instruct and NVlabs/edm.
 
-The project's own step.generator_loss and step.fake_score_loss run on recorded draws. A parameter
-tree here is {role: parameters}, and the denoiser looks the role up: three networks, or a
-"generator" whose parameters are its images, so that the gradient in the images can be taken.
+step.generator_loss and step.fake_score_loss run on recorded draws. A parameter tree here is
+{role: parameters}, and the denoiser dispatches on the role: one of three networks, or a "generator"
+whose parameters are its images, to differentiate with respect to the images.
 """
 
 import functools
@@ -26,7 +26,7 @@ EDM_TOLERANCES = {  # loss and scalar, gradients
     "VEPrecond": (1e-4, 1e-3),
 }
 
-LAWS = {  # the random numbers that were recorded, what they make of sigma, and its weight
+LAWS = {  # (recorded random numbers, sigma as a function of them, weight)
     "EDMPrecond": ("rnd_normal", schedule.lognormal, noise.edm_weight),
     "VPPrecond": ("rnd_uniform", lambda u: schedule.vp(1 + u * (1e-5 - 1)), noise.score_weight),
     "VEPrecond": ("rnd_uniform", schedule.geometric, noise.score_weight),
@@ -64,7 +64,7 @@ class Setting:
         return official.step_fns(self.denoise, sigma_init, fake_score_weight=weight, **options)
 
     def draws(self, sigma, suffix=""):
-        """Draws of the generator update, or with suffix "_fake" of the fake score's."""
+        """Draws of the generator update, or of the fake score's (suffix "_fake")."""
         z = self.recording.images(f"in/z_unit{suffix}")
         eps = self.recording.images(f"in/noise{suffix}")
         labels = self.recording.labels(f"in/labels{suffix}", len(z))
@@ -77,7 +77,7 @@ class Setting:
         )
 
     def forward(self, draws):
-        """Images, noisy images, teacher's and fake score's outputs."""
+        """x0, xt, D_teacher, D_fake."""
         x0 = self.fns().generate(self.tree("gen"), draws.z, draws.cond)
         xt = noise.add_noise(x0, draws.sigma, draws.eps)
         args = (xt, draws.sigma, draws.cond)
@@ -89,13 +89,13 @@ setting = functools.cache(Setting)
 
 
 def assert_scalar(ours, expected, loss, scale):
-    """To SCALAR times sum|loss| * scale / batch: the signed sum may cancel."""
+    """Within SCALAR times sum|loss| * scale / batch, as the signed sum may cancel."""
     error = abs(float(ours) - float(expected))
     assert error <= SCALAR * scale * np.abs(loss).sum() / len(loss), (ours, expected)
 
 
 def assert_per_example(ours, expected):
-    """Sums over each example's pixels, to LOSS times the sum of absolute values."""
+    """Sums over each example's pixels, within LOSS times the sum of absolute values."""
     axes = (1, 2, 3)
     error = np.abs(ours - expected.sum(axes, dtype=np.float64))
     assert np.all(error <= LOSS * np.abs(expected).sum(axes)), error
@@ -107,7 +107,7 @@ def assert_gradients(ours, network, recording, prefix, tolerance=GRAD):
 
 
 def check_generator(s, draws, loss, name, scale, *, fake=None):
-    """Scalar and gradient in the images; then, where recorded, in the parameters."""
+    """Checks the scalar and the gradient in the images and, if recorded, in the parameters."""
     recording, fns = s.recording, s.fns(loss=loss)
     others = (s.tree("true"), fake or s.tree("fake"), draws)
     grad_fn = jax.value_and_grad(functools.partial(step.generator_loss, fns=fns), has_aux=True)
@@ -125,7 +125,7 @@ def check_generator(s, draws, loss, name, scale, *, fake=None):
 
 
 def check_fake_score(s, scale):
-    """The denoising loss on generated images, its scalar and gradients."""
+    """Checks the denoising loss on generated images: values, scalar and gradients."""
     recording, draws = s.recording, s.fake_draws()
     x0 = s.fns().generate(s.tree("gen"), draws.z, draws.cond)
     assert official.rel(x0, recording.images("fake/images")) <= MID
@@ -221,7 +221,7 @@ def sida_fns(s, **options):
 
 
 def test_sida_fake_score(sida_case):
-    """Denoising of generated images, and the discriminator's loss of the same encoder."""
+    """Denoising loss on generated images plus the discriminator's loss."""
     s = setting(sida_case.path)
     recording, draws = s.recording, s.fake_draws()
     keys = {"dropout_keys": None, "augment_keys": None}

@@ -14,7 +14,7 @@ from tests.helpers import official
 FRECHET_TOLERANCE = 1e-6  # relative, float64
 FLOAT32_TOLERANCE = 1e-5  # relative: the references' Inception Score and KID are float32
 
-# Where a convention's recording lies, the denominator n - ddof of its covariance, its distance.
+# (prefix of the recorded moments, ddof of the covariance, name of the recorded distance).
 CONVENTIONS = [("edm", 1, "out/edm_fid"), ("sid", 0, "out/fid")]
 
 
@@ -82,7 +82,7 @@ def test_kernel_distance(metrics_case):
 
 
 def test_precision_and_recall(metrics_case):
-    # Distances at the edge of a neighbourhood round either way: exact to one sample.
+    # Distances at the edge of a neighbourhood may round either way: exact up to one sample.
     recording = official.read(metrics_case.path)
     real, generated = recording["in/real"], recording["in/gen_pr"]
     matches = [re.fullmatch(r"out/precision_f32(?:_k(\d+))?", key) for key in recording.arrays]
@@ -94,7 +94,7 @@ def test_precision_and_recall(metrics_case):
 
 
 def test_precision_and_recall_of_features_in_float16(metrics_case):
-    # The reference also rounds distances to float16, simjax does not: two samples.
+    # The reference also rounds distances to float16, simjax does not: up to two samples.
     recording = official.read(metrics_case.path)
     real, generated = (recording[f"in/{name}"].astype(np.float16) for name in ("real", "gen_pr"))
     k = recording.json("results")["hyper"]["pr_k"]

@@ -1,4 +1,4 @@
-"""Preconditioned networks against NVlabs/edm: values, gradients in the image and the parameters."""
+"""Preconditioned networks against NVlabs/edm: values and gradients in image and parameters."""
 
 import functools
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from tests.helpers import official
 
 
 class Tolerance(NamedTuple):
-    """rel of D, of the network's own output F, of d<D, v>/dx, of its parameters' gradient norms."""
+    """`official.rel` tolerances of D, F, d<D, v>/dx and the parameters' gradient norms."""
 
     denoised: float
     residual: float
@@ -32,7 +32,7 @@ TOLERANCES = {
 
 
 class Evaluation(NamedTuple):
-    """What our network makes of a file's inputs."""
+    """Our outputs and gradients for the inputs of a recording."""
 
     recording: official.Recording
     network: official.Network
@@ -69,7 +69,7 @@ def evaluate(case) -> Evaluation:
 
 
 def assert_denoised(ours, expected, tolerance):
-    """As a whole, and sample by sample: at small sigma D is close to x."""
+    """Over the batch, and per sample: at small sigma D is close to x."""
     assert official.rel(ours, expected) <= tolerance
     per_sample = official.rel(ours, expected, axis=(1, 2, 3))
     assert per_sample.max() <= tolerance, per_sample
@@ -84,7 +84,7 @@ def test_network_output_and_noise_label(network_case):
     ours = evaluate(network_case)
     xt, sigma, labels = ours.inputs
 
-    def bare(sigma):  # the network's own output: c_skip = 0, c_out = 1
+    def bare(sigma):  # the network output F: c_skip = 0, c_out = 1
         coefficients = ours.network.precondition(sigma)
         zero = jnp.zeros_like(sigma)
         return coefficients._replace(c_skip=zero, c_out=zero + 1)
@@ -104,7 +104,8 @@ def test_gradient_in_the_image(network_case):
 
 
 def test_gradients_in_the_parameters(network_case):
-    # An error of norm e l in a gradient of n elements and norm l moves its sum by e l sqrt(n).
+    # An error of norm e l in a gradient of n elements and norm l changes its sum by at most
+    # e l sqrt(n).
     ours = evaluate(network_case)
     mapping, recorded = ours.network.mapping, ours.recording["out/param_vjp_names"]
     names = [official.path_of(str(name), mapping) for name in recorded]

@@ -1,6 +1,6 @@
-"""The samplers against NVlabs/edm: edm_sampler, and ablation_sampler with each family's parts.
+"""Samplers against NVlabs/edm: edm_sampler, and ablation_sampler with each family's parts.
 
-As there, the sampler's state is in float64 and the network in float32.
+As in the reference, the sampler's state is float64 and the network float32.
 """
 
 import jax
@@ -10,9 +10,9 @@ import numpy as np
 from simjax.diffusion import sampler, schedule
 from tests.helpers import collection, official
 
-# Of samples: absolute where the network is EDM's, else of their largest, as a random network of the
-# other wrappers does not denoise. Of noise levels: relative; iDDPM has a table from a recursion in
-# float32 that loses digits at small sigma, and its neighbours are at least 3e-3 apart.
+# Tolerance of samples: absolute for EDM networks, else relative to the largest sample, since random
+# networks under the other wrappers do not denoise. Tolerance of noise levels: relative; the float32
+# recursion of iDDPM's table loses digits at small sigma, its levels are at least 3e-3 apart.
 SAMPLES, RELATIVE_SAMPLES = 3e-5, 1e-4
 SIGMAS, TABLE_SIGMAS = 1e-6, 2e-5
 LADDER = ("sigma_min", "sigma_max", "rho")
@@ -43,7 +43,7 @@ def test_samples_and_noise_levels(sampling_case):
     discretization, path, solver = collection.sampling_parts(options)
     ladder = schedule.LADDERS[collection.SUPPORTED_LADDERS[discretization]]
     heun_stages = sampler.heun_stages(options.get("alpha", 1.0))
-    with jax.enable_x64(True), jax.disable_jit():  # un-jitted: the noise levels can be recorded
+    with jax.enable_x64(True), jax.disable_jit():  # without jit, to record the noise levels
         samples = sampler.integrate(
             denoise,
             jnp.asarray(z, jnp.float64),

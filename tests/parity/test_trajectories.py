@@ -1,8 +1,8 @@
-"""Whole training runs against SiD's and Diff-Instruct's training loops, through distill_step.
+"""Training runs through distill_step against SiD's and Diff-Instruct's training loops.
 
-Losses, gradient norms, parameter norms and EMA factors of every iteration, and the parameters after
-the last one. Key biases of the attention are left out: their gradient is rounding noise, which Adam
-turns into steps of the size of the learning rate.
+Compared are losses, gradient norms, parameter norms and EMA factors of every iteration, and the
+final parameters. Attention key biases are excluded: their gradient is rounding noise, which Adam
+scales to steps of the size of the learning rate.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ ROLES = {"fake": "fake_score", "gen": "generator", "ema": "ema"}
 
 
 class Run(NamedTuple):
-    """One recorded run in our terms."""
+    """A recorded run, as arguments of distill_step."""
 
     network: official.Network
     fns: step.StepFns
@@ -125,23 +125,23 @@ def _adam(lr, betas, hyper):
 
 
 def _first_step(hyper):
-    """Steps already done, and the images left over, at the start of a resumed run."""
+    """(steps done, remaining images) at the start of a resumed run."""
     return divmod(round(1000 * hyper["resume_kimg"]), hyper["batch_size"])
 
 
 def _ema_decay(steps_done, *, hyper):
     batch = hyper["batch_size"]
     half_life, rampup = hyper["ema_halflife_kimg"], hyper["ema_rampup_ratio"] or 0.0
-    if hyper.get("ema_mu", 0) > 0:  # a constant factor is a half-life without a ramp
+    if hyper.get("ema_mu", 0) > 0:  # a constant factor is a half-life without ramp-up
         half_life, rampup = batch * math.log(0.5) / math.log(hyper["ema_mu"]) / 1000, 0.0
     images_seen = steps_done.astype(jnp.float32) * batch + _first_step(hyper)[1]
     return optim.ema_decay(images_seen, batch, half_life_kimg=half_life, rampup_ratio=rampup)
 
 
 def iterate(run: Run):
-    """The state at the start, and after each distill_step with that step's metrics.
+    """Yields the initial state, then state and metrics after each distill_step.
 
-    Not jitted as a whole: the denoiser and Adam are, and every file of equal shapes shares them.
+    Only the denoiser and Adam are jitted, and shared by recordings of equal shapes.
     """
 
     def one(carry, teacher, draws):
@@ -162,7 +162,7 @@ def iterate(run: Run):
 
 
 def last_round(run: Run, before, after, i):
-    """Losses of the last micro-batch over the whole batch, at the parameters of that moment."""
+    """Losses of the last micro-batch, as its share of the batch, before each update."""
     size = run.hyper["batch_gpu"]
     fake_draws, generator_draws = jax.tree.map(lambda a: a[-size:], run.draws[i])
     fake, _ = step.fake_score_loss(before.fake_score, before.generator, fake_draws, fns=run.fns)
@@ -200,7 +200,7 @@ def check(run: Run, recording):
 
 
 def share_within(network, recording, role, params) -> float:
-    """Share of the well-conditioned final parameters that lie within FINAL of the reference."""
+    """Share of the well-conditioned final parameters within FINAL of the reference."""
     left_out = recording.tensors(f"ill_{role}/")
     for name, value in network.official.items():
         if name.endswith("qkv.bias"):
@@ -224,8 +224,8 @@ def test_diff_instruct(diff_instruct_trajectory_case):
     check(diff_instruct_run(recording), recording)
 
 
-@pytest.mark.whole_runs  # tests/train/test_step.py has it of one gradient
-def test_accumulation_over_slices_equals_the_whole_batch(sid_trajectory_case):
+@pytest.mark.whole_runs  # for a single gradient: tests/train/test_step.py
+def test_accumulation_over_micro_batches_equals_the_whole_batch(sid_trajectory_case):
     run = sid_run(official.read(sid_trajectory_case.path))
     teacher = run.network.params
     draws, _ = run.draws[0]

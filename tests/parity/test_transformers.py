@@ -20,14 +20,14 @@ from tests.helpers import official
 DIT_TOLERANCE, PIXART_TOLERANCE, SIT_TOLERANCE, PATH_TOLERANCE = 5e-5, 2e-5, 1e-5, 5e-5
 
 
-def as_it_is(sigma):
-    """D = F, told sigma: the network alone, at any time step."""
+def identity(sigma):
+    """Preconditioning with D = F and c_noise = sigma: the bare network at any time step."""
     zero, one = jnp.zeros_like(sigma), jnp.ones_like(sigma)
     return Coefficients(c_skip=zero, c_out=one, c_in=one, c_noise=sigma)
 
 
 def described(values):
-    """The network of a recording's constructor arguments."""
+    """Network options from a recording's constructor arguments."""
     common = {
         "resolution": values["input_size"],
         "image_channels": values["in_channels"],
@@ -48,9 +48,9 @@ def described(values):
 
 
 class Ported:
-    """A recorded network in simjax, with all its outputs, or as the denoiser that simjax uses."""
+    """A recorded network ported to simjax: all its outputs, or the denoiser."""
 
-    def __init__(self, case, mapping, family=as_it_is):
+    def __init__(self, case, mapping, family=identity):
         self.recording = official.read(case.path)
         self.network = described(self.recording.json("config"))
         self.tensors = self.recording.tensors("param/")
@@ -72,7 +72,7 @@ class Ported:
 
 
 def labels_of(classes, label_dim):
-    """One-hot rows; the class after the last is that of no class, a row of zeros."""
+    """One-hot rows; the null class (index label_dim) becomes a row of zeros."""
     return jax.nn.one_hot(classes, label_dim + 1)[:, :label_dim]
 
 
@@ -96,13 +96,13 @@ def test_dit(dit_case):
 
 
 def recorded_guidance(recording):
-    """The name of the guided outputs, and the scale that it ends with."""
+    """The key of the guided outputs, and the scale at the end of it."""
     (key,) = (name for name in recording.arrays if name.startswith("out/cfg"))
     return key, float(key.removeprefix("out/cfg"))
 
 
 def test_guided_dit(dit_case):
-    # The reference guides the first half of x, and three of the four channels.
+    # The reference runs both halves on the first half of x, and guides three of four channels.
     net = Ported(dit_case, dit.rules(dit.ORIGINAL))
     found = net.recording
     half = len(found["in/x"]) // 2
@@ -118,7 +118,7 @@ def test_guided_dit(dit_case):
 
 
 def sit_of(case):
-    """The recorded SiT as the denoiser that simjax makes of it, and its recording."""
+    """The recorded SiT as a simjax denoiser, and its recording."""
     net = Ported(case, dit.rules(dit.ORIGINAL), family=precondition.sit)
     return net, net.recording
 
@@ -140,7 +140,7 @@ def test_sit(sit_case):
     assert official.rel(grad, found.images("out/vjp_x")) <= SIT_TOLERANCE
 
 
-def test_the_denoiser_of_sit_has_its_score(sit_case):
+def test_sit_denoiser_matches_score_and_velocity(sit_case):
     net, found = sit_of(sit_case)
     labels, z = labels_of(found["in/y"], net.network.label_dim), found.images("in/x")
     xt, sigma = at_time(z, found["in/t"])
@@ -153,7 +153,7 @@ def test_the_denoiser_of_sit_has_its_score(sit_case):
 
 
 def test_guided_sit(sit_case):
-    """Both halves are run on the first half of x; the first channels alone are guided."""
+    """The reference runs both halves on the first half of x and guides the first channels only."""
     net, found = sit_of(sit_case)
     hyper, half = found.json("hyper"), len(found["in/x"]) // 2
     assert hyper["cfg_channels"] == net.network.guided_channels
@@ -167,7 +167,7 @@ def test_guided_sit(sit_case):
     assert official.rel(velocity, found.images(key)[:half]) <= SIT_TOLERANCE
 
 
-def test_eulers_path_of_sit(sit_case):
+def test_euler_path_of_sit(sit_case):
     net, found = sit_of(sit_case)
     steps, path = found.json("hyper")["ode_points"] - 1, found["out/euler_path"]
     labels = labels_of(found["in/y"], net.network.label_dim)
@@ -184,8 +184,8 @@ def test_eulers_path_of_sit(sit_case):
         assert official.rel(state, expected) <= PATH_TOLERANCE
 
 
-def test_a_file_of_sit_tells_its_network(sit_case, monkeypatch):
-    assert_told(official.read(sit_case.path), dit.describe, monkeypatch)
+def test_sit_files_identify_their_network(sit_case, monkeypatch):
+    assert_identified(official.read(sit_case.path), dit.describe, monkeypatch)
 
 
 def test_pixart(pixart_case):
@@ -240,16 +240,16 @@ def test_noise_levels_of_sims_wrapper(sim_one_step_case):
     assert precondition.ddpm_linear(jnp.full(1, 2.5)).c_noise == 440
 
 
-def test_a_file_of_dit_tells_its_network(dit_case, monkeypatch):
-    assert_told(official.read(dit_case.path), dit.describe, monkeypatch)
+def test_dit_files_identify_their_network(dit_case, monkeypatch):
+    assert_identified(official.read(dit_case.path), dit.describe, monkeypatch)
 
 
-def test_a_file_of_pixart_tells_its_network(pixart_case, monkeypatch):
-    assert_told(official.read(pixart_case.path), pixart.describe, monkeypatch)
+def test_pixart_files_identify_their_network(pixart_case, monkeypatch):
+    assert_identified(official.read(pixart_case.path), pixart.describe, monkeypatch)
 
 
-def assert_told(found, describe, monkeypatch):
-    """Heads, which no shape tells, are looked up by width."""
+def assert_identified(found, describe, monkeypatch):
+    """The number of heads follows from no shape: it is looked up by width."""
     expected = described(found.json("config"))
     monkeypatch.setitem(transformer.HEADS, expected.width, expected.heads)
     assert describe(found.tensors("param/")) == expected
