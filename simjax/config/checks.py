@@ -28,7 +28,7 @@ def validate(config: schema.Config, choices: dict[str, Collection[str]], devices
 
     Args:
       choices: allowed names, by dotted field.
-      devices: that a batch is split over.
+      devices: number of devices that a batch is split over.
 
     Raises:
       ConfigError: names the field, its value, the expected values and the remedy.

@@ -117,14 +117,11 @@ class Teacher:
     sigma_data: float = 0.5  # EDM table 1
     steps: int = 0  # no default fits all data
     batch: int = 256
-    sigma: Sigma = field(
-        default_factory=lambda: Sigma(law="")
-    )  # law and weight empty: the family's defaults
+    # Empty sigma.law and weight: the family's defaults.
+    sigma: Sigma = field(default_factory=lambda: Sigma(law=""))
     weight: str = ""
     augment: float = 0.0  # probability of each of EDM's augmentations
-    drop_condition: float = (
-        0.0  # probability of condition dropout, for guidance; DiT, PixArt-alpha: 0.1
-    )
+    drop_condition: float = 0.0  # condition dropout, for guidance; DiT, PixArt-alpha: 0.1
     optim: Optim = field(default_factory=lambda: Optim(lr=1e-3, beta1=0.9))  # EDM, CIFAR-10
     ema: Ema = field(default_factory=Ema)
 
@@ -210,7 +207,7 @@ class Config:
     seed: int = 0
     steps: int = 1000
     batch: int = 256
-    guidance: str = ""  # fake-score scales by name, config.scales.GUIDANCE; empty: its fields
+    guidance: str = ""  # fake-score scales by name, config.scales.GUIDANCE; empty: by value
     fake_score_updates: int = 1  # per generator update; DMD2: 5
     accumulate: int = 1  # gradient accumulation: number of micro-batches
     steps_per_call: int = 1  # training steps scanned inside one compiled call

@@ -27,9 +27,9 @@ def guided(denoise: Denoise, scale: float, null: Null, channels: int | None = No
 
     >>> def denoise(params, xt, sigma, cond):
     ...     return xt * 0 + cond[:, :, None, None]
-    >>> half_again = guided(denoise, 1.5, null=jnp.zeros_like)
+    >>> denoise_guided = guided(denoise, 1.5, null=jnp.zeros_like)
     >>> xt, label = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1))
-    >>> half_again(None, xt, jnp.ones(1), label).item()
+    >>> denoise_guided(None, xt, jnp.ones(1), label).item()
     1.5
     """
     if scale == 1:

@@ -36,7 +36,10 @@ def edm_weight(sigma: PerExample, *, sigma_data: float = 0.5) -> PerExample:
 
 @typed
 def score_weight(sigma: PerExample) -> PerExample:
-    """1 / sigma^2, uniform on the noise error (VP, VE)."""
+    """Uniform weight on the noise-prediction error (VP, VE).
+
+    w = 1 / sigma^2, EDM table 1
+    """
     return 1 / sigma**2
 
 

@@ -34,7 +34,7 @@ Precondition = Callable[[PerExample], Coefficients]
 
 @typed
 def edm(sigma: PerExample, *, sigma_data: float = 0.5) -> Coefficients:
-    """EDM, table 1, last column.
+    """EDM's preconditioning (table 1, last column).
 
     Args:
       sigma_data: standard deviation of the data, data units.

@@ -20,8 +20,7 @@ from simjax.typing import Array, Float, Images, PerExample, Step, typed
 class Path(NamedTuple):
     """Noise level sigma(t), its inverse, and scale s(t).
 
-    The ODE's state is s xt. Each function maps (n,) to (n,). Time ends at 0, where sigma = 0 and s
-    = 1.
+    The ODE's state is s xt. Each function maps (n,) to (n,). At the end, t = 0, sigma is 0 and s 1.
     """
 
     sigma: Callable[[PerExample], PerExample]

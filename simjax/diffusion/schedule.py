@@ -274,7 +274,10 @@ def sample_ve(key: Key, batch: int, **options: float) -> PerExample:
 
 
 def sample_iddpm(key: Key, batch: int) -> PerExample:
-    """Draws iDDPM levels u_j, j uniform from FIRST to M-1."""
+    """Draws iDDPM levels u_j with uniform j (training, EDM table 1).
+
+    j runs from FIRST to M - 1.
+    """
     return _of_table(key, batch, precondition.iddpm_levels()[FIRST:-1])
 
 

@@ -38,7 +38,9 @@ DIVERGENCES: dict[str, Callable[[Array], Array]] = {
 
 @typed
 def discriminator_loss(real: Logits, generated: Logits, mean_weight: Scalar) -> Scalar:
-    """mean(lambda) / 2 (mean softplus(-real) + mean softplus(generated)): cross-entropy.
+    """Cross-entropy of the discriminator.
+
+        mean(lambda) / 2 (mean softplus(-real) + mean softplus(generated))
 
     Both means run over the global batch and all locations; the official code averages per GPU.
 
@@ -56,7 +58,9 @@ def discriminator_loss(real: Logits, generated: Logits, mean_weight: Scalar) -> 
 
 @typed
 def generator_loss(generated: Logits, mean_inverse_omega: Scalar, *, elements: int) -> Scalar:
-    """elements * mean(1 / omega) * mean softplus(-clip(logits, +-10)), the non-saturating loss.
+    """Non-saturating adversarial loss of the generator.
+
+        elements * mean(1 / omega) * mean softplus(-clip(logits, -10, 10))
 
     Args:
       generated: logits of noisy generated images.

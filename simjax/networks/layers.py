@@ -111,7 +111,7 @@ class Conv(nnx.Conv):
 
 
 def promote_all_but_bias(arrays: tuple[Array, Array, Array], *, dtype: jnp.dtype) -> tuple:
-    """Casts input and kernel to `dtype`, leaves the bias in float32."""
+    """Casts input and kernel to `dtype`; returns the bias unchanged."""
     x, kernel, bias = arrays
     return x.astype(dtype), kernel.astype(dtype), bias
 
@@ -178,8 +178,7 @@ class GroupNorm(nnx.Module):
     """Group norm with float32 statistics; by default min(32, channels // 4) groups.
 
     Sums run over space first, then over the channels of each group as a small matmul on (b, c)
-    arrays: XLA then reads the image once, which makes a small U-Net's step a quarter faster on
-      CPUs.
+    arrays. XLA then reads the image once: a small U-Net's step is a quarter faster on CPUs.
     """
 
     def __init__(
@@ -295,7 +294,7 @@ def decimate(x: Images, taps: Sequence[float]) -> Images:
 def upsample(x: Images, taps: Sequence[float]) -> Images:
     """Doubles height and width: zero insertion, then the filter `taps`.
 
-    The filter is normalised to twice its weight per axis.
+    Along each axis the filter is 2 taps / sum(taps).
 
     >>> upsample(jnp.ones((1, 1, 1, 1)), (1, 1)).shape
     (1, 2, 2, 1)
