@@ -1,6 +1,6 @@
-"""Which transformer a set of weights is, by its config.json or by the names of its tensors.
+"""Identifies a transformer checkpoint by its config.json or its tensor names.
 
-What neither tells is taken from the family, if that is known, and named in `assumed`.
+Properties that neither determines come from the family, if it is given; `assumed` lists them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,28 +20,28 @@ from simjax.porting.maps.rules import Rule
 
 SIT = "sit"
 DDPM = "ddpm_linear"  # the family of DiT and PixArt-alpha
-# That a file may not tell by itself: its network, and what that is in diffusion/families.py.
+# Families that a file may not record: network class, and name in diffusion/families.py.
 FAMILIES = {"dit": (DiT, DDPM), "sit": (DiT, SIT), "sit_gvp": (DiT, "sit_gvp")}
-PIPELINE = "model_index.json"  # of a diffusers pipeline; its transformer has a folder inside
-SCHEDULER = "scheduler/scheduler_config.json"  # of such a pipeline
-CLASSES = {  # of diffusers, by the norm_type of their config.json; the first was once for both
+PIPELINE = "model_index.json"  # in a diffusers pipeline, whose transformer is in a subfolder
+SCHEDULER = "scheduler/scheduler_config.json"  # inside a pipeline
+CLASSES = {  # diffusers' classes by norm_type in config.json; older versions have the first only
     "ada_norm_zero": ("Transformer2DModel", "DiTTransformer2DModel"),
     "ada_norm_single": ("Transformer2DModel", "PixArtTransformer2DModel"),
 }
-SCHEDULE = {  # what that is (DiT, PixArt-alpha), in diffusers' words
+SCHEDULE = {  # the schedule of DiT and PixArt-alpha, in diffusers' fields
     "prediction_type": "epsilon",
     "beta_schedule": "linear",
     "beta_start": 1e-4,
     "beta_end": 0.02,
     "num_train_timesteps": 1000,
 }
-STUDENT = "model."  # before the names of SIM's released student
-BESIDE_STUDENT = ("text_encoder.", "vae.")  # other networks, which such a file may hold too
+STUDENT = "model."  # prefix of the tensor names of SIM's released student
+BESIDE_STUDENT = ("text_encoder.", "vae.")  # prefixes of other networks in such a file
 MOST_SHOWN = 4  # names in a message; our choice
 
 
 class Identified(NamedTuple):
-    """A network and its family, how its tensors get there, and what no file tells of it."""
+    """A network, its name map and family, and assumptions that no file confirms."""
 
     network: Network
     rules: Sequence[Rule]
@@ -51,13 +51,13 @@ class Identified(NamedTuple):
 
 
 def identify(weights: Weights, family: str = "") -> Identified:
-    """The network that weights are of.
+    """Identifies the network that these weights belong to.
 
     Args:
-      family: one of FAMILIES; "" if only the file tells.
+      family: one of FAMILIES, for a file that does not record it; "" otherwise.
 
     Raises:
-      ConfigError: they are of something else, or what is known of it is not enough.
+      ConfigError: unknown architecture, or a family is needed and missing.
     """
     if weights.config is not None:
         return _folder(weights)
@@ -65,13 +65,13 @@ def identify(weights: Weights, family: str = "") -> Identified:
     if "y_embedder.embedding_table.weight" in tensors:
         if family not in FAMILIES:
             raise ConfigError(
-                "a checkpoint of DiT or of SiT: both have these tensors, and the file does not "
-                "tell which it is. Say it: --family=dit or --family=sit (sit_gvp where SiT was "
-                "trained on --path-type GVP), in a run --config.teacher.family=... (or "
-                'generator.family), in Python simjax.load(..., family="sit").'
+                "this may be a checkpoint of DiT or of SiT: both have these tensors, and the file "
+                "does not record which it is. Pass --family=dit or --family=sit (sit_gvp if SiT "
+                "was trained with --path-type GVP); in a run --config.teacher.family=... (or "
+                'generator.family); in Python simjax.load(..., family="sit").'
             )
         network, (_, precondition) = dit.describe(tensors), FAMILIES[family]
-        null = f"class {network.label_dim} is no class: it is trained for guidance"
+        null = f"class {network.label_dim} is the null class of classifier-free guidance"
         which = "DiT, not SiT" if precondition == DDPM else "SiT, not DiT"
         assumed = (which, _heads(network), null)
         return Identified(network, dit.rules(dit.ORIGINAL), tensors, assumed, precondition)
@@ -80,22 +80,25 @@ def identify(weights: Weights, family: str = "") -> Identified:
         return Identified(network, pixart.rules(pixart.ORIGINAL), tensors, (_heads(network),))
     if any(name.startswith("transformer_blocks.") for name in tensors):
         raise ConfigError(
-            "names of diffusers without its config.json, which tells the network's sizes: give the "
-            "folder that holds both."
+            "tensor names of diffusers without a config.json, which has the network's sizes: give "
+            "the folder that holds both."
         )
     names = ", ".join(map(shown, list(tensors)[:MOST_SHOWN]))
     raise ConfigError(
-        f"neither DiT nor PixArt-alpha: its {len(tensors)} tensors begin with {names}. Known: "
-        "facebookresearch/DiT's .pt, PixArt-alpha's .pth, SIM's student, and diffusers' folders "
-        "of DiT and PixArt-alpha transformers."
+        f"not a checkpoint of DiT or PixArt-alpha: the first of its {len(tensors)} tensors are "
+        f"{names}. Supported: facebookresearch/DiT's .pt, PixArt-alpha's .pth, SIM's student, and "
+        "diffusers' folders of DiT and PixArt-alpha transformers."
     )
 
 
 def require_schedule(transformer: Path) -> bool:
-    """Whether a pipeline around a diffusers folder says that it was trained on our schedule.
+    """Checks the DDPM schedule of the pipeline that contains a diffusers transformer folder.
+
+    Returns:
+      Whether there is such a pipeline with a scheduler config.
 
     Raises:
-      ConfigError: it says otherwise.
+      ConfigError: its schedule is not that of DiT and PixArt-alpha.
     """
     file = transformer.parent / SCHEDULER
     if not (transformer.parent / PIPELINE).exists() or not file.exists():
@@ -109,18 +112,18 @@ def require_schedule(transformer: Path) -> bool:
     if wrong:
         kind = shown(str(values.get("_class_name")))
         raise ConfigError(
-            f"{file}: {kind} is not the schedule of DiT and PixArt-alpha: {'; '.join(wrong)}. A "
-            "network trained otherwise is not supported."
+            f"{file}: {kind} is not the schedule of DiT and PixArt-alpha: {'; '.join(wrong)}. "
+            "Networks trained with other schedules are not supported."
         )
     return True
 
 
 def _heads(network: DiT | PixArt) -> str:
-    return f"{network.heads} attention heads, as published networks of width {network.width}"
+    return f"{network.heads} attention heads, as in published networks of width {network.width}"
 
 
 def _folder(weights: Weights) -> Identified:
-    """By diffusers' class, and its name of the norm, which older and newer classes share."""
+    """Identifies a diffusers folder by its class and norm_type."""
     name, norm = (str(weights.config.get(key)) for key in ("_class_name", "norm_type"))
     is_known = name in CLASSES.get(norm, ())
     if is_known and norm == "ada_norm_zero":
@@ -131,14 +134,14 @@ def _folder(weights: Weights) -> Identified:
         return Identified(network, pixart.rules(pixart.DIFFUSERS), weights.tensors)
     kind = shown(str(weights.config.get("_class_name", weights.config.get("model_type"))))
     raise ConfigError(
-        f"config.json is of {kind}, norm_type {shown(norm)}; known: "
+        f"config.json describes {kind}, norm_type {shown(norm)}; known: "
         "DiTTransformer2DModel, PixArtTransformer2DModel, and Transformer2DModel with norm_type "
         "ada_norm_zero (DiT) or ada_norm_single (PixArt-alpha)."
     )
 
 
 def _without_student(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """SIM's student under the names of its backbone."""
+    """Tensors of SIM's student under the original names, without its other networks."""
     if not any(name.startswith(STUDENT) for name in tensors):
         return tensors
     return {

@@ -1,7 +1,8 @@
-"""Published teachers by name, and `fetch`, which turns a name, URL or path into a checked file.
+"""Published checkpoints by name; `fetch` returns a verified local file.
 
-Names and addresses: the EDM release (arXiv:2206.00364; networks: its table 7), DiT, SiT, PixArt-α.
-They print no checksums, so none are pinned: a file's sha256 is recorded at its first use.
+Sources of names and URLs: the EDM release (arXiv:2206.00364; network sizes: its table 7), DiT,
+SiT, PixArt-α. None of them publishes checksums, so none is pinned: a file's sha256 is recorded at
+its first use.
 """
 
 import copy
@@ -23,16 +24,16 @@ from simjax.porting.files.cache import LocalFile
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 DIT = "https://dl.fbaipublicfiles.com/DiT/models/"  # facebookresearch/DiT, download.py
-SIT = (  # willisma/SiT, README; the host wants the key
+SIT = (  # willisma/SiT, README; the host requires the key
     "https://www.dl.dropboxusercontent.com/scl/fi/as9oeomcbub47de5g4be0/SiT-XL-2-256.pt"
     "?rlkey=uxzxmpicu46coq3msb17b9ofa&dl=1"
 )
 PIXART = "https://huggingface.co/PixArt-alpha/PixArt-alpha/resolve/main/"  # its README
-HUB = re.compile(r"(?:https?://huggingface\.co/)?(\w[\w.-]*/\w[\w.-]*)/?")  # a repository
+HUB = re.compile(r"(?:https?://huggingface\.co/)?(\w[\w.-]*/\w[\w.-]*)/?")  # a repository name
 FILES = (".pkl", ".npz", ".zip", ".pt", ".pth", ".bin", ".ckpt", ".json", ".safetensors")
-REMOTE_PATHS = ("gs", "s3")  # what etils.epath opens in place
+REMOTE_PATHS = ("gs", "s3")  # URL schemes that etils.epath opens without a download
 
-# What differs from SongUNet, whose defaults are EDM's CIFAR-10 DDPM++.
+# Differences from SongUNet's defaults, which are EDM's CIFAR-10 DDPM++.
 WITH_64_PIXELS = {"resolution": 64, "channel_mult": (1, 2, 2, 2)}
 NETWORKS = {
     "cifar10-32x32-uncond": {},
@@ -49,7 +50,7 @@ NCSNPP = {
 
 
 class Entry(NamedTuple):
-    """One published file; network is None where only the file itself tells."""
+    """One published file; `network` is None if only the file records it."""
 
     url: str
     network: Network | None = None
@@ -71,7 +72,7 @@ def _release() -> dict[str, Entry]:
 
 
 def _transformers() -> dict[str, Entry]:
-    """DiT-XL/2, SiT-XL/2 and PixArt-alpha; sizes are those of latents, 1/8 of the images'."""
+    """DiT-XL/2, SiT-XL/2 and PixArt-alpha; resolutions are those of the latents, pixels / 8."""
     latent = {"precondition": "ddpm_linear", "sigma_data": 1.0}
     networks = {
         f"{DIT}DiT-XL-2-256x256.pt": DiT(resolution=32),
@@ -92,7 +93,7 @@ def _transformers() -> dict[str, Entry]:
 
 ZOO = _release() | _transformers()
 
-# FID's feature extractor. Its file's name ends with the beginning of its sha256.
+# FID's feature extractor. Its file name ends with the first 8 digits of its sha256.
 INCEPTION_SHA256 = "6726825d"
 INCEPTION = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
@@ -101,33 +102,36 @@ INCEPTION = (
 
 
 def find(name: str) -> Entry:
-    """The entry of a known name, with a network of the caller's own to assign to.
+    """The entry of a known name, as a copy that the caller may modify.
+
+    >>> find("edm-cifar10-32x32-cond-vp").network.label_dim
+    10
 
     Raises:
-      ConfigError: with the names that are near.
+      ConfigError: unknown name; the message suggests similar ones.
     """
     if name not in ZOO:
         near = difflib.get_close_matches(name, ZOO, n=3) or sorted(ZOO)
         raise ConfigError(
             f"{name!r} is neither a known teacher nor an existing file; did you mean "
-            f"{', '.join(near)}? A source is a name out of the {len(ZOO)} in simjax.porting.zoo, "
-            "an http(s):// address, or a path (gs:// too)."
+            f"{', '.join(near)}? A source is one of the {len(ZOO)} names in simjax.porting.zoo, "
+            "an http(s):// URL, or a path (gs:// too)."
         )
     return copy.deepcopy(ZOO[name])
 
 
 def fetch(source: str, *, sha256: str = "", say: Callable[[str], None] = print) -> LocalFile:
-    """The file that a zoo name, an http(s) URL or a path stands for, checked.
+    """The verified local file of a known name, an http(s) URL or a path.
 
-    Names and URLs are downloaded once, into the cache; paths are used where they are.
+    Names and URLs are downloaded once, into the cache; paths are used in place.
 
     Args:
-      source: a name wins over a file of that name; write ./NAME for the file.
-      sha256: what the file must be; "" takes the zoo's, or what its first use recorded.
-      say: receives lines for a person.
+      source: a known name takes precedence over a file of that name; write ./NAME for the file.
+      sha256: expected checksum; "" takes the zoo's, or the one recorded at the first use.
+      say: callback for progress messages.
 
     Raises:
-      ConfigError: unknown source, no network, or a file that is not the expected one.
+      ConfigError: unknown source, failed download, or another checksum than expected.
     """
     if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise ConfigError(f"sha256 = {sha256!r} is not a checksum: expected 64 hexadecimal digits.")
@@ -146,16 +150,21 @@ def fetch(source: str, *, sha256: str = "", say: Callable[[str], None] = print) 
 
 
 def is_url(source: str) -> bool:
-    """Whether a source has to be downloaded; a bucket's paths need not be."""
+    """Whether a source must be downloaded; paths in buckets are read directly.
+
+    >>> is_url("https://example.com/teacher.pkl"), is_url("gs://bucket/teacher.pkl")
+    (True, False)
+    """
     scheme, found, _ = source.partition("://")
     return bool(found) and scheme.lower() not in REMOTE_PATHS
 
 
 def local(path: str) -> str:
-    """A file or a folder on a disk; "~" is the home directory.
+    """The path of an existing file or folder, with "~" expanded.
 
     Raises:
-      ConfigError: it does not exist; of a repository's name on a hub, how to download it.
+      ConfigError: it does not exist; for the name of a Hugging Face repository, the message has
+        the command that downloads it.
     """
     found = epath.Path(path).expanduser()
     if not found.exists():
@@ -164,14 +173,14 @@ def local(path: str) -> str:
 
 
 def missing(source: str) -> ConfigError:
-    """The refusal of a path that does not exist, which may be a repository's name on a hub."""
+    """The error for a missing path, which may name a Hugging Face repository."""
     found = HUB.fullmatch(source)
     remedy = ""
     if found and not source.endswith(FILES):
         repository = found[1]
         remedy = (
-            " If it is a repository of the Hugging Face hub, download the folder first, and give "
-            f"that: hf download {repository} --local-dir {repository.partition('/')[2]}"
+            " If it is a repository of the Hugging Face Hub, download the folder first and pass "
+            f"its path: hf download {repository} --local-dir {repository.partition('/')[2]}"
         )
     return ConfigError(f"{source} does not exist.{remedy}")
 

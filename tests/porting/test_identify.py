@@ -65,8 +65,8 @@ def test_dits_file(wrap, tmp_path):
     files.write_torch_zip(tmp_path / "dit.pt", wrap(original(DIT, weights)))
     ported = port.port(str(tmp_path / "dit.pt"), family="dit", say=quiet)
     assert_same(ported, DIT, weights)
-    for told in ("DiT, not SiT", "3 attention heads", "class 5 is no class", "DiT's schedule"):
-        assert told in ported.provenance["assumed"] and told in port.report(ported)
+    for part in ("DiT, not SiT", "3 attention heads", "class 5 is the null", "DiT's schedule"):
+        assert part in ported.provenance["assumed"] and part in port.report(ported)
     assert ported.provenance.get("state_dict", "") == ("" if wrap is dict else "ema")
 
 
@@ -228,9 +228,9 @@ def test_another_networks_weights_are_refused(tmp_path):
     tensors = {"encoder.block.0.layer.0.SelfAttention.q.weight": np.zeros((4, 4), np.float32)}
     files.write_torch_zip(tmp_path / "t5.bin", tensors)
     message = refused(tmp_path / "t5.bin")
-    assert "neither DiT nor PixArt-alpha: its 1 tensors begin with encoder.block.0" in message
+    assert "not a checkpoint of DiT or PixArt-alpha: the first of its 1 tensors are enc" in message
     folder = write_folder(tmp_path / "vae", tensors, {"_class_name": "AutoencoderKL"})
-    assert "config.json is of AutoencoderKL" in refused(folder)
+    assert "config.json describes AutoencoderKL" in refused(folder)
     network = config.PixArt(**vars(PIXART) | {"caption_length": 0})
     exported = rules.export(pixart.DIFFUSERS, weights_of(network), 2)
     save_file(exported, tmp_path / "alone.safetensors")

@@ -113,12 +113,12 @@ def test_an_unknown_name_gets_the_near_ones():
     with pytest.raises(ConfigError) as error:
         fetch("edm-cifar-32x32-cond-vp")
     assert "edm-cifar10-32x32-cond-vp" in str(error.value)
-    assert "an http(s):// address, or a path" in str(error.value)
+    assert "an http(s):// URL, or a path" in str(error.value)
 
 
 @pytest.mark.parametrize("source", ["file:///etc/hostname", "ftp://host/x.pkl", "http:///x.pkl"])
 def test_other_schemes_are_refused(source):
-    with pytest.raises(ConfigError, match="only http:// and https:// addresses"):
+    with pytest.raises(ConfigError, match="only http:// and https:// URLs"):
         fetch(source)
 
 
@@ -254,13 +254,13 @@ def test_a_server_in_trouble_is_asked_again(site):
 
 def test_attempts_end(site, cache_directory):
     site.errors = [503] * download.ATTEMPTS
-    given_up(site, "cannot be downloaded: the server answers 503")
+    given_up(site, "cannot be downloaded: the server returned 503")
     assert complete_files(cache_directory) == []
 
 
 def test_an_absent_file_is_asked_for_once(site, cache_directory):
     site.errors = [404, 404]
-    message = given_up(site, "the server answers 404 Not Found; check the address")
+    message = given_up(site, "the server returned 404 Not Found; check the URL")
     assert site.url in message
     assert f"{cache_directory}/teacher.pkl" in message
     assert site.errors == [404]
@@ -321,7 +321,7 @@ def test_a_cache_that_cannot_be_written_is_named(site, tmp_path, monkeypatch):
 
 
 def test_a_download_with_another_checksum_is_not_kept(site, cache_directory):
-    given_up(site, f"sent a file of sha256 {SHA256}, expected 000", sha256="0" * 64)
+    given_up(site, f"the download has sha256 {SHA256}, expected 000", sha256="0" * 64)
     assert complete_files(cache_directory) == []
     assert not list(cache_directory.glob("*.part"))
     assert fetch(site.url, sha256=SHA256).sha256 == SHA256
@@ -339,7 +339,7 @@ def test_a_file_fetched_again_must_be_the_recorded_one(site):
     path = fetch(site.url).path
     path.unlink()
     site.content = CONTENT[::-1]
-    given_up(site, f"expected {SHA256}: it was not kept.*teacher.pkl.json if an earlier")
+    given_up(site, f"expected {SHA256}, and was deleted.*teacher.pkl.json if an earlier")
     reversed_sha256 = hashlib.sha256(site.content).hexdigest()
     assert fetch(site.url, sha256=reversed_sha256).sha256 == reversed_sha256
     assert fetch(site.url).sha256 == reversed_sha256

@@ -1,7 +1,7 @@
-"""Downloaded files: one per URL, whole or absent, checked at every use.
+"""Download cache: one file per URL, complete or absent, verified at every use.
 
-In the cache directory a file is HASH-NAME (HASH of its URL) or, put there by hand, NAME; beside it
-lies its record, .json: what it was at first use. Called from porting/zoo.py.
+A download is stored as HASH-NAME (HASH of its URL), a file placed by hand as NAME. A .json next to
+it records its URL, size and sha256 at the first use. Called from porting/zoo.py.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ CHUNK = 1 << 20  # bytes hashed at a time; our choice
 
 
 class LocalFile(NamedTuple):
-    """A file that can be read, its checksum, and what the user called it."""
+    """A local file, its checksum, and the source that the user gave."""
 
     path: epath.Path
     sha256: str
@@ -34,13 +34,15 @@ class LocalFile(NamedTuple):
 
 
 def fetch(url: str, *, sha256: str = "", say: Say = print) -> LocalFile:
-    """The file of an http(s) URL, downloaded at its first use; a cache hit needs no network.
+    """The cached file of an http(s) URL, downloaded at its first use.
+
+    A cache hit needs no network.
 
     Args:
-      sha256: what it must be; "" takes what the first use recorded.
+      sha256: expected checksum; "" takes the one recorded at the first use.
 
     Raises:
-      ConfigError: not reachable, not a file, damaged, or not the expected one.
+      ConfigError: not reachable, not a file, damaged, or another checksum than expected.
     """
     download.require_http(url)
     path, by_hand = _paths(url)
@@ -68,7 +70,7 @@ def digest(path: epath.Path | pathlib.Path) -> str:
 
 
 def _paths(url: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where its download goes, and where a person may put it."""
+    """The path of its download, and the path for a file placed by hand."""
     name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path.rpartition("/")[2]))
     by_hand = storage.cache_directory() / (name.strip(".")[-100:] or "file")
     url_hash = hashlib.sha256(url.encode()).hexdigest()[:8]
@@ -78,7 +80,7 @@ def _paths(url: str) -> tuple[pathlib.Path, pathlib.Path]:
 def _first_use(
     url: str, path: pathlib.Path, by_hand: pathlib.Path, sha256: str, say: Say
 ) -> LocalFile:
-    """Downloads, unless a file lies there or another process was first; records what it is."""
+    """Downloads unless the file is already there; records its URL, size and checksum."""
     found = _find(url, path, by_hand)
     if found is None:
         found = _downloaded(url, path, by_hand, sha256, say)
@@ -102,10 +104,10 @@ def _downloaded(
     if expected not in ("", actual):
         download.forget(part)
         raise ConfigError(
-            f"{url} sent a file of sha256 {actual}, expected {expected}: it was not kept. Correct "
-            f"the expectation, or delete {_record_file(path)} if an earlier download set it."
+            f"{url}: the download has sha256 {actual}, expected {expected}, and was deleted. Fix "
+            f"the expected sha256, or delete {_record_file(path)} if an earlier download set it."
         )
-    _record_file(path).unlink(missing_ok=True)  # of a file that was deleted since
+    _record_file(path).unlink(missing_ok=True)  # record of a file since deleted
     part.replace(path)
     download.forget(part)
     say(f"downloaded {path}")
@@ -113,23 +115,23 @@ def _downloaded(
 
 
 def _find(url: str, *candidates: pathlib.Path) -> pathlib.Path | None:
-    """The first that exists and was not recorded for another URL."""
+    """The first candidate that exists and is not recorded for another URL."""
     fits = (path for path in candidates if _record(path).get("url", url) == url)
     return next((path for path in fits if path.is_file()), None)
 
 
 def _verified(path: pathlib.Path, sha256: str) -> str:
-    """The checksum of a cached file, if it is the recorded and the expected one."""
+    """The checksum of a cached file, compared with its record and `sha256`."""
     actual, record = digest(path), _record(path)
     if actual != record.get("sha256", actual):
         raise ConfigError(
             f"{path} is damaged: sha256 {actual}, but {record['sha256']} at its first use on "
-            f"{record['date']}; delete the file, and it will be fetched again."
+            f"{record['date']}; delete the file to download it again."
         )
     if sha256 not in ("", actual):
         raise ConfigError(
-            f"{path} has sha256 {actual}, expected {sha256}; correct the expectation, or delete "
-            "the file to fetch it again."
+            f"{path} has sha256 {actual}, expected {sha256}; fix the expected sha256, or delete "
+            "the file to download it again."
         )
     return actual
 
@@ -139,7 +141,7 @@ def _record_file(path: pathlib.Path) -> pathlib.Path:
 
 
 def _record(path: pathlib.Path) -> dict[str, Any]:
-    """What a file was at its first use, {} if it was never used."""
+    """The record of a file's first use, {} if there is none."""
     try:
         return dict(json.loads(_record_file(path).read_text()))
     except FileNotFoundError:
@@ -150,11 +152,11 @@ def _record(path: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path, say: Say) -> Iterator[None]:
-    """One process, or thread, at a time; the system frees the lock of a killed one."""
+    """A lock between processes and threads, released by the kernel after a kill."""
     with pathlib.Path(f"{path}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that fetches {path.name}")
+            say(f"waiting for another process that is downloading {path.name}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

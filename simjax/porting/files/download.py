@@ -1,7 +1,7 @@
-"""Completes a partly downloaded file over HTTP; repeats, resumes, and never splices two versions.
+"""Resumable HTTP downloads with retries that never mix versions of a file.
 
-PART is the unfinished file, PART.version what identifies the version of it that was begun.
-Called from porting/cache.py, which decides when a complete file counts.
+PART is the unfinished file; PART.version holds its ETag or Last-Modified, which must still match
+when the download resumes. Called from cache.py, which verifies the complete file.
 """
 
 import pathlib
@@ -19,35 +19,35 @@ from tqdm import tqdm
 
 from simjax.errors import ConfigError
 
-# All our choice.
+# All are our choice.
 ATTEMPTS = 4
 BACKOFF = 1.0  # seconds before the second attempt, doubled for each further one
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 18  # bytes
-TRANSIENT = (408, 429, 500, 502, 503, 504)  # HTTP: timeout, too many requests, server trouble
+TRANSIENT = (408, 429, 500, 502, 503, 504)  # HTTP: timeout, too many requests, server errors
 HTML = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)", re.IGNORECASE)
 
 Say = Callable[[str], None]
 
 
 class TransferError(Exception):
-    """A transfer that failed in a way that repeating it may mend."""
+    """A failed transfer that a retry may fix."""
 
 
 def require_http(url: str) -> None:
-    """Raises ConfigError for file://, ftp:// and the like."""
+    """Raises ConfigError for file://, ftp:// and other schemes."""
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise ConfigError(f"{url} cannot be downloaded: only http:// and https:// addresses can.")
+        raise ConfigError(f"{url} cannot be downloaded: only http:// and https:// URLs can.")
 
 
 def complete(url: str, part: pathlib.Path, *, by_hand: pathlib.Path, say: Say) -> None:
-    """Makes `part` the whole file, from what it already holds. The caller holds a lock on it.
+    """Completes the file `part` from its current content; the caller holds its lock.
 
     Args:
-      by_hand: where messages tell a person to put the file if it cannot be downloaded.
+      by_hand: path that error messages give for placing the file by hand.
 
     Raises:
-      ConfigError: one for each thing that can be wrong; what arrived is kept.
+      ConfigError: the download failed; received bytes are kept for the next attempt.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -57,7 +57,7 @@ def complete(url: str, part: pathlib.Path, *, by_hand: pathlib.Path, say: Say) -
             if attempt == ATTEMPTS:
                 raise ConfigError(
                     f"{url} cannot be downloaded: {error}. Run again to continue, or get the file "
-                    f"in another way and put it at {by_hand}."
+                    f"another way and put it at {by_hand}."
                 ) from error
             wait = BACKOFF * 2 ** (attempt - 1)
             say(f"{url}: {error}; trying again in {wait:g} s")
@@ -65,13 +65,13 @@ def complete(url: str, part: pathlib.Path, *, by_hand: pathlib.Path, say: Say) -
 
 
 def forget(part: pathlib.Path) -> None:
-    """Deletes an unfinished file, then what was known of it."""
+    """Deletes an unfinished file, then the record of its version."""
     part.unlink(missing_ok=True)
     _version_file(part).unlink(missing_ok=True)
 
 
 def _transfer(url: str, part: pathlib.Path, by_hand: pathlib.Path, say: Say) -> None:
-    """One request: appends what is missing, or starts anew if the server wants it so."""
+    """One request: appends the missing bytes, or restarts if the server requires it."""
     version = _version_file(part).read_text() if _version_file(part).exists() else ""
     have = part.stat().st_size if version and part.exists() else 0
     wanted = {"Range": f"bytes={have}-", "If-Range": version} if have else {}
@@ -80,14 +80,14 @@ def _transfer(url: str, part: pathlib.Path, by_hand: pathlib.Path, say: Say) -> 
         unchanged = start == have and _version(response.headers) in ("", version)
         if start != 0 and not unchanged:
             forget(part)
-            raise TransferError("the file there is no longer the one that was begun")
+            raise TransferError("the server's file has changed since the download began")
         if response.headers.get_content_type() == "text/html":
             _refuse_html(url, by_hand)
         _require_space(part, (total or 0) - start)
         _announce(url, start, total, say)
         bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None)
         with part.open("ab" if start else "wb") as file, bar:
-            if not start:  # the old content is gone: from now on it is this version
+            if not start:  # the old content is discarded: record the new version
                 _version_file(part).write_text(_version(response.headers))
             for chunk in _chunks(response):
                 if file.tell() == 0 and HTML.match(chunk):
@@ -107,13 +107,13 @@ def _respond(
         return urllib.request.build_opener(_HttpRedirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        answer = f"the server answers {error.code} {error.reason}"
-        if error.code == 416:  # range not satisfiable: the file is not longer than what is here
+        answer = f"the server returned {error.code} {error.reason}"
+        if error.code == 416:  # range not satisfiable: the local part is at least as long
             forget(part)
         if error.code in (416, *TRANSIENT):
             raise TransferError(answer) from error
         raise ConfigError(
-            f"{url}: {answer}; check the address, or put the file at {by_hand}."
+            f"{url}: {answer}; check the URL, or put the file at {by_hand}."
         ) from error
     except urllib.error.URLError as error:
         raise TransferError(str(error.reason)) from error
@@ -133,7 +133,7 @@ def _chunks(response: HTTPResponse) -> Iterator[bytes]:
 
 
 def _extent(response: HTTPResponse) -> tuple[int, int | None]:
-    """First byte that comes (-1 if unknown), and size of the whole file if it is told."""
+    """First byte of the response (-1 if unknown), and the file size if given."""
     if response.status != 206:
         length = response.headers["Content-Length"] or ""
         return 0, int(length) if length.isdigit() else None
@@ -142,7 +142,7 @@ def _extent(response: HTTPResponse) -> tuple[int, int | None]:
 
 
 def _version(headers: Message) -> str:
-    """What tells two versions of a file apart, fit for If-Range (RFC 9110, section 13.1.5)."""
+    """A validator of the version for If-Range (RFC 9110, section 13.1.5)."""
     etag = headers["ETag"] or ""
     strong = etag and not etag.startswith("W/")
     return etag if strong else headers["Last-Modified"] or ""
@@ -160,8 +160,8 @@ class _HttpRedirects(urllib.request.HTTPRedirectHandler):
 
 def _refuse_html(url: str, by_hand: pathlib.Path) -> None:
     raise ConfigError(
-        f"{url} is a web page, not a file (a log-in or a notice may be in the way); fetch it with "
-        f"a browser and put it at {by_hand}."
+        f"{url} is a web page, not a file (perhaps a log-in page or a notice); download the file "
+        f"with a browser and put it at {by_hand}."
     )
 
 
@@ -170,7 +170,7 @@ def _require_space(part: pathlib.Path, needed: int) -> None:
     if needed > free:
         raise ConfigError(
             f"{part.parent} has {free / 1e6:.1f} MB free, the download needs {needed / 1e6:.1f} MB "
-            "more; make room, or set SIMJAX_CACHE to another directory."
+            "more; free some space, or set SIMJAX_CACHE to another directory."
         )
 
 
