@@ -1,7 +1,7 @@
-"""A foreign file: its bytes mapped read-only, the memory it may claim, and how it is refused.
+"""Untrusted files: read-only mapping, a memory budget, and errors naming the file.
 
 Every reader (read_pickle.py, read_torch.py, read_safetensors.py, read_weights.py) works inside
-`reading`, the one place where whatever goes wrong becomes a ConfigError that names the file.
+`reading`, the one place that converts every exception into a ConfigError with the file's path.
 """
 
 import contextlib
@@ -17,39 +17,39 @@ import numpy as np
 
 from simjax.errors import ConfigError
 
-# Our choices: twice the file's size and 16 MiB bound a reader's memory, the mapped file included.
+# Our choices: a reader's memory, mapped file included, is at most twice the file plus 16 MiB.
 SMALL_FILE_BYTES = 16 * 2**20
 SHARE_OF_FILE = 2
 
-MOST_DIMENSIONS = 64  # NumPy's
+MOST_DIMENSIONS = 64  # NumPy's limit
 
-# Bytes that Python's JSON reader may take for a byte of text, and for what these signs stand for.
+# Bytes that Python's JSON parser may allocate per byte of text, and per occurrence of a character.
 TEXT_COST = 6
 OBJECT_COSTS = {b"[": 224, b"{": 224, b":": 400, b",": 48}
 
 NOT_WEIGHTS = {
     b"<!doctype html": "a web page",
     b"<html": "a web page",
-    b"version https://git-lfs": "a pointer of Git LFS",
+    b"version https://git-lfs": "a Git LFS pointer",
 }
 DOWNLOAD_AGAIN = "download it again and compare its size with the publisher's"
 
 
 class Budget:
-    """The bytes that may still be claimed for objects built from one file.
+    """Bytes that may still be allocated for objects built from one file.
 
-    What is freed is not given back, so the sum bounds the peak. Arrays are views of the mapped
-    file and cost next to nothing; what is spent pays for the objects that describe them.
+    Freed memory is not returned, so the sum is an upper bound on the peak. Arrays are views of the
+    mapped file and cost almost nothing; the budget is for the Python objects that describe them.
     """
 
     def __init__(self, file_bytes: int):
         self.left = SMALL_FILE_BYTES + file_bytes // SHARE_OF_FILE
 
     def spend(self, amount: int) -> None:
-        """Takes `amount` bytes, before they are allocated.
+        """Subtracts `amount` bytes, before they are allocated.
 
         Raises:
-          ConfigError: when the file has claimed more than files of its size need.
+          ConfigError: the file's objects exceed the budget of a file of its size.
         """
         self.left -= amount
         if self.left < 0:
@@ -61,10 +61,10 @@ class Budget:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[tuple[memoryview, Budget]]:
-    """The file's bytes, mapped and read-only, and its budget.
+    """Maps a file read-only and yields its bytes and memory budget.
 
     Raises:
-      ConfigError: "PATH: what is wrong; what to do", for every exception of the block too.
+      ConfigError: "PATH: problem; remedy", also in place of any exception inside the block.
     """
     try:
         data = _mapped(path)
@@ -81,11 +81,11 @@ def reading(path: str | os.PathLike) -> Iterator[tuple[memoryview, Budget]]:
 
 
 def json_object(text: memoryview, what: str, budget: Budget) -> dict[str, Any]:
-    """A JSON object, built once what it will take is known to fit the budget.
+    """Parses a JSON object, after charging its memory to the budget.
 
     Raises:
-      ConfigError: naming `what` for another JSON value and for two entries of one name. Text that
-        is no JSON, or too deep for its reader, is refused by `reading`.
+      ConfigError: another JSON value, or a duplicate key; the message starts with `what`. For
+        invalid or too deeply nested JSON, `reading` raises.
     """
     budget.spend(TEXT_COST * len(text))
     raw = bytes(text)
@@ -97,19 +97,27 @@ def json_object(text: memoryview, what: str, budget: Budget) -> dict[str, Any]:
 
 
 def shown(name: str) -> str:
-    """A name from a foreign file, fit for a message: short, without control characters."""
+    r"""A name from an untrusted file, shortened and escaped for a message.
+
+    >>> shown("layer\n")
+    'layer\\n'
+    """
     return name[:80].encode("unicode_escape").decode()
 
 
 def are_counts(numbers: Sequence[Any]) -> bool:
-    """Whether a foreign shape, stride or pair of offsets is one: few whole numbers of 63 bits."""
+    """Whether these are at most 64 nonnegative integers of 63 bits, e.g. a shape.
+
+    >>> are_counts([2, 3]), are_counts([-1, 3]), are_counts([2.0, 3])
+    (True, False, False)
+    """
     return len(numbers) <= MOST_DIMENSIONS and all(
         type(number) is int and 0 <= number < 2**63 for number in numbers
     )
 
 
 def refuse_nonfinite(tensors: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
-    """Raises a ConfigError that names every tensor with a NaN or an infinity."""
+    """Raises a ConfigError naming every tensor that holds NaN or infinity."""
     bad = [shown(name) for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
     if bad:
         raise ConfigError(
@@ -126,7 +134,7 @@ def _without_repeats(what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _mapped(path: str | os.PathLike) -> memoryview:
-    """Maps a regular file that is neither empty nor text that stands for the file wanted."""
+    """Maps a regular file; rejects empty files, web pages and LFS pointers."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError("not a regular file; give the path of a weight file")
@@ -138,7 +146,7 @@ def _mapped(path: str | os.PathLike) -> memoryview:
     for beginning, kind in NOT_WEIGHTS.items():
         if start.startswith(beginning):
             raise ConfigError(
-                f"{kind}, not weights: the download gave that instead of the file; "
-                "download it again, signed in where the publisher asks for it"
+                f"{kind}, not weights: the download returned it in place of the file; "
+                "download it again, signed in if the publisher requires it"
             )
     return data

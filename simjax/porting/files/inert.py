@@ -1,6 +1,6 @@
-"""What the pickle machine puts in place of foreign classes and calls, and a way to walk it safely.
+"""Placeholders for a pickle's classes and calls, and a safe traversal of them.
 
-unpickle.py makes these values; the readers beside it turn them into arrays and plain values.
+unpickle.py creates them; the readers in this folder convert them to arrays and plain values.
 """
 
 import dataclasses
@@ -10,33 +10,33 @@ from typing import Any
 from simjax.errors import ConfigError
 from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget, shown
 
-LARGEST_KEY = 2**60  # larger integers can share one hash, and slow a dict down to a crawl
-DEEPEST = 100  # lists in lists; our choice, several times what real files need
+LARGEST_KEY = 2**60  # larger integers can be made to collide, which makes a dict quadratic
+DEEPEST = 100  # nesting of containers; our choice, several times what published files need
 
-Table = Mapping[str, Callable]  # names in files -> what stands for them
+Table = Mapping[str, Callable]  # name in a pickle -> our function
 
-# Bytes that CPython may hold for one of each, with what growing its container takes.
+# Upper bounds of CPython's bytes per object, including the growth of its container.
 POINTER_COST = 24  # on the stack, in a list or in the memo
 NUMBER_COST = 32
 ENTRY_COST = 160  # of a dict or a set
-CONTAINER_COST = 96  # an empty list, dict or tuple; a class's name; an inert record
+CONTAINER_COST = 96  # an empty list, dict or tuple; a Name; a Foreign
 SET_COST = 224
-TEXT_COST = 64  # of no characters; they cost up to 4 bytes for each of UTF-8
-BYTES_COST = 256  # of a view
+TEXT_COST = 64  # an empty string; characters cost up to 4 bytes per byte of UTF-8
+BYTES_COST = 256  # a memoryview
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Name:
-    """A class or function that a file names in full, e.g. "torch.FloatStorage"; never imported."""
+    """A class or function named by a pickle, e.g. "torch.FloatStorage"; never imported."""
 
     full: str
 
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
 class Foreign:
-    """What a file would build by calling `name` with `args`, then setting `state`; never called.
+    """A recorded call of `name` with `args`, then `state` set; never executed.
 
-    Items appended to it or set in it are dropped.
+    Items that the pickle appends to it or sets in it are dropped.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Foreign:
 def untangled(
     value: Any, leaves: type | tuple[type, ...], what: str, budget: Budget, depth: int = 0
 ) -> Any:
-    """A copy as a tree: lists, tuples and dicts with `leaves` and nothing that is shared.
+    """Copies nested lists, tuples and dicts into a tree without shared members.
 
-    A container that holds itself, or doubles at every level, runs out of depth or budget here.
+    A container that contains itself, or doubles at every level, exceeds the depth or the budget.
 
     Raises:
-      ConfigError: naming `what` for another kind of leaf.
+      ConfigError: a leaf is not of type `leaves`; the message starts with `what`.
     """
     if depth > DEEPEST:
         raise ConfigError(f"{what} is nested more than {DEEPEST} deep; {DOWNLOAD_AGAIN}")
@@ -65,19 +65,23 @@ def untangled(
         budget.spend(CONTAINER_COST + POINTER_COST * len(value))
         return type(value)(untangled(member, leaves, what, budget, depth + 1) for member in value)
     if not isinstance(value, leaves):
-        raise ConfigError(f"{what}: {described(value)} is no plain value; save it without")
+        raise ConfigError(f"{what}: {described(value)} is not a plain value; save without it")
     return value
 
 
 def described(value: Any) -> str:
-    """A foreign value's kind, for messages; never its contents, which can be endless."""
+    """An unpickled value's kind for messages, never its contents, which may be huge.
+
+    >>> described(Foreign("os.system", ("rm",))), described([1, 2])
+    ('an object of os.system', 'a list')
+    """
     if isinstance(value, Foreign):
         return f"an object of {shown(value.name)}"
     return shown(value.full) if isinstance(value, Name) else f"a {type(value).__name__}"
 
 
 def hashable(key: Any) -> Any:
-    """A dict's key or a set's element, whose hash is cheap."""
+    """Returns a dict key or set element if it is cheap to hash; raises otherwise."""
     if not isinstance(key, str | int | Name | None):
         raise ConfigError(f"a dict or set in it has {described(key)} as a key; {DOWNLOAD_AGAIN}")
     if isinstance(key, int) and abs(key) >= LARGEST_KEY:
@@ -97,7 +101,7 @@ def _set(items: Sequence = ()) -> set:
     return set(map(hashable, items))
 
 
-# Containers that files name instead of using an opcode. (Python 2's names serve protocol 2.)
+# Containers that pickles create by name, not by opcode. (Python 2's names occur in protocol 2.)
 CONTAINERS: Table = {
     "collections.OrderedDict": _empty_dict,
     "collections.defaultdict": _default_dict,

@@ -1,8 +1,8 @@
-"""Network pickles of NVIDIA's repositories (EDM, StyleGAN, SiD) as names and arrays.
+"""Reads network pickles of NVIDIA's repositories (EDM, StyleGAN, SiD).
 
-Such a file is a pickled dict of whole networks. Each module comes with its class's source text,
-which the original loader runs; here its attributes are read and the source is left alone.
-`read_network` gives what a name map (maps/*) and its config need.
+Such a file is a pickled dict of networks. Each module is stored with its class's source code,
+which the original loader executes; here only its attributes are read. `read_network` returns what
+maps/edm.py needs: class name, constructor arguments and tensors by name.
 """
 
 import functools
@@ -19,22 +19,22 @@ from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget, reading, s
 from simjax.porting.files.inert import Foreign, described, untangled
 from simjax.porting.files.unpickle import load
 
-PREFERRED = ("ema", "G_ema")  # the averaged network's key in EDM's and StyleGAN's files
+PREFERRED = ("ema", "G_ema")  # keys of the EMA network in EDM's and StyleGAN's files
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 DEEPEST_MODULE = 50  # our choice; SongUNet is 5 deep
-TENSOR_COST = 512  # bytes of Python's objects for a name and its array, generously
+TENSOR_COST = 512  # upper bound of the bytes of Python objects for a name and its array
 PLAIN = (bool, int, float, str, type(None))
 
 
 class Network(NamedTuple):
-    """A network as a file holds it.
+    """A network as stored in a file.
 
     Attributes:
-      class_name: of the outer module, e.g. "EDMPrecond".
-      arguments: those its constructor was given by keyword.
-      tensors: by state-dict name, e.g. "model.enc.32x32_conv.weight", in their stored dtype and in
-        the modules' order; parameters and persistent buffers.
-      positional: the constructor's arguments given by position; empty in the public files.
+      class_name: class of the outermost module, e.g. "EDMPrecond".
+      arguments: keyword arguments of its constructor.
+      tensors: parameters and persistent buffers by state-dict name, e.g.
+        "model.enc.32x32_conv.weight", in their stored dtype and in the modules' order.
+      positional: positional arguments of its constructor; empty in the public files.
     """
 
     class_name: str
@@ -51,10 +51,10 @@ class _Module(NamedTuple):
 
 
 def read_network(path: str | os.PathLike) -> Network:
-    """The network under the key ema, else G_ema, else the only one in the file.
+    """Reads the network under ema, else G_ema, else the only one.
 
     Raises:
-      ConfigError: naming the file, what is wrong with it and what to do.
+      ConfigError: "PATH: problem; remedy".
     """
     with reading(path) as (data, budget):
         load_bytes = functools.partial(_storage, budget=budget)
@@ -78,7 +78,7 @@ def read_network(path: str | os.PathLike) -> Network:
 
 
 def _storage(content: memoryview, *, budget: Budget) -> read_torch.Storage:
-    """A tensor's memory: in these files a whole stream of torch.save, with one storage in it."""
+    """A tensor's storage: in these files an embedded torch.save stream."""
     if not isinstance(content, memoryview):
         raise ConfigError(f"a storage is {described(content)}, expected bytes; {DOWNLOAD_AGAIN}")
     storage = read_torch.stream(content, budget)
@@ -88,7 +88,7 @@ def _storage(content: memoryview, *, budget: Budget) -> read_torch.Storage:
 
 
 def _preferred(contents: Any) -> Foreign:
-    """The network wanted among what the file holds."""
+    """The EMA network, or else the only network, in the unpickled contents."""
     if _as_module(contents):
         return contents
     if not isinstance(contents, dict):
@@ -102,13 +102,13 @@ def _preferred(contents: Any) -> Foreign:
     first = itertools.islice(contents.items(), 10)
     held = ", ".join(f"{shown(str(k))} ({described(v)})" for k, v in first)
     raise ConfigError(
-        f"holds {len(networks)} networks, none under {' or '.join(PREFERRED)}, and has: {held}; "
+        f"holds {len(networks)} networks, none under {' or '.join(PREFERRED)}; it has: {held}; "
         "give a file with a trained network"
     )
 
 
 def _as_module(value: Any) -> _Module | None:
-    """The module that an inert record stands for, None where it stands for something else."""
+    """The torch.nn.Module that a Foreign record represents, or None."""
     if not isinstance(value, Foreign):
         return None
     name, attributes = value.name.rpartition(".")[2], value.state
@@ -125,10 +125,10 @@ def _as_module(value: Any) -> _Module | None:
 def _collect(
     value: Any, name: str, depth: int, tensors: dict[str, np.ndarray], budget: Budget
 ) -> None:
-    """Adds a module's tensors, then its children's, under "NAME.".
+    """Collects a module's tensors, then its children's, prefixed with "NAME.".
 
     Raises:
-      ConfigError: for a module inside itself, and for what is neither module nor tensor.
+      ConfigError: a module contains itself, or a member is neither a module nor a tensor.
     """
     module = _as_module(value)
     if module is None:
@@ -152,9 +152,9 @@ def _collect(
 
 
 def _named(members: Mapping[str, Any], prefix: str, budget: Budget) -> dict[str, Any]:
-    """A module's members by their full names, paid for before they are written out."""
+    """A module's members by full name, after charging the names to the budget."""
     for key in members:
         if not isinstance(key, str) or "." in key:
-            raise ConfigError(f"{shown(prefix)} has a member without a name; {DOWNLOAD_AGAIN}")
+            raise ConfigError(f"{shown(prefix)} has a member with a bad name; {DOWNLOAD_AGAIN}")
         budget.spend(TENSOR_COST + 4 * (len(prefix) + len(key) + 1))
     return {f"{prefix}.{key}" if prefix else key: value for key, value in members.items()}

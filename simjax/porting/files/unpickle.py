@@ -1,11 +1,11 @@
-"""A pickle machine that builds plain values and runs nothing. Called from the readers beside it.
+"""A restricted unpickler that never imports or calls anything from the file.
 
-It knows the opcodes that Python 3 writes for protocols 2 to 5 (the `pickletools` module of the
-standard library documents them). Classes and functions become inert `Name`s, calls of them inert
-`Foreign` records (inert.py), except for the names in a table of our own functions. Lengths are
-compared with the bytes at hand, and every object is paid for from the file's Budget, before
-anything is allocated. Python's own unpickler does neither: one byte of a file can make it claim
-gigabytes.
+It implements the opcodes that Python 3 writes for protocols 2 to 5 (documented in the standard
+library's `pickletools`). Classes and functions become `Name`s and calls become `Foreign` records;
+only names in a table are replaced by functions of ours. Lengths are checked against the remaining
+bytes, and every object is charged to the file's Budget, before anything is allocated. Python's own
+unpickler does neither: one byte of a file can make it allocate gigabytes. Called from the readers
+in this folder.
 """
 
 import struct
@@ -47,17 +47,22 @@ def load(
 ) -> tuple[Any, int]:
     """Reads the pickle at data[start:].
 
+    >>> import pickle
+    >>> data = pickle.dumps({"lr": 0.1, "run": print}, protocol=4)
+    >>> load(memoryview(data), 0, {}, Budget(len(data)))[0]
+    {'lr': 0.1, 'run': Name(full='builtins.print')}
+
     Args:
-      table: functions that stand for the names in it; called with the file's arguments, which
-        may be of any number and kind.
-      persistent: gives the object of a persistent id; without it, ids are refused.
+      table: our function for each name; it is called with the file's arguments, whose number and
+        types are untrusted.
+      persistent: callback from a persistent id to its object; None rejects such ids.
 
     Returns:
       The value, in which bytes are views of `data`, and the position after it. Containers may
-      hold themselves and share members: walk them with inert.untangled.
+      contain themselves and share members: traverse them with `untangled`.
 
     Raises:
-      ConfigError: naming the problem but not the file; other exceptions for damaged bytes.
+      ConfigError: with the problem but not the file; other exceptions for damaged bytes.
     """
     if data[start] != PROTOCOL_OPCODE:
         raise ConfigError("does not hold a pickle of protocol 2 or later; " + DOWNLOAD_AGAIN)
@@ -66,7 +71,7 @@ def load(
 
 
 class _Machine:
-    """One run: the stack, those set aside at a MARK, and the memo."""
+    """The state of one run: the stack, the stacks saved at a MARK, the memo."""
 
     def __init__(self, data, start, table, budget, persistent):
         self.data, self.position = data, start
@@ -89,7 +94,7 @@ class _Machine:
         return self.stack.pop()
 
     def take(self, count: int) -> memoryview:
-        """The next bytes, not copied."""
+        """The next `count` bytes, as a view."""
         end = self.position + count
         if not 0 <= count <= len(self.data) - self.position:
             raise ConfigError(
@@ -111,13 +116,13 @@ class _Machine:
         return items
 
 
-# One function for an operation or a family of them; the argument is OPERATIONS' second column.
+# One function per opcode or family of opcodes; its argument is the second entry in OPERATIONS.
 
 
 def _protocol(machine: _Machine, _):
     version = machine.unsigned(1)
     if not 2 <= version <= 5:
-        raise ConfigError(f"its pickle is of protocol {version}; 2 to 5 are read: save it anew")
+        raise ConfigError(f"its pickle has protocol {version}, expected 2 to 5: save it again")
 
 
 def _frame(machine: _Machine, _):
@@ -241,8 +246,8 @@ def _put(machine: _Machine, size):
     index = machine.unsigned(size)
     if index != len(machine.memo):
         raise ConfigError(
-            f"its pickle numbers a value {index} after {len(machine.memo)} others, which Python's "
-            f"does not; {DOWNLOAD_AGAIN}"
+            f"its pickle writes memo entry {index} after {len(machine.memo)} others, which "
+            f"Python's pickler does not; {DOWNLOAD_AGAIN}"
         )
     _memoize(machine, None)
 
@@ -276,7 +281,7 @@ def _new_object_with_keywords(machine: _Machine, _):
 
 
 def _build(machine: _Machine, _):
-    """The attributes of an inert record; those of a dict or an array (_metadata) are dropped."""
+    """Sets the state of a Foreign; attributes of dicts and arrays are dropped."""
     state = machine.stack.pop()
     target = _top(machine, (Foreign, dict, np.ndarray))
     if isinstance(target, Foreign):
@@ -286,8 +291,8 @@ def _build(machine: _Machine, _):
 def _persistent(machine: _Machine, _):
     if machine.persistent is None:
         raise ConfigError(
-            "its pickle refers to arrays kept elsewhere: it was cut out of a file of torch.save; "
-            "give that file"
+            "its pickle refers to arrays stored outside it: it was extracted from a torch.save "
+            "file; give that file"
         )
     machine.push(machine.persistent(machine.stack.pop()), 2 * BYTES_COST)
 
@@ -316,12 +321,12 @@ def _line(machine: _Machine) -> str:
 
 def _push_name(machine: _Machine, *parts):
     if any(not isinstance(part, str) or len(part) > LONGEST_NAME for part in parts):
-        raise ConfigError(f"its pickle has a class without a proper name; {DOWNLOAD_AGAIN}")
+        raise ConfigError(f"its pickle has a class with an invalid name; {DOWNLOAD_AGAIN}")
     machine.push(Name(".".join(parts)), CONTAINER_COST + TEXT_COST + 4 * sum(map(len, parts)))
 
 
 def _top(machine: _Machine, kinds):
-    """What is filled or given a state: the last value, if it is of these kinds."""
+    """The top of the stack, which must be of one of these types."""
     target = machine.stack[-1]
     if not isinstance(target, kinds):
         raise ConfigError(f"its pickle fills {described(target)}; {DOWNLOAD_AGAIN}")

@@ -133,7 +133,7 @@ def test_the_averaged_network_is_preferred(tmp_path):
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ({"epoch": 3, "loss": files.Name("a.Loss")}, "and has: epoch (a int), loss (a.Loss)"),
+        ({"epoch": 3, "loss": files.Name("a.Loss")}, "; it has: epoch (a int), loss (a.Loss)"),
         ([1, 2], "holds a list, expected a dict of networks"),
         ({}, "holds 0 networks"),
     ],
@@ -148,5 +148,5 @@ def test_a_file_without_a_network_says_what_it_holds(tmp_path, contents, message
 @pytest.mark.parametrize("value", [files.Name("a.b"), {1, 2}, b"bytes", np.ones(2)])
 def test_arguments_that_are_no_plain_values_are_refused(tmp_path, value):
     files.write_network_pickle(tmp_path / "net.pkl", "Net", {"x": [value]}, {"w": np.ones(1)})
-    with pytest.raises(ConfigError, match="its constructor.s arguments: .* is no plain value"):
+    with pytest.raises(ConfigError, match="its constructor.s arguments: .* is not a plain value"):
         read_pickle.read_network(tmp_path / "net.pkl")
