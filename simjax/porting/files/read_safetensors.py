@@ -1,9 +1,9 @@
-"""Files in the safetensors format as NumPy arrays, views of the mapped file.
+"""Reads safetensors files as NumPy views of the mapped file.
 
-Not the safetensors library: for NumPy it copies every tensor, takes the last of two tensors of one
-name, and a header of 10 MB costs it 180 MB before any check (0.8.0). The format is simple: the
-header's length (8 bytes, little-endian), a JSON header {name: {dtype, shape, data_offsets}}, and
-the tensors one after another, without gaps. https://github.com/huggingface/safetensors
+The safetensors library (0.8.0) is not used: its NumPy loader copies every tensor, keeps the last of
+two tensors with the same name, and allocates 180 MB for a header of 10 MB before any check. Format:
+the header's length (8 bytes, little-endian), a JSON header {name: {dtype, shape, data_offsets}},
+then the tensors without gaps. https://github.com/huggingface/safetensors
 """
 
 import math
@@ -41,17 +41,17 @@ LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Every tensor by name, in the header's order. Its __metadata__ is left alone.
+    """All tensors by name, in the header's order; __metadata__ is ignored.
 
     Raises:
-      ConfigError: naming the file, what is wrong with it and what to do.
+      ConfigError: "PATH: problem; remedy".
     """
     with reading(path) as (data, budget):
         length = int.from_bytes(data[:8], "little")
         if length > min(LONGEST_HEADER, len(data) - 8):
             raise ConfigError(
                 f"a header of {length} bytes, expected at most {LONGEST_HEADER} and inside the "
-                f"file: not of safetensors, or cut short; {DOWNLOAD_AGAIN}"
+                f"file: not a safetensors file, or cut short; {DOWNLOAD_AGAIN}"
             )
         entries = json_object(data[8 : 8 + length], "its header", budget)
         entries.pop("__metadata__", None)
@@ -66,20 +66,23 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _tensor(contents: memoryview, name: str, entry: Any) -> tuple[np.ndarray, tuple[int, int]]:
-    """The array and where it lies in the contents.
+    """The array, and its first and last byte in the contents.
 
     Raises:
-      ConfigError: for another dtype than DTYPES', and where shape, offsets and file disagree.
+      ConfigError: the dtype is not in DTYPES, or shape, offsets and file size disagree.
     """
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ConfigError(f"tensor {shown(name)} lacks a dtype, shape or offsets; {DOWNLOAD_AGAIN}")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-        raise ConfigError(f"tensor {shown(name)} is not of a dtype known: {', '.join(DTYPES)}")
+        raise ConfigError(
+            f"tensor {shown(name)} has an unsupported dtype; known: {', '.join(DTYPES)}"
+        )
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not are_counts(numbers):
             raise ConfigError(
-                f"tensor {shown(name)}'s shape or offsets are not counts; {DOWNLOAD_AGAIN}"
+                f"tensor {shown(name)}'s shape or offsets are not lists of nonnegative integers; "
+                f"{DOWNLOAD_AGAIN}"
             )
     dtype, (begin, end) = DTYPES[entry["dtype"]], offsets
     if not begin <= end <= len(contents) or end - begin != math.prod(shape) * dtype.itemsize:
@@ -95,7 +98,7 @@ def _refuse_gaps(spans: list[tuple[int, int, str]]) -> None:
     for begin, end, name in sorted(spans):
         if begin != position:
             raise ConfigError(
-                f"before {shown(name) or 'its end'} lie {begin - position} bytes of no tensor or "
-                f"of two; {DOWNLOAD_AGAIN}"
+                f"a gap of {begin - position} bytes before {shown(name) or 'its end'}, expected 0 "
+                f"(negative: tensors overlap); {DOWNLOAD_AGAIN}"
             )
         position = end

@@ -1,7 +1,7 @@
-"""Files of torch.save as NumPy arrays: the zip archive and the older stream, without torch.
+"""Reads torch.save files (zip archive or older stream) without torch.
 
-`read` gives what was saved. Arrays are read-only views of the mapped file. The tensors of network
-pickles are built here too (`TENSORS`, `stream`): read_pickle.py calls them.
+`read` returns the saved value, with arrays that are read-only views of the mapped file. Tensors of
+network pickles are built here too: read_pickle.py uses `TENSORS` and `stream`.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ STORAGES = {
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
 }
-STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # torch.save's first value before the zip archives
+STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # first value of torch.save's older format
 STREAM_VERSION = 1001
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Storage:
-    """The memory that tensors are views of."""
+    """A storage, as in torch: the memory of which tensors are views."""
 
     content: memoryview
     dtype: np.dtype
@@ -44,12 +44,12 @@ class Storage:
 
 
 def read(path: str | os.PathLike) -> Any:
-    """What torch.save wrote: arrays for tensors, plain containers and values.
+    """The value that torch.save wrote, with arrays in place of tensors.
 
-    Objects of classes are inert.Foreign, classes inert.Name, bytes memoryviews.
+    Objects of other classes become `Foreign` records, classes `Name`s, bytes memoryviews.
 
     Raises:
-      ConfigError: naming the file, what is wrong with it and what to do.
+      ConfigError: "PATH: problem; remedy".
     """
     with reading(path) as (data, budget):
         is_zip = data[:4] == b"PK\3\4"
@@ -58,13 +58,13 @@ def read(path: str | os.PathLike) -> Any:
 
 
 def stream(data: memoryview, budget: Budget) -> Any:
-    """The format before torch 1.6: values, a pickle, and the storages it refers to, in turn."""
+    """The format before torch 1.6: constants, a pickle, then its storages."""
     position = 0
     for expected in (STREAM_MAGIC, STREAM_VERSION):
         value, position = load(data, position, {}, budget)
         if value != expected:
             raise ConfigError(
-                "not a file of torch.save (NVIDIA's network pickles are read by read_pickle.py); "
+                "not a torch.save file (NVIDIA's network pickles are read by read_pickle.py); "
                 + DOWNLOAD_AGAIN
             )
     system, position = load(data, position, {}, budget)
@@ -74,20 +74,22 @@ def stream(data: memoryview, budget: Budget) -> Any:
 
 
 def _with_storages_after(data: memoryview, start: int, budget: Budget) -> Any:
-    """Reads the pickle twice: what storages it refers to, and with these at hand."""
+    """Unpickles twice: to list the storages, then to build tensors on them."""
     declared: dict[str, tuple[np.dtype, int]] = {}
 
     def declare(identity):
         key, *kind = _storage_identity(identity)
         if declared.setdefault(key, kind) != kind:
-            raise ConfigError(f"storage {shown(key)} is of two kinds; {DOWNLOAD_AGAIN}")
+            raise ConfigError(f"storage {shown(key)} has two dtypes or sizes; {DOWNLOAD_AGAIN}")
 
     _, position = load(data, start, {}, budget, declare)
     keys, position = load(data, position, {}, budget)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ConfigError(f"has no list of storages; {DOWNLOAD_AGAIN}")
     if sorted(keys) != sorted(declared):
-        raise ConfigError(f"its list of storages is not what tensors use; {DOWNLOAD_AGAIN}")
+        raise ConfigError(
+            f"its list of storages differs from those that tensors use; {DOWNLOAD_AGAIN}"
+        )
     storages = {}
     for key in keys:
         dtype, count = declared[key]
@@ -105,12 +107,12 @@ def _with_storages_after(data: memoryview, start: int, budget: Budget) -> Any:
 
 
 def _archive(data: memoryview, budget: Budget) -> Any:
-    """The format since torch 1.6: a zip archive with a pickle and a member for each storage."""
+    """The format since torch 1.6: a zip archive of a pickle and storages."""
     members = stored_zip.members(data, budget)
     pickles = [name for name in members if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ConfigError(
-            f"a zip archive with {len(pickles)} data.pkl inside, expected 1: not of torch.save; "
+            f"a zip archive with {len(pickles)} data.pkl inside, expected 1: no torch.save file; "
             + DOWNLOAD_AGAIN
         )
     root = pickles[0].removesuffix("data.pkl")
@@ -128,9 +130,12 @@ def _archive(data: memoryview, budget: Budget) -> Any:
 
 
 def _storage_identity(identity: Any) -> tuple[str, np.dtype, int]:
-    """The key, dtype and number of elements in ("storage", class, key, device, number[, None])."""
+    """Key, dtype and size in ("storage", class, key, device, size[, None])."""
     if not isinstance(identity, tuple) or len(identity) not in (5, 6):
-        raise ConfigError(f"refers to {described(identity)} for a storage; {DOWNLOAD_AGAIN}")
+        raise ConfigError(
+            f"a storage reference is {described(identity)}, expected a tuple of 5 or 6; "
+            f"{DOWNLOAD_AGAIN}"
+        )
     tag, kind, key, _, count, *view = identity
     dtype = STORAGES.get(kind.full) if isinstance(kind, Name) else None
     if dtype is None:
@@ -141,7 +146,7 @@ def _storage_identity(identity: Any) -> tuple[str, np.dtype, int]:
     is_text = isinstance(tag, str) and isinstance(key, str)
     is_view = any(part is not None for part in view)  # of another storage; none since torch 0.4
     if not is_text or tag != "storage" or not are_counts([count]) or is_view:
-        raise ConfigError(f"refers to a storage in a way torch does not; {DOWNLOAD_AGAIN}")
+        raise ConfigError(f"has a storage reference torch does not write; {DOWNLOAD_AGAIN}")
     return key, dtype, count
 
 
@@ -155,18 +160,23 @@ def _storage(content: memoryview, dtype: np.dtype, count: int, key: str) -> Stor
 
 
 def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_) -> np.ndarray:
-    """A view of the storage. (requires_grad, hooks and the like are of no use here.)"""
+    """A strided view of the storage; requires_grad and hooks are ignored."""
     if not isinstance(storage, Storage) or type(size) is not tuple or type(stride) is not tuple:
-        raise ConfigError(f"a tensor lies in {described(storage)}; {DOWNLOAD_AGAIN}")
+        raise ConfigError(
+            f"a tensor has {described(storage)} as storage, or size or stride is not a tuple; "
+            f"{DOWNLOAD_AGAIN}"
+        )
     if not are_counts([offset]) or not are_counts(size) or not are_counts(stride):
-        raise ConfigError(f"a tensor's size, stride or offset is no count; {DOWNLOAD_AGAIN}")
+        raise ConfigError(
+            f"a tensor's size, stride or offset is not a nonnegative integer; {DOWNLOAD_AGAIN}"
+        )
     count = math.prod(size)
     steps = [step if length > 1 else 0 for length, step in zip(size, stride, strict=True)]
     last = offset + sum((length - 1) * step for length, step in zip(size, steps, strict=True))
     if count > storage.count or (count and last >= storage.count):
         raise ConfigError(
             f"a tensor of {count} elements, the last at {last}, needs more than its storage of "
-            f"{storage.count}: damaged, or expanded (then save its .contiguous() form)"
+            f"{storage.count}: damaged, or an expanded view (then save tensor.contiguous())"
         )
     if not count:
         return np.empty(size, storage.dtype)
@@ -180,7 +190,7 @@ def _parameter(tensor: Any, *_) -> Any:
 
 
 def _tensor_with_attributes(function: Name, kind: Name, args: tuple, state: Any) -> np.ndarray:
-    """A tensor with Python attributes, or of a class derived from torch.Tensor."""
+    """A tensor with Python attributes, or of a subclass of torch.Tensor."""
     if function != Name("torch._utils._rebuild_tensor_v2"):
         raise ConfigError(f"a tensor is built by {described(function)}; save a plain torch.Tensor")
     return _tensor(*args)

@@ -1,8 +1,8 @@
-"""Weights as people have them: a file of either format, an index with its shards, or a folder.
+"""Reads weights from a file, an index with shards, or a folder.
 
-A folder is laid out as Hugging Face's libraries write it: config.json beside the weights, or beside
-an index {"weight_map": {tensor: file}} of the files ("shards") that hold them. Called by the ports
-of transformers: DiT (.pt), PixArt-alpha (.pth), SIM's student, and folders of T5 and of VAEs.
+Folders have the layout of Hugging Face's libraries: config.json and the weights, or an index
+{"weight_map": {tensor: file}} of the files ("shards") that hold them. Called by the ports of
+transformers: DiT (.pt), PixArt-alpha (.pth), SIM's student, and folders of T5 and of VAEs.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from simjax.porting.files import read_safetensors, read_torch
 from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, json_object, reading, shown
 from simjax.porting.files.inert import described
 
-# Under these keys training checkpoints hold state dicts. The first row, averages over training, is
-# preferred. DiT writes ema and model, PixArt-alpha the other two, SIM's released student ema.
+# Keys of state dicts in training checkpoints; the first row, EMA weights, is preferred. DiT writes
+# ema and model, PixArt-alpha the other two, SIM's released student ema.
 KEYS = (("ema", "state_dict_ema"), ("model", "state_dict"))
-# Before every name: torch's DistributedDataParallel, torch.compile, or one around the other.
+# Name prefixes of torch's DistributedDataParallel and torch.compile, possibly nested.
 WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)*")
 LARGEST_JSON = 2**21  # bytes; our choice: T5-XXL's index, among the longest, has some 20 KB
-MOST_SHOWN = 8  # entries of a foreign dict or folder in a message; our choice
-SHARD = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # a plain file name; may be a link, as in caches
-# diffusers' and transformers' names; a variant is e.g. ".fp16". Shards themselves do not match.
+MOST_SHOWN = 8  # entries of a dict or folder in a message; our choice
+SHARD = re.compile(r"\w[\w.-]{0,199}", re.ASCII)  # a plain file name; may be a symbolic link
+# File names of diffusers and transformers; a variant is e.g. ".fp16". Shards do not match.
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?P<variant>\.\w+)?"
     r"\.(?P<kind>safetensors|bin)(?:\.index(?P<variant_of_index>\.\w+)?\.json)?"
@@ -37,13 +37,13 @@ WEIGHTS = re.compile(
 
 
 class Weights(NamedTuple):
-    """What was read.
+    """Tensors, their config, and their provenance.
 
     Attributes:
-      tensors: by name, without WRAPPERS; views of the mapped files, read-only.
-      config: the folder's config.json; None without one, and where no folder was given.
-      files: all that was read, for provenance.
-      key: which of KEYS the tensors lay under, "" for none.
+      tensors: by name, without WRAPPERS; read-only views of the mapped files.
+      config: the folder's config.json; None if it has none or no folder was given.
+      files: every file that was read, for provenance.
+      key: the entry of KEYS that held the tensors, "" for none.
     """
 
     tensors: dict[str, np.ndarray]
@@ -53,12 +53,13 @@ class Weights(NamedTuple):
 
 
 def read(path: str | os.PathLike) -> Weights:
-    """Reads a file (its content tells its kind), an index (*.json) with its shards, or a folder.
+    """Reads a weight file, an index (*.json) with its shards, or a folder.
 
-    Of several weights in one folder it takes those without a variant (fp16, ema), then safetensors.
+    A file's format is detected from its content. If a folder has several weight files, those
+    without a variant (fp16, ema) are preferred, then safetensors.
 
     Raises:
-      ConfigError: naming every file and tensor that is wrong, missing, or there twice.
+      ConfigError: naming every file and tensor that is invalid, missing, or duplicated.
     """
     path = Path(path)
     if path.is_dir():
@@ -68,19 +69,23 @@ def read(path: str | os.PathLike) -> Weights:
 
 
 def unwrapped(value: Any, path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
-    """The state dict in what read_torch.read gave, and which of KEYS it lay under ("" for none).
+    """The state dict in a loaded checkpoint, and its key ("" for none).
 
-    Beside such a key lie optimizers, epochs and arguments, which are left alone.
+    Other entries (optimizer, epoch, arguments) are ignored.
+
+    >>> checkpoint = {"model": {"w": np.zeros(2)}, "ema": {"w": np.ones(2)}, "epoch": 3}
+    >>> unwrapped(checkpoint, "dit.pt")
+    ({'w': array([1., 1.])}, 'ema')
 
     Raises:
-      ConfigError: "PATH: what it holds, ...", for anything else.
+      ConfigError: "PATH: contents; expected ...", if there is no state dict or no unique one.
     """
     key = "" if _are_tensors(value) else _key(value, path)
     tensors = value[key] if key else value
     if not _are_tensors(tensors):
         raise ConfigError(
             f"{path}: its {key} holds {_held(tensors)}; expected tensors by name and nothing else. "
-            "Save the state dict alone"
+            "Save only the state dict"
         )
     return tensors, key
 
@@ -88,10 +93,10 @@ def unwrapped(value: Any, path: str | os.PathLike) -> tuple[dict[str, np.ndarray
 def _without_wrappers(
     tensors: dict[str, np.ndarray], path: str | os.PathLike
 ) -> dict[str, np.ndarray]:
-    """The tensors under the names of the network inside its wrappers.
+    """The tensors by name, without the prefixes of DDP and torch.compile.
 
     Raises:
-      ConfigError: the wrappers before its names are not all the same.
+      ConfigError: the names have different prefixes.
     """
     prefixes = {name: WRAPPERS.match(name)[0] for name in tensors}
     examples = {prefix: name for name, prefix in reversed(prefixes.items())}
@@ -99,14 +104,14 @@ def _without_wrappers(
         firsts = " but ".join(map(shown, [*examples.values()][:2]))
         raise ConfigError(
             f"{path}: names with different prefixes ({firsts}); expected those of "
-            "DistributedDataParallel (module.) and torch.compile (_orig_mod.) before every tensor "
-            "or before none. Save the state dict of the network inside the wrapper"
+            "DistributedDataParallel (module.) and torch.compile (_orig_mod.) on every tensor "
+            "or on none. Save the state dict of the network inside the wrapper"
         )
     return {name.removeprefix(prefix): tensors[name] for name, prefix in prefixes.items()}
 
 
 def _key(value: Any, path: str | os.PathLike) -> str:
-    """The one of KEYS that holds a state dict, in the first row that has any."""
+    """The only key with a state dict in the first row of KEYS with any."""
     dicts: set[str] = set()
     if isinstance(value, dict) and not any(isinstance(one, np.ndarray) for one in value.values()):
         dicts = {key for key, member in value.items() if isinstance(member, dict) and member}
@@ -115,7 +120,7 @@ def _key(value: Any, path: str | os.PathLike) -> str:
         known = ", ".join(key for row in KEYS for key in row)
         raise ConfigError(
             f"{path}: holds {_held(value)}; expected tensors by name and nothing else, or a dict "
-            f"of them under one of {known} and no tensor beside it. Save the state dict alone"
+            f"of them under one of {known} and no other tensor. Save only the state dict"
         )
     return next(iter(found))
 
@@ -130,7 +135,7 @@ def _are_tensors(value: Any) -> bool:
 
 
 def _held(value: Any) -> str:
-    """A foreign value for messages: of a dict, the entries that are no tensors by name."""
+    """Describes an unpickled value; for a dict, its entries other than named tensors."""
     if not isinstance(value, dict):
         return described(value)
     others = {
@@ -154,7 +159,7 @@ def _file(path: Path) -> Weights:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a brace follows the 8 bytes of a header's length; no file of torch.save has it."""
+    """Whether byte 8, after the header's length, is a brace; never in torch.save files."""
     with reading(path) as (data, _):
         return data[8:9] == b"{"
 
@@ -177,7 +182,7 @@ def _folder(folder: Path) -> Weights:
 
 
 def _chosen(folder: Path, names: list[str]) -> str:
-    """The name of the weights or of their index."""
+    """The file name of the weights or of their index."""
     ranked = defaultdict(list)
     for name in names:
         if match := WEIGHTS.fullmatch(name):
@@ -188,7 +193,7 @@ def _chosen(folder: Path, names: list[str]) -> str:
         raise ConfigError(
             f"{folder}: holds {held}{', ...' if len(names) > MOST_SHOWN else ''}; expected "
             "model.safetensors, diffusion_pytorch_model.safetensors, pytorch_model.bin or an "
-            "index of shards. Of a whole pipeline give one folder, e.g. its transformer"
+            "index of shards. For a pipeline, give one of its folders, e.g. transformer"
         )
     best = ranked[min(ranked)]
     if len(best) > 1:
@@ -208,21 +213,21 @@ def _index(path: Path) -> Weights:
         lines = "\n  ".join(problems)
         raise ConfigError(
             f"{path}: {len(problems)} problems with its shards:\n  {lines}\n"
-            "Download the index and all its shards again, from one place"
+            "Download the index and all its shards again, from the same source"
         )
     tensors = {name: shards[home][name] for name, home in homes.items()}
     return Weights(tensors, None, [path, *(path.parent / home for home in shards)], "")
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """Each tensor's shard."""
+    """The shard of each tensor."""
     homes = read_json(path).get("weight_map")
     if not isinstance(homes, dict) or not homes:
         raise ConfigError(f"{path}: its weight_map is {described(homes)}, expected tensor: file")
     for name, home in homes.items():
         if not isinstance(home, str):
             raise ConfigError(
-                f"{path}: places {shown(name)} in {described(home)}, expected a file's name; "
+                f"{path}: maps {shown(name)} to {described(home)}, expected a file name; "
                 + DOWNLOAD_AGAIN
             )
     return homes
@@ -231,39 +236,41 @@ def _weight_map(path: Path) -> dict[str, str]:
 def _shard(folder: Path, name: str) -> dict[str, np.ndarray]:
     if not SHARD.fullmatch(name):
         raise ConfigError(
-            f"shard {shown(name)}: no plain file name beside the index: do not use it"
+            f"shard {shown(name)}: not a plain file name next to the index; do not use this file"
         )
     path = folder / name
     tensors = read_safetensors.read(path) if _is_safetensors(path) else read_torch.read(path)
     if not _are_tensors(tensors):
         raise ConfigError(
-            f"{path}: holds {_held(tensors)}; expected tensors by name; save only them"
+            f"{path}: holds {_held(tensors)}; expected tensors by name; save only those"
         )
     return tensors
 
 
 def _misfits(homes: Mapping[str, str], shards: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where the index and the shards that could be read disagree, a line each."""
+    """Disagreements between the index and the readable shards, one line each."""
     found = defaultdict(list)
     for shard, tensors in shards.items():
         for name in tensors:
             found[name].append(shard)
     lacking = [name for name in homes if name not in found and homes[name] in shards]
-    problems = [f"{shown(name)} is not in {homes[name]}, its shard" for name in lacking]
+    problems = [
+        f"{shown(name)} is not in {homes[name]}, its shard in the index" for name in lacking
+    ]
     for name, where in found.items():
         if name not in homes:
             problems.append(f"{shown(name)} is in {', '.join(where)}, but not in the index")
         elif where != [homes[name]]:
-            expected = f"expected in {shown(homes[name])} alone"
+            expected = f"expected only in {shown(homes[name])}"
             problems.append(f"{shown(name)} is in {', '.join(where)}, {expected}")
     return problems
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON object from a foreign folder.
+    """Reads a small JSON object from an untrusted folder.
 
     Raises:
-      ConfigError: "PATH: what is wrong", also for a file that is too long.
+      ConfigError: "PATH: problem", also for a file that is too long.
     """
     with reading(path) as (data, budget):
         if len(data) > LARGEST_JSON:
@@ -275,7 +282,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _noting(problems: list[str]) -> Iterator[None]:
-    """Adds a ConfigError of the block to the problems, to be told with the others."""
+    """Collects a ConfigError of the block, so that all are reported at once."""
     try:
         yield
     except ConfigError as error:

@@ -1,7 +1,7 @@
 """Members of an uncompressed zip archive, as views. Called from read_torch.py.
 
-Own code: Python's zipfile copies what it reads, builds its table of contents before any check, and
-takes members that overlap or have one name. Format: PKWARE APPNOTE 6.3.
+Python's zipfile is not used: it copies what it reads, builds its table of contents before any
+check, and accepts members that overlap or share a name. Format: PKWARE APPNOTE 6.3.
 """
 
 import itertools
@@ -11,22 +11,22 @@ from collections.abc import Sequence
 from simjax.errors import ConfigError
 from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget, shown
 
-END = struct.Struct("<4s4H2LH")  # end of the table of contents
-LOCATOR = struct.Struct("<4sLQL")  # where its 64-bit form is
-END_64 = struct.Struct("<4sQ2H2L4Q")
-ENTRY = struct.Struct("<4s6H3L5H2L")  # a member in the table
-HEADER = struct.Struct("<4s5H3L2H")  # before its content
-ENTRY_COST = 1024  # bytes of Python's objects for a member, generously
+END = struct.Struct("<4s4H2LH")  # end of central directory (the table of contents)
+LOCATOR = struct.Struct("<4sLQL")  # zip64 locator of the following
+END_64 = struct.Struct("<4sQ2H2L4Q")  # zip64 end of central directory
+ENTRY = struct.Struct("<4s6H3L5H2L")  # central directory header of a member
+HEADER = struct.Struct("<4s5H3L2H")  # local file header, before a member's content
+ENTRY_COST = 1024  # upper bound of the bytes of Python objects per member
 ENCRYPTED = 0x2041  # any of three flags
-IN_64_BITS = 0xFFFFFFFF  # a field whose value stands in the extra field
+IN_64_BITS = 0xFFFFFFFF  # the field's value is in the zip64 extra field
 
 
 def members(data: memoryview, budget: Budget) -> dict[str, memoryview]:
-    """Each member's content by name.
+    """The content of each member, by name.
 
     Raises:
-      ConfigError: for compressed, encrypted, overlapping or repeated members, for names that lead
-        out of the archive, and for sizes that lead out of the file.
+      ConfigError: a member is compressed, encrypted, overlapping or duplicated, its name points
+        outside the archive, or its size points outside the file.
     """
     count, table, end = _table(data)
     position = table
@@ -41,15 +41,15 @@ def members(data: memoryview, budget: Budget) -> dict[str, memoryview]:
         contents[name] = data[start : start + size]
         spans.append((header, start + size, name))
     if position != end:
-        raise ConfigError(f"its table of contents has another length than told; {DOWNLOAD_AGAIN}")
+        raise ConfigError(f"its table of contents has another length than stated; {DOWNLOAD_AGAIN}")
     for (_, stop, name), (next_start, _, _) in itertools.pairwise(sorted(spans)):
         if stop > next_start:
-            raise ConfigError(f"member {shown(name)} reaches into the next one; {DOWNLOAD_AGAIN}")
+            raise ConfigError(f"member {shown(name)} overlaps the next one; {DOWNLOAD_AGAIN}")
     return contents
 
 
 def _table(data: memoryview) -> tuple[int, int, int]:
-    """How many members there are, and where the table of contents starts and ends."""
+    """Number of members, and start and end of the table of contents."""
     signature, *_, count, size, start, _ = END.unpack(data[-END.size :])
     if signature != b"PK\5\6":
         raise ConfigError(f"the archive has no table of contents: cut short; {DOWNLOAD_AGAIN}")
@@ -65,7 +65,7 @@ def _table(data: memoryview) -> tuple[int, int, int]:
 
 
 def _entry(data: memoryview, position: int, budget: Budget) -> tuple[str, int, int, int]:
-    """A member's name, size and header's position, and where the next entry is."""
+    """A member's name, size and header position, and the next entry's position."""
     signature, _, _, flags, method, *_, packed, size, named, extra, comment, _, _, _, header = (
         ENTRY.unpack_from(data, position)
     )
@@ -76,7 +76,10 @@ def _entry(data: memoryview, position: int, budget: Budget) -> tuple[str, int, i
     name = str(data[position : position + named], "utf-8")
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or ":" in name or {"", ".", ".."} & set(parts):
-        raise ConfigError(f"a member is named {shown(name)}, which leads elsewhere: do not use it")
+        raise ConfigError(
+            f"a member is named {shown(name)}, which points outside the archive; do not use this "
+            "file"
+        )
     if flags & ENCRYPTED:
         raise ConfigError(f"member {shown(name)} is encrypted: save it without a password")
     position += named
@@ -87,7 +90,7 @@ def _entry(data: memoryview, position: int, budget: Budget) -> tuple[str, int, i
 
 
 def _wide(extra: memoryview, fields: Sequence[int]) -> Sequence[int]:
-    """The fields, from the extra field (kind 1 holds them in this order) where it has them."""
+    """The fields, with 64-bit values from the zip64 extra field (kind 1)."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<2H", extra)
         if kind == 1:
@@ -101,5 +104,8 @@ def _content_start(data: memoryview, header: int, name: str) -> int:
     signature, *_, named, extra = HEADER.unpack_from(data, header)
     start = header + HEADER.size
     if signature != b"PK\3\4" or data[start : start + named] != name.encode():
-        raise ConfigError(f"member {shown(name)} is not where the table says; {DOWNLOAD_AGAIN}")
+        raise ConfigError(
+            f"member {shown(name)} is not at the position in the table of contents; "
+            f"{DOWNLOAD_AGAIN}"
+        )
     return start + named + extra

@@ -233,13 +233,13 @@ def test_all_that_is_wrong_with_shards_comes_at_once(tmp_path):
         f"{tmp_path}/missing.safetensors: No such file or directory",
         f"{tmp_path}/also_missing.bin: No such file or directory",
         f"{tmp_path}/damaged.safetensors: ",
-        "shard ../../etc/passwd: no plain file name",
+        "shard ../../etc/passwd: not a plain file name",
         "lost is not in one.safetensors",
-        "a.w is in one.safetensors, expected in two.safetensors alone",
+        "a.w is in one.safetensors, expected only in two.safetensors",
         "stray is in one.safetensors, but not in the index",
-        "twice is in two.safetensors, one.safetensors, expected in two.safetensors alone",
+        "twice is in two.safetensors, one.safetensors, expected only in two.safetensors",
         "unlisted twice is in two.safetensors, one.safetensors, but not in the index",
-        "b.n is in two.safetensors, expected in missing.safetensors alone",
+        "b.n is in two.safetensors, expected only in missing.safetensors",
     ]
     problems = [line.removeprefix("  ") for line in lines[1:-1]]
     assert len(problems) == len(expected)
@@ -269,9 +269,9 @@ def test_a_shards_name_leads_nowhere_else(tmp_path, name):
     path = write_index(inside, dict.fromkeys(A, name), {})
     message = refused(path)
     assert f"{path}: 1 problems with its shards:\n  shard " in message
-    assert "no plain file name" in message
+    assert "not a plain file name" in message
     message = refused(write_index(inside, dict.fromkeys(A, str(tmp_path / "w.bin")), {}))
-    assert "no plain file name" in message
+    assert "not a plain file name" in message
 
 
 @pytest.mark.parametrize(
@@ -310,8 +310,8 @@ MAPS = {
     "no index": (b'{"a": 1}', "its weight_map is a NoneType, expected tensor: file"),
     "a list for a map": (b'{"weight_map": ["a"]}', "its weight_map is a list"),
     "an empty map": (b'{"weight_map": {}}', "its weight_map is a dict"),
-    "a number for a file": (b'{"weight_map": {"a": "w", "b\\n": 3}}', "places b\\n in a int"),
-    "a list for a file": (b'{"weight_map": {"a": ["w"]}}', "places a in a list"),
+    "a number for a file": (b'{"weight_map": {"a": "w", "b\\n": 3}}', "maps b\\n to a int"),
+    "a list for a file": (b'{"weight_map": {"a": ["w"]}}', "maps a to a list"),
 }
 INDEX = "model.safetensors.index.json"
 CASES = [(INDEX, *case) for case in (JSON | MAPS).values()]
@@ -415,7 +415,7 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path):
     (tmp_path / "model_index.json\x1b").write_text("{}")
     message = refused(tmp_path)
     assert f"{tmp_path}: holds model_index.json\\x1b, transformer; expected" in message
-    assert "give one folder, e.g. its transformer" in message
+    assert "give one of its folders, e.g. transformer" in message
     for number in range(20):
         (tmp_path / f"0{number}.txt").touch()
     assert "014.txt, 015.txt, ...; expected" in refused(tmp_path)
