@@ -135,7 +135,9 @@ def test_an_encoder_that_is_none_is_refused(tmp_path, files):
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     tensors.pop("encoder.final_layer_norm.weight")
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ConfigError, match=f"^{folder}: 1 misfits .*\n.*nothing fills norm/scale"):
+    with pytest.raises(
+        ConfigError, match=f"^{folder}: 1 mismatches .*\n.*nothing fills norm/scale"
+    ):
         encoders.load_encoder(folder)
 
 

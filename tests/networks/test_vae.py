@@ -214,7 +214,7 @@ def test_the_published_config_is_parsed():
         ({"out_channels": 4}, "out_channels = 4 is not supported; expected 3"),
         ({"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "down_block_types = ['Attn"),
         ({"up_block_types": ["UpDecoderBlock2D"] * 3}, "up_block_types = ['UpDecoder"),
-        ({"temporal": 1}, "does not know its field 'temporal'"),
+        ({"temporal": 1}, "AutoencoderKL: unknown field 'temporal'"),
         ({"_class_name": "AutoencoderTiny"}, "_class_name = 'AutoencoderTiny'"),
         ({"block_out_channels": [128] * 100}, "expected a list of 1 to 8 widths"),
         ({"block_out_channels": [10**9]}, "block_out_channels = 1000000000"),

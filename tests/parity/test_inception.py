@@ -188,7 +188,7 @@ def test_files_other_than_the_published_one_are_refused(tmp_path, monkeypatch, o
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fc.bias": None}, "1 misfits .*\n  nothing fills fc/bias"),
+        ({"fc.bias": None}, "1 mismatches .*\n  nothing fills fc/bias"),
         ({"Mixed_5b.branch1x1.bn.running_var": None}, "nothing fills convs/Mixed_5b.branch1x1/var"),
         ({"fc.weight": np.ones((1000, 2048), np.float32)}, r"arrives at fc/kernel as \(2048, 1000"),
         ({"fc.bias": np.full(1008, np.nan, np.float32)}, r"tensors hold NaN or infinity \(fc.bias"),
@@ -196,7 +196,10 @@ def test_files_other_than_the_published_one_are_refused(tmp_path, monkeypatch, o
             {"Mixed_7d.branch1x1.bn.bias": np.ones(320, np.float32)},
             "Mixed_7d.branch1x1/bias, which",
         ),
-        ({"classifier.weight": np.ones(1, np.float32)}, "1 misfits .*\n  no rule for tensor class"),
+        (
+            {"classifier.weight": np.ones(1, np.float32)},
+            "1 mismatches .*\n  no rule for tensor class",
+        ),
         ({"epoch": 3}, "holds a int, expected a dict of tensors"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The names and config.json of CLIPModel as transformers saves it, and LAION's aesthetic head.
+"""Name map and config.json of transformers' CLIPModel; LAION's aesthetic head.
 
 Called by evaluation/clip.
 """
@@ -14,7 +14,7 @@ _BLOCK = r"(text|vision)_model\.encoder\.layers\.(?P<layer>\d{1,3})\."
 
 
 def _dense(foreign: str, ours: str, part: tuple[int, int] = (0, 1)) -> list[Rule]:
-    """Weight and bias of a linear layer of the blocks; `ours` may refer to groups from \\3 on."""
+    """Rules of a linear layer; `ours` may refer to groups from \\3."""
     return [
         Rule(_BLOCK + foreign + r"\.weight", rf"\1/blocks/{ours}/kernel", transposed, part),
         Rule(_BLOCK + foreign + r"\.bias", rf"\1/blocks/{ours}/bias", part=part),
@@ -47,14 +47,14 @@ RULES: Sequence[Rule] = [
     *_dense(r"mlp\.(fc[12])", r"mlp/\3"),
 ]
 
-# sac+logos+ava1-l14-linearMSE.pth of christophschuhmann/improved-aesthetic-predictor: a sequence in
-# which 1, 3 and 5 are dropout.
+# sac+logos+ava1-l14-linearMSE.pth of christophschuhmann/improved-aesthetic-predictor: a Sequential
+# whose layers 1, 3 and 5 are dropout.
 AESTHETIC_RULES: Sequence[Rule] = [
     Rule(r"layers\.([02467])\.weight", r"\1/kernel", transposed),
     Rule(r"layers\.([02467])\.bias", r"\1/bias"),
 ]
 
-# Field of config.json: ours, and the most it may be: some twice what published networks have.
+# Field of config.json: our field and its largest value, some twice that of published networks.
 WIDEST = 2**13
 TOWER = {
     "hidden_size": ("width", WIDEST),
@@ -64,8 +64,8 @@ TOWER = {
 }
 VISION = TOWER | {"image_size": ("resolution", 2**10), "patch_size": ("patch", 2**7)}
 TEXT = TOWER | {"vocab_size": ("vocabulary", 2**19), "max_position_embeddings": ("length", 2**10)}
-SHORTEST = 3  # tokens: start, a text, end
-# What transformers takes for fields left out: ViT-B/32's.
+SHORTEST = 3  # tokens: start, one of text, end
+# transformers' defaults for missing fields: ViT-B/32.
 VISION_DEFAULTS = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -89,17 +89,17 @@ TEXT_DEFAULTS = {
     "eos_token_id": 49407,
 }
 PROJECTION_DEFAULT = 512
-# This eos_token_id stands in the published configs by mistake; transformers then pools at the
-# largest token (its pull request 24773).
+# Published configs have this eos_token_id by mistake; transformers then pools at the largest token
+# (its pull request 24773).
 MISTAKEN_END = 2
-SETTINGS = Settings("CLIP", "Folders of CLIPModel are, e.g. openai/clip-vit-large-patch14.")
+SETTINGS = Settings("CLIP", "Folders of CLIPModel work, e.g. openai/clip-vit-large-patch14.")
 
 
 def describe(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Clip's vision, text and projection from a config.json's values.
+    """The fields of `Clip` (vision, text, projection) from a config.json's values.
 
     Raises:
-      ConfigError: a size is out of bounds, or the network is one that simjax lacks.
+      ConfigError: a size is out of range, or the network is not supported.
     """
     if values.get("model_type") != "clip":
         raise SETTINGS.refusal(
@@ -132,12 +132,12 @@ def describe(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tower(values: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of one tower; transformers once wrote a second dict, which it still prefers."""
+    """The fields of one tower; NAME_dict takes precedence, as in transformers."""
     given, preferred = values.get(name), values.get(f"{name}_dict")
     for field, value in ((name, given), (f"{name}_dict", preferred or {})):
         if not isinstance(value, Mapping):
             raise SETTINGS.refusal(
-                field, value, "the fields of a tower, as CLIPModel's folders have them"
+                field, value, "the fields of a tower, as in folders of CLIPModel"
             )
     tower = {**defaults, **given}
     if preferred:
@@ -164,7 +164,7 @@ def _sizes(
 
 
 def _end(value: Any, vocabulary: int) -> int | None:
-    """Text.end."""
+    """The value of `Text.end`; None for the mistaken one in published configs."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocabulary:
         raise SETTINGS.refusal(
             "text_config.eos_token_id", value, f"a whole number below vocab_size = {vocabulary}"

@@ -1,4 +1,4 @@
-"""DiT's names and sizes: facebookresearch/DiT's state dictionary, and diffusers' DiT folders."""
+"""Name maps and sizes of DiT: facebookresearch/DiT's state dict, diffusers' folders."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,12 +35,12 @@ ORIGINAL: Sequence[Name] = [
 ]
 
 _BLOCK = "transformer_blocks.{}"
-_TOLD = f"{_BLOCK}.norm1.emb"  # each block has a copy of what is one embedding in DiT
+_EMBEDDING = f"{_BLOCK}.norm1.emb"  # every block has a copy of DiT's one embedding
 DIFFUSERS: Sequence[Name] = [
     *patches("pos_embed.proj"),
-    *dense(f"{_TOLD}.timestep_embedder.linear_1", "time/mlp/fc1", copies=True),
-    *dense(f"{_TOLD}.timestep_embedder.linear_2", "time/mlp/fc2", copies=True),
-    array(f"{_TOLD}.class_embedder.embedding_table.weight", "classes", copies=True),
+    *dense(f"{_EMBEDDING}.timestep_embedder.linear_1", "time/mlp/fc1", copies=True),
+    *dense(f"{_EMBEDDING}.timestep_embedder.linear_2", "time/mlp/fc2", copies=True),
+    array(f"{_EMBEDDING}.class_embedder.embedding_table.weight", "classes", copies=True),
     *joined([f"{_BLOCK}.attn1.to_{name}" for name in "qkv"], "blocks/attention/qkv"),
     *dense(f"{_BLOCK}.attn1.to_out.0", "blocks/attention/proj"),
     *dense(f"{_BLOCK}.ff.net.0.proj", "blocks/mlp/fc1"),
@@ -50,8 +50,8 @@ DIFFUSERS: Sequence[Name] = [
     *dense("proj_out_2", "out"),
 ]
 
-# diffusers computes DiT's embedding of time with frequencies 1e-4^(i / 127), where DiT, and so its
-# published weights, have 1e-4^(i / 128). A folder of diffusers' gives what diffusers computes.
+# diffusers computes DiT's timestep embedding with frequencies 1e-4^(i / 127); DiT, and so its
+# published weights, use 1e-4^(i / 128). A ported diffusers folder computes the same as diffusers.
 DIFFUSERS_TIME_STEPS = 127
 
 _KNOWN = {
@@ -64,22 +64,23 @@ _KNOWN = {
 
 
 def rules(names: Sequence[Name]) -> list[Rule]:
-    """The way in; tables of fixed positions are computed here."""
+    """Import rules; fixed position tables are computed, not read."""
     return [Rule(r"pos_embed(\.pos_embed)?", None), *(name.rule() for name in names)]
 
 
 def describe(tensors: Mapping[str, np.ndarray]) -> DiT:
-    """The network of a state dictionary under the original names.
+    """The network of a state dict with the original names.
 
     Raises:
-      ConfigError: a tensor that tells a size is missing, or no published network is so wide.
+      ConfigError: a tensor that determines a size is missing, or no published network has this
+        width.
     """
     shapes = Shapes(tensors)
     width, channels, patch = (shapes.size("x_embedder.proj.weight", axis) for axis in range(3))
     outputs = shapes.size("final_layer.linear.weight", 0) / patch**2
     if outputs not in (channels, 2 * channels):
         raise ConfigError(
-            f"final_layer.linear.weight puts out {outputs:g} channels; expected {channels}, or "
+            f"final_layer.linear.weight has {outputs:g} output channels; expected {channels}, or "
             f"{2 * channels} with learned variances."
         )
     return DiT(
@@ -95,10 +96,10 @@ def describe(tensors: Mapping[str, np.ndarray]) -> DiT:
 
 
 def describe_folder(values: Mapping[str, Any]) -> DiT:
-    """The network of diffusers' config.json.
+    """The network of a diffusers config.json.
 
     Raises:
-      ConfigError: a setting is missing, or one that simjax's DiT does not have.
+      ConfigError: a setting is missing, or simjax's DiT does not support it.
     """
     require(values, _KNOWN)
     count = setting(values, "num_attention_heads")
@@ -118,16 +119,16 @@ def folder_config(network: DiT) -> dict[str, Any]:
     """The inverse of `describe_folder`.
 
     Raises:
-      ConfigError: diffusers' class computes another function.
+      ConfigError: diffusers' class computes a different function.
     """
     if network.time_steps != DIFFUSERS_TIME_STEPS:
         raise ConfigError(
-            f"diffusers computes DiT's embedding of time with {DIFFUSERS_TIME_STEPS} steps, this "
-            f"network, from the original repository, with {network.time_steps}: its outputs there "
-            "would be others. Start from a folder of diffusers', or leave this format out."
+            f"diffusers computes DiT's timestep embedding with {DIFFUSERS_TIME_STEPS} steps, this "
+            f"network, from the original repository, with {network.time_steps}: diffusers would "
+            "compute other outputs. Start from a diffusers folder, or leave this format out."
         )
     if network.learn_sigma is False:
-        raise ConfigError("diffusers' DiT puts out variances, which this network does not have.")
+        raise ConfigError("diffusers' DiT outputs variances, which this network does not have.")
     return {
         **{name: options[0] for name, options in _KNOWN.items()},
         "norm_eps": 1e-6,  # networks/transformer.py

@@ -1,4 +1,4 @@
-"""The public EDM checkpoints' names and constructor arguments (NVlabs/edm state dictionaries)."""
+"""Name maps and constructor arguments of EDM checkpoints (NVlabs/edm)."""
 
 import functools
 import re
@@ -24,11 +24,11 @@ from simjax.porting.maps.rules import (
     oihw_to_hwio,
 )
 
-HEAD_CHANNELS = 64  # of ADM's attention; the SongUNet has one head
+HEAD_CHANNELS = 64  # per attention head of ADM; SongUNet has one head
 
 
 def _qkv(array: np.ndarray, *, head: int | None) -> np.ndarray:
-    """Output channels (head, c, j) become (j, head, c), j = 0, 1, 2 for query, key, value."""
+    """Reorders channels (head, c, qkv) to (qkv, head, c)."""
     parts = array.reshape(-1, head or len(array) // 3, 3, *array.shape[1:])
     return np.moveaxis(parts, 2, 0).reshape(array.shape)
 
@@ -40,16 +40,17 @@ def _interleaved(array: np.ndarray, *, head: int | None) -> np.ndarray:
 
 
 def _swapped(array: np.ndarray) -> np.ndarray:
-    """[cos, sin] embeddings become [sin, cos]: the halves of the first axis change places."""
+    """Swaps the first axis' halves, from [cos, sin] to [sin, cos] embeddings."""
     return np.roll(array, len(array) // 2, axis=0)
 
 
-FROM_WAVES = Layout(lambda w: _swapped(w.T), lambda w: _swapped(w).T)  # a layer that reads them
-TO_WAVES = Layout(lambda w: _swapped(w).T, lambda w: _swapped(w.T))  # a layer added to them
+# Linear layers whose input is such an embedding, and whose output is added to one.
+FROM_WAVES = Layout(lambda w: _swapped(w.T), lambda w: _swapped(w).T)
+TO_WAVES = Layout(lambda w: _swapped(w).T, lambda w: _swapped(w.T))
 
 
 def _layer(foreign: str, path: str, layout: Layout, bias: Layout = AS_IT_IS) -> list[Name]:
-    """Weight and bias of a layer; `foreign` and `path` without their last names."""
+    """Names of a layer's weight and bias, given their common prefixes."""
     return [
         Name(f"model.{foreign}.weight", f"network/{path}/kernel", layout),
         Name(f"model.{foreign}.bias", f"network/{path}/bias", bias),
@@ -57,13 +58,13 @@ def _layer(foreign: str, path: str, layout: Layout, bias: Layout = AS_IT_IS) -> 
 
 
 def _norm(foreign: str, path: str) -> list[Name]:
-    """Scale and bias of a norm."""
+    """Names of a norm's scale and bias."""
     scale, bias = _layer(foreign, path, AS_IT_IS)
     return [scale._replace(path=f"network/{path}/scale"), bias]
 
 
 def _shared(head: int | None) -> list[Name]:
-    """Names of residual blocks and of what else both networks name alike."""
+    """Names shared by SongUNet and ADM: residual blocks, embeddings, first layer."""
     block, at = "{half}.{block}", "{half}/{block}"
     bias = Layout(functools.partial(_qkv, head=head), functools.partial(_interleaved, head=head))
     kernel = Layout(
@@ -109,12 +110,12 @@ def _adm_unet(network: AdmUNet) -> list[Name]:
 
 
 class Architecture(NamedTuple):
-    """One of the release's networks: its name map, and its constructor's arguments."""
+    """A network class of the release: its name map and constructor arguments."""
 
-    schema: type  # its class in simjax/config/schema.py
-    names: Callable[[Any], list[Name]]  # of a network of that class, both ways
-    arguments: Mapping[str, tuple[str, Any]]  # name -> (our field, what a file may leave out)
-    known: Mapping[str, tuple]  # all values that simjax has, where it has not all
+    schema: type  # our network class (simjax/networks)
+    names: Callable[[Any], list[Name]]  # names of such a network, for import and export
+    arguments: Mapping[str, tuple[str, Any]]  # argument -> (our field, default)
+    known: Mapping[str, tuple]  # argument -> supported values, where not all are
 
 
 REQUIRED = object()
@@ -161,12 +162,12 @@ ARCHITECTURES = {
         known=_KNOWN,
     ),
 }
-LARGEST = 4096  # of any size in the arguments: a file's claim must not cost time or memory
-MOST = 16  # of levels, blocks a level, taps
+LARGEST = 4096  # limit of any size in the arguments, so that no file can cost time or memory
+MOST = 16  # limit of levels, blocks per level, filter taps
 
 
 class Wrapper(NamedTuple):
-    """A preconditioning class of the release: ours, its usual network, its constants."""
+    """A preconditioning class: our name for it, default network, supported constants."""
 
     precondition: str
     model: str
@@ -182,21 +183,26 @@ WRAPPERS = {
     "VEPrecond": Wrapper("ve", "SongUNet", {}),
     "iDDPMPrecond": Wrapper("iddpm", "DhariwalUNet", _STEPS | {"C_1": (1e-3,), "C_2": (8e-3,)}),
 }
-# Of SiDA's release (SiD, branch sida): the same parameters, and an output of the encoder's more.
+# Classes of SiDA's release (SiD, branch sida): same parameters, but also return encoder features.
 ALIASES = {
     "EDMPrecond_EncoderDecoder": "EDMPrecond",
     "SongUNet_EncoderDecoder": "SongUNet",
     "DhariwalUNet_EncoderDecoder": "DhariwalUNet",
 }
-# Precision and range of the wrappers: no part of D in float32.
+# Precision and sigma range of the wrappers, without effect on D in float32.
 IGNORED = ("use_fp16", "sigma_min", "sigma_max")
 
 
 def describe(wrapper: str, arguments: Mapping[str, Any]) -> Description:
-    """The denoiser that a wrapper class and its constructor arguments make.
+    """The denoiser of a wrapper class and its constructor arguments.
+
+    >>> arguments = {"img_resolution": 64, "img_channels": 3, "label_dim": 1000}
+    >>> found = describe("EDMPrecond", arguments)
+    >>> type(found.network).__name__, found.precondition, found.sigma_data
+    ('AdmUNet', 'edm', 0.5)
 
     Raises:
-      ConfigError: another class, or an argument that no public checkpoint uses and simjax lacks.
+      ConfigError: unknown class, or an unsupported argument (no public checkpoint uses any).
     """
     wrapper = ALIASES.get(wrapper, wrapper)
     if wrapper not in WRAPPERS:
@@ -215,10 +221,10 @@ def describe(wrapper: str, arguments: Mapping[str, Any]) -> Description:
 
 
 def network(model: str, arguments: Mapping[str, Any]) -> Network:
-    """The network that a class and its constructor arguments describe.
+    """The network of a class and its constructor arguments.
 
     Raises:
-      ConfigError: another class, or an argument that no public checkpoint uses and simjax lacks.
+      ConfigError: unknown class, or an unsupported argument (no public checkpoint uses any).
     """
     model = ALIASES.get(model, model)
     if model not in ARCHITECTURES:
@@ -241,12 +247,12 @@ def network(model: str, arguments: Mapping[str, Any]) -> Network:
 
 
 def rules(network: Network) -> list[Rule]:
-    """The way in; what the network's arguments or its wrapper set is computed here."""
+    """Import rules; filters and noise levels are computed, not read."""
     return [Rule(r".*\.resample_filter|u", None), *(name.rule() for name in _names(network))]
 
 
 def constructor(description: Description) -> tuple[str, dict[str, Any]]:
-    """The inverse of `describe`: the wrapper class and its constructor arguments.
+    """Wrapper class and constructor arguments of a denoiser; inverse of `describe`.
 
     Raises:
       ConfigError: the release has no such denoiser.
@@ -257,7 +263,7 @@ def constructor(description: Description) -> tuple[str, dict[str, Any]]:
     if model is None or precondition not in wrappers:
         schemas = ", ".join(known.schema.__name__ for known in ARCHITECTURES.values())
         raise ConfigError(
-            f"{type(network).__name__} with precondition {precondition!r} is no denoiser of the "
+            f"{type(network).__name__} with precondition {precondition!r} is not a denoiser of the "
             f"EDM release, which has {schemas} with {', '.join(wrappers)}."
         )
     fields = ARCHITECTURES[model].arguments
@@ -268,7 +274,7 @@ def constructor(description: Description) -> tuple[str, dict[str, Any]]:
 
 
 def state_dict(description: Description, weights: Any) -> dict[str, np.ndarray]:
-    """The release's state dictionary: every name that its classes have, and no other."""
+    """The release's state dict, with exactly the names that its classes have."""
     network, precondition, _ = description
     tensors = export(_names(network), weights)
     taps = np.asarray(getattr(network, "filter_taps", (1, 1)), np.float32)  # ADM's are fixed
@@ -282,7 +288,7 @@ def state_dict(description: Description, weights: Any) -> dict[str, np.ndarray]:
 
 
 def _model(network: Network) -> str | None:
-    """The class of the release that a network is of."""
+    """The name of a network's class in the release, or None."""
     found = (name for name, a in ARCHITECTURES.items() if isinstance(network, a.schema))
     return next(found, None)
 
@@ -301,7 +307,7 @@ def _require_known(owner: str, arguments: Mapping[str, Any], known: Mapping[str,
 
 
 def _plain(model: str, name: str, value: Any, like: Any) -> Any:
-    """The value, if it is of the kind that belongs there and of sensible size."""
+    """The value of an argument, after checking its type and size."""
     if value is REQUIRED:
         raise ConfigError(f"{model}: its argument {name} is missing.")
     if isinstance(like, tuple) and isinstance(value, list | tuple) and len(value) <= MOST:

@@ -1,6 +1,6 @@
-"""PixArt-alpha's names and sizes: its repository's state dictionary, and diffusers' folders.
+"""Name maps and sizes of PixArt-alpha: original state dict, diffusers' folders.
 
-SIM's released student has the former's, under "model.".
+SIM's released student has the original names, prefixed with "model.".
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from simjax.porting.maps.transformer import (
 _SIZES = {
     "csize_embedder": "size",
     "ar_embedder": "aspect_ratio",
-}  # of the networks for 1024 pixels
+}  # only in networks for 1024 pixels
 ORIGINAL: Sequence[Name] = [
     *patches("x_embedder.proj"),
     *dense("t_embedder.mlp.0", "time/mlp/fc1"),
@@ -88,21 +88,22 @@ _KNOWN = {
     "norm_eps": (1e-6,),
     "upcast_attention": (False,),
 }
-CAPTION_CHANNELS = 4096  # of T5-XXL
-SPACINGS = (1.0, 2.0)  # interpolations of the published networks: up to 512 pixels, and 1024
-CLOSE = 1e-3  # between tables of positions in float16 and ours; our choice
+CAPTION_CHANNELS = 4096  # T5-XXL
+SPACINGS = (1.0, 2.0)  # interpolation of the published networks: up to 512 pixels, and 1024
+CLOSE = 1e-3  # largest difference of a float16 position table from ours; our choice
 
 
 def rules(names: Sequence[Name]) -> list[Rule]:
-    """The way in; tables of fixed positions are computed here, and noise levels belong to D."""
+    """Import rules; position tables and noise levels are computed, not read."""
     return [Rule(r"pos_embed(\.pos_embed)?|u", None), *(name.rule() for name in names)]
 
 
 def describe(tensors: Mapping[str, np.ndarray]) -> PixArt:
-    """The network of a state dictionary under the original names.
+    """The network of a state dict with the original names.
 
     Raises:
-      ConfigError: a tensor that tells a size is missing, or no published network is such.
+      ConfigError: a tensor that determines a size is missing, or no published network has such
+        sizes.
     """
     shapes = Shapes(tensors)
     width, channels, patch = (shapes.size("x_embedder.proj.weight", axis) for axis in range(3))
@@ -122,14 +123,14 @@ def describe(tensors: Mapping[str, np.ndarray]) -> PixArt:
 
 
 def describe_folder(values: Mapping[str, Any]) -> PixArt:
-    """The network of diffusers' config.json.
+    """The network of a diffusers config.json.
 
     Raises:
-      ConfigError: a setting is missing, or one that simjax's PixArt does not have.
+      ConfigError: a setting is missing, or simjax's PixArt does not support it.
     """
     require(values, _KNOWN)
     count, resolution = setting(values, "num_attention_heads"), setting(values, "sample_size")
-    is_large = resolution == 128  # what diffusers decides by, where its config does not say
+    is_large = resolution == 128  # diffusers' default of use_additional_conditions
     conditions = values.get("use_additional_conditions")
     return PixArt(
         resolution=resolution,
@@ -139,23 +140,23 @@ def describe_folder(values: Mapping[str, Any]) -> PixArt:
         depth=setting(values, "num_layers"),
         heads=count,
         caption_channels=setting(values, "caption_channels", CAPTION_CHANNELS),
-        caption_length=0,  # diffusers drops the embedding of no caption
+        caption_length=0,  # diffusers drops the null-caption embedding
         interpolation=float(setting(values, "interpolation_scale", max(resolution // 64, 1))),
         size_conditioning=is_large if conditions is None else conditions is True,
     )
 
 
 def without_no_caption(network: PixArt) -> PixArt:
-    """The network of a folder that lacks the learned embedding of no caption, as diffusers' do."""
+    """The network without the learned null-caption embedding, as in diffusers' folders."""
     return dataclasses.replace(network, caption_length=0)
 
 
 def folder_config(network: PixArt) -> dict[str, Any]:
-    """The inverse of `describe_folder`, but for the embedding of no caption."""
+    """The inverse of `describe_folder`, except for the null-caption embedding."""
     whole = float(network.interpolation).is_integer()
     return {
         **{name: options[0] for name, options in _KNOWN.items()},
-        "num_embeds_ada_norm": 1000,  # diffusers asks for a number, and does not use it
+        "num_embeds_ada_norm": 1000,  # required by diffusers, but unused
         "cross_attention_dim": network.width,
         "caption_channels": network.caption_channels,
         "interpolation_scale": int(network.interpolation) if whole else network.interpolation,
@@ -165,12 +166,12 @@ def folder_config(network: PixArt) -> dict[str, Any]:
 
 
 def _interpolation(table: np.ndarray, side: int, width: int) -> float:
-    """What the positions in a file were divided by."""
+    """The factor by which the positions in a file's table are divided."""
     for spacing in SPACINGS:
         ours = grid_embedding(side, width, 1 / spacing)
         if table.shape == (1, *ours.shape) and np.abs(table[0] - ours).max() < CLOSE:
             return spacing
     raise ConfigError(
-        f"pos_embed is no table of positions {' or '.join(map(str, SPACINGS))} times as dense as "
-        "DiT's; such a network is not supported."
+        f"pos_embed is not DiT's table of positions divided by {' or '.join(map(str, SPACINGS))}; "
+        "such a network is not supported."
     )

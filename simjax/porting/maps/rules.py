@@ -1,7 +1,8 @@
-"""Name maps with an exact cover: every foreign tensor has a rule, every parameter is filled once.
+"""Name maps between foreign tensors (a checkpoint's) and our parameters.
 
-A map (porting/maps/*) is a list of Rules, or of Names where weights go out under them too.
-Nothing here reads files.
+A map (porting/maps/*) is a list of Rules (import only) or of Names (import and export). Every
+foreign tensor must have a rule, and every parameter must be filled exactly once. Nothing here reads
+files.
 """
 
 import re
@@ -17,7 +18,11 @@ Convert = Callable[[np.ndarray], np.ndarray]
 
 
 def oihw_to_hwio(kernel: np.ndarray) -> np.ndarray:
-    """PyTorch convolution kernel to NHWC's."""
+    """Converts a convolution kernel of PyTorch to that of NHWC images.
+
+    >>> oihw_to_hwio(np.zeros((64, 3, 5, 5))).shape
+    (5, 5, 3, 64)
+    """
     return kernel.transpose(2, 3, 1, 0)
 
 
@@ -27,17 +32,17 @@ def hwio_to_oihw(kernel: np.ndarray) -> np.ndarray:
 
 
 def transposed(kernel: np.ndarray) -> np.ndarray:
-    """PyTorch linear (out, in) to (in, out)."""
+    """Converts a linear layer's weight of PyTorch, (out, in), to (in, out)."""
     return kernel.T
 
 
 def unchanged(array: np.ndarray) -> np.ndarray:
-    """The layouts agree."""
+    """The identity, where both layouts are the same."""
     return array
 
 
 class Layout(NamedTuple):
-    """How a foreign array becomes ours, and the way back."""
+    """Conversions of an array from a foreign layout to ours and back."""
 
     to_ours: Convert
     to_foreign: Convert
@@ -49,12 +54,14 @@ CONVOLUTION = Layout(oihw_to_hwio, hwio_to_oihw)
 
 
 class Rule(NamedTuple):
-    """Foreign names matching `pattern` (whole) go to `path`, converted; path None drops them.
+    """Maps foreign names that fully match `pattern` to `path`; None drops them.
 
     Args:
-      pattern: a group named `layer` is an index along the first axis of what lies at `path`.
-      part: (k, n): the k-th of n equal parts of the last axis is filled.
-      copies: several tensors may arrive at one place, if they are equal.
+      pattern: regular expression; a group named `layer` indexes the first axis of the array at
+        `path`.
+      convert: conversion to our layout.
+      part: (k, n): fills the k-th of n equal parts of the last axis.
+      copies: several tensors may map to the same place, if they are equal.
     """
 
     pattern: str
@@ -65,10 +72,11 @@ class Rule(NamedTuple):
 
 
 class Name(NamedTuple):
-    """One foreign name and one path of ours, both ways; "{}" in the name counts layers.
+    """A foreign name and our path, for import and export.
 
-    "{word}", in the name and in the path, is the same letters, digits and underscores in both. With
-    `copies` every layer has the same tensor, which is one of ours.
+    "{}" in the name is the layer index. "{word}" in both the name and the path stands for the same
+    letters, digits and underscores. With `copies`, all layers have equal tensors, which are one
+    parameter of ours.
     """
 
     foreign: str
@@ -78,7 +86,7 @@ class Name(NamedTuple):
     copies: bool = False
 
     def rule(self) -> Rule:
-        """The way in."""
+        """The rule that imports such a tensor."""
         number = r"\d{1,4}" if self.copies else r"(?P<layer>\d{1,4})"
         pattern = _pattern(self.foreign).replace(r"\{\}", number)
         path = re.sub(r"\{(\w+)\}", r"\\g<\1>", self.path)
@@ -86,7 +94,7 @@ class Name(NamedTuple):
 
 
 def _pattern(text: str) -> str:
-    """What matches a name or a path, with a group for each "{word}"."""
+    """Regular expression of a name or path, with a group per "{word}"."""
     return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", re.escape(text))
 
 
@@ -95,13 +103,18 @@ def apply(
 ) -> dict[str, Any]:
     """Fills `template`, a nested dict of arrays or shapes, from foreign tensors.
 
-    Tensor by tensor: what is needed beside the result is one of them in float32.
+    Tensors are converted one by one: memory holds the result and one tensor in float32.
+
+    >>> rules = [Rule(r"fc\\.weight", "fc/kernel", transposed)]
+    >>> template = {"fc": {"kernel": np.empty((2, 1), np.float32)}}
+    >>> apply(rules, {"fc.weight": np.array([[1.0, 2.0]])}, template)["fc"]["kernel"].tolist()
+    [[1.0], [2.0]]
 
     Returns:
       A nested dict of NumPy arrays with the template's structure, shapes and dtypes.
 
     Raises:
-      ConfigError: naming every tensor without a rule, every parameter left unfilled or filled
+      ConfigError: listing every tensor without a rule, every parameter left unfilled or filled
         twice, and every wrong shape, all at once.
     """
     filling = _Filling(template, sum(tensor.size for tensor in tensors.values()))
@@ -115,20 +128,27 @@ def apply(
     if problems:
         lines = "\n  ".join(problems)
         raise ConfigError(
-            f"{len(problems)} misfits between its {len(tensors)} tensors and the network:\n"
+            f"{len(problems)} mismatches between its {len(tensors)} tensors and the network:\n"
             f"  {lines}\n"
-            "Names are mapped in simjax/porting/maps; a shape that differs means that the weights "
-            "are those of another network than the file says."
+            "Names are mapped in simjax/porting/maps; a shape mismatch means that the weights "
+            "belong to another network than the one that the file describes."
         )
     return _unflatten(filling.arrays)
 
 
 def export(names: Sequence[Name], weights: Any, depth: int = 0) -> dict[str, np.ndarray]:
-    """The way out: foreign tensors by name, of the dtypes of `weights` (a nested dict).
+    """Exports a nested dict as foreign tensors by name; inverse of `apply`.
+
+    >>> names = [Name("fc.weight", "fc/kernel", LINEAR)]
+    >>> export(names, {"fc": {"kernel": np.ones((2, 1))}})
+    {'fc.weight': array([[1., 1.]])}
 
     Args:
-      names: those whose paths `weights` does not have are left out.
-      depth: layers, which "{}" in a name counts.
+      names: entries whose path is not in `weights` are skipped.
+      depth: number of layers, the range of "{}" in a name.
+
+    Returns:
+      Tensors of the dtypes of `weights`.
     """
     tensors = {}
     for name in names:
@@ -141,16 +161,16 @@ def export(names: Sequence[Name], weights: Any, depth: int = 0) -> dict[str, np.
 
 
 def _foreign(name: Name, whole: np.ndarray, layer: int | None) -> np.ndarray:
-    """What one foreign tensor holds of what lies at its path."""
+    """The foreign tensor for one layer and part of our array."""
     part, parts = name.part
     value = whole if layer is None or name.copies else whole[layer]
     return np.ascontiguousarray(name.layout.to_foreign(np.split(value, parts, axis=-1)[part]))
 
 
 class _Filling:
-    """Arrays on their way from foreign tensors, and what did not fit.
+    """Arrays being filled from foreign tensors, and the mismatches.
 
-    Memory is only taken where as many numbers have come as the template needs.
+    Memory is allocated only if the file has as many elements as the template needs.
     """
 
     def __init__(self, template: Any, numbers: int):
@@ -161,12 +181,12 @@ class _Filling:
         self._slots: dict[tuple, int] = {}  # (path, layer, part) -> elements that arrived there
 
     def take(self, name: str, tensor: np.ndarray, rule: Rule) -> None:
-        """Puts one tensor where its rule says, or notes why it cannot."""
+        """Converts and stores one tensor by its rule, or records the mismatch."""
         match = re.fullmatch(rule.pattern, name)
         path = match.expand(rule.path)
         try:
             value = rule.convert(np.asarray(tensor, np.float32))
-        except ValueError:  # not even of the right number of dimensions
+        except ValueError:  # wrong number of dimensions
             self.problems.append(f"{name} {tensor.shape} cannot be laid out as {path}")
             return
         if path not in self.arrays:
@@ -193,7 +213,7 @@ class _Filling:
             self.problems.append(f"{name} differs from the tensor that filled {where}")
 
     def gaps(self) -> list[str]:
-        """What no tensor filled, or not wholly."""
+        """Parameters that no tensor filled, or only in part."""
         arrived: Counter[str] = Counter()
         for (path, _, _), size in self._slots.items():
             arrived[path] += size
@@ -207,7 +227,7 @@ class _Filling:
 
     @staticmethod
     def _place(array: np.ndarray, layer: int | None, part: tuple[int, int]) -> np.ndarray | None:
-        """The slot that a layer and a part of the last axis stand for; None where there is none."""
+        """View of a layer and part of the last axis, or None."""
         if layer is not None:
             if not array.ndim or layer >= len(array):
                 return None
@@ -222,7 +242,7 @@ class _Filling:
 
 
 def _without_memory(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array that only has a shape, read-only."""
+    """A read-only array of this shape that takes no memory."""
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 

@@ -1,6 +1,6 @@
-"""The names and config.json of T5 v1.1 checkpoints as transformers saves them.
+"""Name map and config.json of transformers' T5 v1.1 checkpoints.
 
-Of T5EncoderModel, or of full T5 models, whose decoder is left out.
+For T5EncoderModel and for full T5 models, whose decoder is ignored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ RULES: Sequence[Rule] = [
     Rule(r"encoder\.final_layer_norm\.weight", "norm/scale"),
 ]
 
-# Field of config.json: ours, and the most it may be: some twice what published encoders have.
+# Field of config.json: our field and its largest value, some twice that of published encoders.
 SIZES = {
     "vocab_size": ("vocabulary", 2**18),
     "d_model": ("width", 2**13),
@@ -32,7 +32,7 @@ SIZES = {
     "relative_attention_num_buckets": ("buckets", 256),
     "relative_attention_max_distance": ("max_distance", 4096),
 }
-# What transformers takes for fields left out.
+# transformers' defaults for missing fields.
 DEFAULTS = {
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
@@ -45,14 +45,14 @@ KNOWN = {
     "is_gated_act": True,
     "layer_norm_epsilon": 1e-6,
 }
-SETTINGS = Settings("T5", "The encoders of T5 v1.1 are, e.g. google/t5-v1_1-xxl.")
+SETTINGS = Settings("T5", "Encoders of T5 v1.1 work, e.g. google/t5-v1_1-xxl.")
 
 
 def describe(values: Mapping[str, Any]) -> dict[str, int]:
-    """T5Encoder's sizes from a config.json's values; what concerns the decoder is not looked at.
+    """T5Encoder's sizes from a config.json's values; decoder fields are ignored.
 
     Raises:
-      ConfigError: a size is missing or out of bounds, or the encoder is one that simjax lacks.
+      ConfigError: a size is missing or out of range, or the encoder is not supported.
     """
     values = {**DEFAULTS, **values}
     for name, known in KNOWN.items():
@@ -64,7 +64,7 @@ def describe(values: Mapping[str, Any]) -> dict[str, int]:
     buckets = sizes["buckets"]
     if buckets < 4 or buckets % 2:
         raise SETTINGS.refusal(
-            "relative_attention_num_buckets", buckets, "an even number from 4 on"
+            "relative_attention_num_buckets", buckets, "an even number of at least 4"
         )
     if (distance := sizes["max_distance"]) <= buckets // 4:
         raise SETTINGS.refusal(

@@ -1,7 +1,7 @@
-"""What DiT's and PixArt's checkpoints have in common: names of layers, and sizes read off shapes.
+"""Shared by DiT and PixArt checkpoints: layer names, and sizes from shapes.
 
-Two families of names: those of the papers' own repositories ("blocks.0.attn.qkv.weight"), and those
-of diffusers ("transformer_blocks.0.attn1.to_q.weight").
+There are two sets of names: those of the original repositories ("blocks.0.attn.qkv.weight"), and
+those of diffusers ("transformer_blocks.0.attn1.to_q.weight").
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ from simjax.porting.files.foreign_file import shown
 from simjax.porting.maps.rules import AS_IT_IS, CONVOLUTION, LINEAR, Layout, Name
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width: S, B, L, XL of DiT's table 1
-LARGEST = 16384  # of any size: a file's claim must not cost time or memory
+LARGEST = 16384  # limit of any size, so that no file can cost time or memory
 MOST_LAYERS = 256
 REQUIRED = object()
 
 
 def dense(foreign: str, path: str, **options: Any) -> list[Name]:
-    """Weight and bias of a linear layer; `foreign` and `path` without their last names."""
+    """Names of a linear layer's weight and bias, given their common prefixes."""
     return [
         Name(f"{foreign}.weight", f"network/{path}/kernel", LINEAR, **options),
         Name(f"{foreign}.bias", f"network/{path}/bias", AS_IT_IS, **options),
@@ -30,13 +30,13 @@ def dense(foreign: str, path: str, **options: Any) -> list[Name]:
 
 
 def patches(foreign: str) -> list[Name]:
-    """The convolution that makes tokens."""
+    """Names of the patch embedding, a convolution."""
     weight, bias = dense(foreign, "patches/proj")
     return [weight._replace(layout=CONVOLUTION), bias]
 
 
 def joined(foreign: Sequence[str], path: str) -> list[Name]:
-    """Linear layers that are one of ours, their outputs side by side."""
+    """Names of linear layers whose outputs one layer of ours concatenates."""
     parts = len(foreign)
     return [
         name
@@ -46,63 +46,68 @@ def joined(foreign: Sequence[str], path: str) -> list[Name]:
 
 
 def array(foreign: str, path: str, layout: Layout = AS_IT_IS, **options: Any) -> Name:
-    """A tensor that is no layer's weight or bias."""
+    """Name of a tensor that is not a layer's weight or bias."""
     return Name(foreign, f"network/{path}", layout, **options)
 
 
 class Shapes:
-    """Sizes read off the shapes of tensors, each refused where the file does not have it."""
+    """Network sizes from the shapes of a checkpoint's tensors."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray]):
         self._tensors = tensors
 
     def size(self, name: str, axis: int) -> int:
-        """The length of one axis.
+        """The length of one axis of a tensor.
 
         Raises:
-          ConfigError: no such tensor, no such axis, or a length that is not sensible.
+          ConfigError: no such tensor, no such axis, or a length beyond LARGEST.
         """
         tensor = self._tensors.get(name)
         if tensor is None or tensor.ndim <= axis or not 0 < tensor.shape[axis] <= LARGEST:
             found = "is missing" if tensor is None else f"has shape {tensor.shape}"
-            raise ConfigError(f"tensor {name}, which tells a size of the network, {found}.")
+            raise ConfigError(f"tensor {name}, which determines a size of the network, {found}.")
         return tensor.shape[axis]
 
     def depth(self, pattern: str) -> int:
-        """How many layers have the tensor `pattern`, whose "{}" counts them from 0."""
+        """Number of layers with the tensor `pattern`; "{}" is the layer index."""
         return next(
             (n for n in range(MOST_LAYERS) if pattern.format(n) not in self._tensors), MOST_LAYERS
         )
 
     def side(self, name: str) -> int:
-        """Tokens along a side of the square grid that a table (1, n, c) of positions covers."""
+        """Side of the square grid of a position table (1, tokens, c)."""
         tokens = self.size(name, 1)
         side = round(tokens**0.5)
         if side**2 != tokens:
-            raise ConfigError(f"{name}: {tokens} positions are no square grid.")
+            raise ConfigError(f"{name} has {tokens} positions, expected a square number.")
         return side
 
 
 def heads(width: int) -> int:
-    """Attention heads of a published network, which no tensor's shape tells.
+    """Attention heads of the published network of this width.
+
+    No tensor's shape determines them.
+
+    >>> heads(1152)
+    16
 
     Raises:
-      ConfigError: no published network is of this width.
+      ConfigError: no published network has this width.
     """
     if width not in HEADS:
         raise ConfigError(
-            f"a transformer of width {width}: the file does not tell its attention heads, and no "
-            f"published network is so wide ({', '.join(map(str, HEADS))}); use the folder with its "
-            "config.json of diffusers."
+            f"a transformer of width {width}: the file does not record its attention heads, and no "
+            f"published network has this width (known: {', '.join(map(str, HEADS))}); use a "
+            "diffusers folder with its config.json."
         )
     return HEADS[width]
 
 
 def setting(values: Mapping[str, Any], name: str, default: Any = REQUIRED) -> int:
-    """A whole number of a config.json.
+    """A whole number in a config.json.
 
     Raises:
-      ConfigError: it is missing, no whole number, or not sensible.
+      ConfigError: it is missing, not a whole number, or out of range.
     """
     value = values.get(name)
     value = default if value is None else value
@@ -115,7 +120,7 @@ def setting(values: Mapping[str, Any], name: str, default: Any = REQUIRED) -> in
 
 
 def shared_config(network: DiT | PixArt) -> dict[str, int]:
-    """What both kinds' config.json of diffusers say alike; variances are put out beside means."""
+    """Fields that diffusers' DiT and PixArt share; outputs include variances."""
     return {
         "num_attention_heads": network.heads,
         "attention_head_dim": network.width // network.heads,
@@ -128,7 +133,7 @@ def shared_config(network: DiT | PixArt) -> dict[str, int]:
 
 
 def require(values: Mapping[str, Any], known: Mapping[str, tuple]) -> None:
-    """Refuses settings of a config.json that simjax's network does not have.
+    """Rejects settings of a config.json that simjax's network does not support.
 
     Raises:
       ConfigError: naming all of them.

@@ -1,4 +1,4 @@
-"""The names and config.json of diffusers' AutoencoderKL, with its attention's older names."""
+"""Name map and config.json of diffusers' AutoencoderKL, incl. older attention names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from simjax.porting.maps.settings import Settings
 
 
 def _pointwise(kernel: np.ndarray) -> np.ndarray:
-    """A linear layer's (out, in), or a 1x1 convolution's (out, in, 1, 1), as the latter's HWIO."""
+    """Converts (out, in) or a 1x1 kernel in OIHW to HWIO."""
     return oihw_to_hwio(kernel.reshape(*kernel.shape[:2], 1, 1))
 
 
@@ -25,7 +25,7 @@ _ATTENTION_AT = r"\1/blocks/mid_attention/"
 
 
 def _residual(block: str, at: str, number: int) -> list[Rule]:
-    """Rules of a residual block; `number` is that of the first group after the block's own."""
+    """Rules of a residual block; group `number` matches a layer's name."""
     return [
         Rule(block + r"(norm\d)\.weight", rf"{at}\{number}/scale"),
         Rule(block + r"(conv\d)\.weight", rf"{at}\{number}/kernel", oihw_to_hwio),
@@ -36,7 +36,7 @@ def _residual(block: str, at: str, number: int) -> list[Rule]:
 
 
 def _projection(pattern: str, ours: str) -> list[Rule]:
-    """Rules of one of the attention's four, whose names now and before `pattern` matches."""
+    """Rules of an attention projection; `pattern` matches its current and older names."""
     return [
         Rule(_ATTENTION + pattern + r"\.weight", f"{_ATTENTION_AT}{ours}/kernel", _pointwise),
         Rule(_ATTENTION + pattern + r"\.bias", f"{_ATTENTION_AT}{ours}/bias"),
@@ -69,7 +69,7 @@ RULES: Sequence[Rule] = [
     Rule(r"((?:post_)?quant_conv)\.bias", r"\1/bias"),
 ]
 
-# Field of config.json: ours, and the most it may be.
+# Field of config.json: our field and its largest value.
 SIZES = {
     "in_channels": ("image_channels", 64),
     "latent_channels": ("latent_channels", 256),
@@ -79,7 +79,7 @@ SIZES = {
 WIDEST = 2048  # channels of a level
 MOST_LEVELS = 8
 LARGEST_SCALING = 1000
-# What diffusers takes for fields left out.
+# diffusers' defaults for missing fields.
 DEFAULTS = {
     "in_channels": 3,
     "out_channels": 3,
@@ -97,22 +97,22 @@ KNOWN = {
     "mid_block_add_attention": True,
 }
 BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-# The size of images in training, and that float16 would overflow: no part of the networks.
+# Versions, training resolution and a float16 overflow flag: without effect on the networks.
 IGNORED = ("_diffusers_version", "_name_or_path", "sample_size", "force_upcast")
 FIELDS = {*SIZES, *DEFAULTS, *KNOWN, *BLOCK_TYPES, *IGNORED, "block_out_channels"}
 SETTINGS = Settings("AutoencoderKL")
 
 
 def describe(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Autoencoder's arguments from a config.json's values.
+    """The arguments of `Autoencoder` from a config.json's values.
 
     Raises:
-      ConfigError: a field is missing, out of bounds or unknown, or asks for what simjax lacks.
+      ConfigError: a field is missing, out of range or unknown, or has an unsupported value.
     """
     if unknown := sorted(values.keys() - FIELDS):
         raise ConfigError(
-            f"AutoencoderKL: simjax does not know its field {unknown[0][:60]!r}; is this the "
-            "config.json of such an autoencoder? Other kinds are not supported."
+            f"AutoencoderKL: unknown field {unknown[0][:60]!r}; is this the config.json of an "
+            "AutoencoderKL? Other autoencoders are not supported."
         )
     values = {**DEFAULTS, **values}
     sizes = {

@@ -129,5 +129,5 @@ def test_our_weights_come_back(description):
     ("network", "family"), [(TEACHER, "flow"), (config.DiT(), "edm"), (config.PixArt(), "edm")]
 )
 def test_what_the_release_does_not_have_is_refused(network, family):
-    with pytest.raises(ConfigError, match="is no denoiser of the EDM release, which has"):
+    with pytest.raises(ConfigError, match="is not a denoiser of the EDM release, which has"):
         edm.constructor(Description(network, family, 0.5))

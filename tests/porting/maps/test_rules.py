@@ -47,7 +47,7 @@ def test_all_problems_come_at_once():
         rules.apply(MAP, {"extra": np.ones(2), "a.bias": np.ones(3)}, TEMPLATE)
     assert "no rule for tensor extra" in str(error.value)
     assert "nothing fills net/a/kernel (2, 3)" in str(error.value)
-    assert str(error.value).startswith("2 misfits between its 2 tensors")
+    assert str(error.value).startswith("2 mismatches between its 2 tensors")
 
 
 # Two layers whose kernel (in, 3 * out) holds queries, keys and values; one bias that has two names.
