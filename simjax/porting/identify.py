@@ -41,7 +41,7 @@ MOST_SHOWN = 4  # names in a message; our choice
 
 
 class Identified(NamedTuple):
-    """A network, its name map and family, and assumptions that no file confirms."""
+    """A network with its name map, tensors, family and unconfirmed assumptions."""
 
     network: Network
     rules: Sequence[Rule]
@@ -92,7 +92,7 @@ def identify(weights: Weights, family: str = "") -> Identified:
 
 
 def require_schedule(transformer: Path) -> bool:
-    """Checks the DDPM schedule of the pipeline that contains a diffusers transformer folder.
+    """Checks the DDPM schedule of the pipeline around a diffusers transformer.
 
     Returns:
       Whether there is such a pipeline with a scheduler config.

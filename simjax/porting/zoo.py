@@ -72,7 +72,7 @@ def _release() -> dict[str, Entry]:
 
 
 def _transformers() -> dict[str, Entry]:
-    """DiT-XL/2, SiT-XL/2 and PixArt-alpha; resolutions are those of the latents, pixels / 8."""
+    """DiT-XL/2, SiT-XL/2 and PixArt-alpha; resolution of the latents, pixels / 8."""
     latent = {"precondition": "ddpm_linear", "sigma_data": 1.0}
     networks = {
         f"{DIT}DiT-XL-2-256x256.pt": DiT(resolution=32),
@@ -102,7 +102,7 @@ INCEPTION = (
 
 
 def find(name: str) -> Entry:
-    """The entry of a known name, as a copy that the caller may modify.
+    """The entry of a known name, a copy that may be modified.
 
     >>> find("edm-cifar10-32x32-cond-vp").network.label_dim
     10
@@ -121,7 +121,7 @@ def find(name: str) -> Entry:
 
 
 def fetch(source: str, *, sha256: str = "", say: Callable[[str], None] = print) -> LocalFile:
-    """The verified local file of a known name, an http(s) URL or a path.
+    """The verified local file of a known name, URL or path.
 
     Names and URLs are downloaded once, into the cache; paths are used in place.
 
@@ -173,7 +173,7 @@ def local(path: str) -> str:
 
 
 def missing(source: str) -> ConfigError:
-    """The error for a missing path, which may name a Hugging Face repository."""
+    """The error for a missing path, possibly a Hugging Face repository."""
     found = HUB.fullmatch(source)
     remedy = ""
     if found and not source.endswith(FILES):

@@ -103,7 +103,7 @@ def test_output_channels_are_read_off_the_file(tmp_path):
     tensors = original(half, weights)
     tensors["final_layer.linear.weight"] = np.zeros((12, 48), np.float32)
     files.write_torch_zip(tmp_path / "odd.pt", tensors)
-    with pytest.raises(ConfigError, match="puts out 3 channels; expected 4, or 8 with learned"):
+    with pytest.raises(ConfigError, match="has 3 output channels; expected 4, or 8 with learned"):
         port.port(str(tmp_path / "odd.pt"), family="sit", say=quiet)
 
 
@@ -280,7 +280,7 @@ def test_a_claim_of_many_sizes_costs_no_memory(tmp_path):
     most = {"num_layers": 256, "num_attention_heads": 128, "attention_head_dim": 128}
     tensors = rules.export(pixart.DIFFUSERS, weights_of(PIXART), 2)
     message = refused(write_folder(tmp_path, tensors, CONFIG | most | {"caption_channels": 9999}))
-    assert "misfits" in message
+    assert "mismatches" in message
 
 
 def test_a_known_name_needs_no_file_to_be_planned():

@@ -1,5 +1,6 @@
-"""Download cache: one file per URL, complete or absent, verified at every use.
+"""Download cache with one file per URL, verified at every use.
 
+A file in the cache is complete or absent.
 A download is stored as HASH-NAME (HASH of its URL), a file placed by hand as NAME. A .json next to
 it records its URL, size and sha256 at the first use. Called from porting/zoo.py.
 """
@@ -70,7 +71,7 @@ def digest(path: epath.Path | pathlib.Path) -> str:
 
 
 def _paths(url: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """The path of its download, and the path for a file placed by hand."""
+    """Cache paths of a URL: its download, and a file placed by hand."""
     name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path.rpartition("/")[2]))
     by_hand = storage.cache_directory() / (name.strip(".")[-100:] or "file")
     url_hash = hashlib.sha256(url.encode()).hexdigest()[:8]
@@ -80,7 +81,7 @@ def _paths(url: str) -> tuple[pathlib.Path, pathlib.Path]:
 def _first_use(
     url: str, path: pathlib.Path, by_hand: pathlib.Path, sha256: str, say: Say
 ) -> LocalFile:
-    """Downloads unless the file is already there; records its URL, size and checksum."""
+    """Downloads a file unless it exists; records its size and checksum."""
     found = _find(url, path, by_hand)
     if found is None:
         found = _downloaded(url, path, by_hand, sha256, say)
@@ -152,7 +153,7 @@ def _record(path: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path, say: Say) -> Iterator[None]:
-    """A lock between processes and threads, released by the kernel after a kill."""
+    """Lock between processes and threads; the kernel releases it after a kill."""
     with pathlib.Path(f"{path}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

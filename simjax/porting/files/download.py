@@ -41,7 +41,7 @@ def require_http(url: str) -> None:
 
 
 def complete(url: str, part: pathlib.Path, *, by_hand: pathlib.Path, say: Say) -> None:
-    """Completes the file `part` from its current content; the caller holds its lock.
+    """Downloads the rest of `part`; the caller holds a lock on it.
 
     Args:
       by_hand: path that error messages give for placing the file by hand.
@@ -71,7 +71,7 @@ def forget(part: pathlib.Path) -> None:
 
 
 def _transfer(url: str, part: pathlib.Path, by_hand: pathlib.Path, say: Say) -> None:
-    """One request: appends the missing bytes, or restarts if the server requires it."""
+    """Makes one request; appends the missing bytes or restarts from byte 0."""
     version = _version_file(part).read_text() if _version_file(part).exists() else ""
     have = part.stat().st_size if version and part.exists() else 0
     wanted = {"Range": f"bytes={have}-", "If-Range": version} if have else {}
@@ -133,7 +133,7 @@ def _chunks(response: HTTPResponse) -> Iterator[bytes]:
 
 
 def _extent(response: HTTPResponse) -> tuple[int, int | None]:
-    """First byte of the response (-1 if unknown), and the file size if given."""
+    """The first byte sent (-1 if unknown) and any given file size."""
     if response.status != 206:
         length = response.headers["Content-Length"] or ""
         return 0, int(length) if length.isdigit() else None

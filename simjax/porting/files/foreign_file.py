@@ -106,7 +106,7 @@ def shown(name: str) -> str:
 
 
 def are_counts(numbers: Sequence[Any]) -> bool:
-    """Whether these are at most 64 nonnegative integers of 63 bits, e.g. a shape.
+    """Whether these are at most 64 nonnegative integers of 63 bits.
 
     >>> are_counts([2, 3]), are_counts([-1, 3]), are_counts([2.0, 3])
     (True, False, False)

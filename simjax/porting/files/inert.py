@@ -1,4 +1,4 @@
-"""Placeholders for a pickle's classes and calls, and a safe traversal of them.
+"""Placeholders for a pickle's classes and calls, and their safe traversal.
 
 unpickle.py creates them; the readers in this folder convert them to arrays and plain values.
 """
@@ -70,7 +70,7 @@ def untangled(
 
 
 def described(value: Any) -> str:
-    """An unpickled value's kind for messages, never its contents, which may be huge.
+    """An unpickled value's kind, for messages; never its contents, possibly huge.
 
     >>> described(Foreign("os.system", ("rm",))), described([1, 2])
     ('an object of os.system', 'a list')
@@ -81,7 +81,7 @@ def described(value: Any) -> str:
 
 
 def hashable(key: Any) -> Any:
-    """Returns a dict key or set element if it is cheap to hash; raises otherwise."""
+    """Returns a dict key or set element that is cheap to hash."""
     if not isinstance(key, str | int | Name | None):
         raise ConfigError(f"a dict or set in it has {described(key)} as a key; {DOWNLOAD_AGAIN}")
     if isinstance(key, int) and abs(key) >= LARGEST_KEY:

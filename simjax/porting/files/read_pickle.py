@@ -152,7 +152,7 @@ def _collect(
 
 
 def _named(members: Mapping[str, Any], prefix: str, budget: Budget) -> dict[str, Any]:
-    """A module's members by full name, after charging the names to the budget."""
+    """A module's members by full name; charges the names to the budget."""
     for key in members:
         if not isinstance(key, str) or "." in key:
             raise ConfigError(f"{shown(prefix)} has a member with a bad name; {DOWNLOAD_AGAIN}")

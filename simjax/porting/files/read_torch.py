@@ -107,7 +107,7 @@ def _with_storages_after(data: memoryview, start: int, budget: Budget) -> Any:
 
 
 def _archive(data: memoryview, budget: Budget) -> Any:
-    """The format since torch 1.6: a zip archive of a pickle and storages."""
+    """The format since torch 1.6: a zip of a pickle and storages."""
     members = stored_zip.members(data, budget)
     pickles = [name for name in members if name.endswith("/data.pkl")]
     if len(pickles) != 1:

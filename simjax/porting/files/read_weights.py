@@ -53,7 +53,7 @@ class Weights(NamedTuple):
 
 
 def read(path: str | os.PathLike) -> Weights:
-    """Reads a weight file, an index (*.json) with its shards, or a folder.
+    """Reads a file, an index (*.json) with its shards, or a folder.
 
     A file's format is detected from its content. If a folder has several weight files, those
     without a variant (fp16, ema) are preferred, then safetensors.
@@ -69,7 +69,7 @@ def read(path: str | os.PathLike) -> Weights:
 
 
 def unwrapped(value: Any, path: str | os.PathLike) -> tuple[dict[str, np.ndarray], str]:
-    """The state dict in a loaded checkpoint, and its key ("" for none).
+    """The state dict in a loaded checkpoint, and its key or "".
 
     Other entries (optimizer, epoch, arguments) are ignored.
 
@@ -111,7 +111,7 @@ def _without_wrappers(
 
 
 def _key(value: Any, path: str | os.PathLike) -> str:
-    """The only key with a state dict in the first row of KEYS with any."""
+    """The key of the state dict, by the priority of KEYS."""
     dicts: set[str] = set()
     if isinstance(value, dict) and not any(isinstance(one, np.ndarray) for one in value.values()):
         dicts = {key for key, member in value.items() if isinstance(member, dict) and member}
@@ -135,7 +135,7 @@ def _are_tensors(value: Any) -> bool:
 
 
 def _held(value: Any) -> str:
-    """Describes an unpickled value; for a dict, its entries other than named tensors."""
+    """Describes an unpickled value; of a dict, the entries besides named tensors."""
     if not isinstance(value, dict):
         return described(value)
     others = {
@@ -159,7 +159,7 @@ def _file(path: Path) -> Weights:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether byte 8, after the header's length, is a brace; never in torch.save files."""
+    """Whether byte 8 is a brace, as in no torch.save file."""
     with reading(path) as (data, _):
         return data[8:9] == b"{"
 
@@ -282,7 +282,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _noting(problems: list[str]) -> Iterator[None]:
-    """Collects a ConfigError of the block, so that all are reported at once."""
+    """Appends the block's ConfigError to a list that is reported at once."""
     try:
         yield
     except ConfigError as error:

@@ -71,7 +71,7 @@ def load(
 
 
 class _Machine:
-    """The state of one run: the stack, the stacks saved at a MARK, the memo."""
+    """State of a run: the stack, the stacks below MARKs, the memo."""
 
     def __init__(self, data, start, table, budget, persistent):
         self.data, self.position = data, start
@@ -281,7 +281,7 @@ def _new_object_with_keywords(machine: _Machine, _):
 
 
 def _build(machine: _Machine, _):
-    """Sets the state of a Foreign; attributes of dicts and arrays are dropped."""
+    """Sets a Foreign's state; drops the attributes of dicts and arrays."""
     state = machine.stack.pop()
     target = _top(machine, (Foreign, dict, np.ndarray))
     if isinstance(target, Foreign):
@@ -326,7 +326,7 @@ def _push_name(machine: _Machine, *parts):
 
 
 def _top(machine: _Machine, kinds):
-    """The top of the stack, which must be of one of these types."""
+    """The top of the stack; raises unless it has a given type."""
     target = machine.stack[-1]
     if not isinstance(target, kinds):
         raise ConfigError(f"its pickle fills {described(target)}; {DOWNLOAD_AGAIN}")
