@@ -1,11 +1,11 @@
-"""EDM's augmentation pipe: random transformations of images, and labels that tell a network which.
+"""EDM's augmentation pipeline: random transformations, and labels to condition on.
 
-Each transformation is applied to an image with probability multiplier * p, in a fixed order: moves
-of whole pixels; then one affine map (simjax/data/warp.py); then one matrix on the channels.
-Its labels are zero where it was not applied.
+Each transformation is applied to an image with probability multiplier * p, in a fixed order: flips
+and moves by whole pixels; then one affine map (simjax/data/warp.py); then one matrix on the
+channels. The labels of a transformation that was not applied are zero.
 
 References: EDM, arXiv:2206.00364, appendix F.2; StyleGAN2-ADA, arXiv:2006.06676, appendix B.
-For losses that train a denoiser on images, without gradient in the images.
+For losses that train a denoiser on real images; no gradient with respect to the images.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ SATURATION_STD = 1.0  # octaves
 LUMA = np.array([1, 1, 1]) / math.sqrt(3)  # direction of grey in the space of colours
 
 Square = Float[Array, "n n c"]
-Affine = Float[Array, "3 3"]  # output position to input position, in image widths from the centre
+Affine = Float[Array, "3 3"]  # maps output to input positions, in image widths from the centre
 Colour = Float[Array, "4 4"]  # on (red, green, blue, 1)
-Draws = dict[str, Float[Array, "_"]]  # by transformation: its units, then a uniform one: the gate
+Draws = dict[str, Float[Array, "_"]]  # per transformation: unit random numbers, uniform gate
 Scalars = list[Scalar]
 
 
 class Transformation(NamedTuple):
-    """The laws of its unit random numbers, and what they do: see PIXELS, GEOMETRY and COLOURS."""
+    """Laws of unit random numbers and their effect (PIXELS, GEOMETRY, COLOURS)."""
 
     laws: tuple[Callable[[Scalar], Scalar], ...]
     effect: Callable[..., tuple[Array, Scalars]]
@@ -52,7 +52,7 @@ Group = dict[str, Transformation]
 
 @dataclasses.dataclass(frozen=True)
 class Pipe:
-    """Probability of each transformation in multiples of p; 0 leaves it and its labels out."""
+    """Multiplier of each transformation's probability; 0 removes it and its labels."""
 
     xflip: float = 0.0
     yflip: float = 0.0
@@ -69,25 +69,30 @@ class Pipe:
     saturation: float = 0.0
 
 
-# The training set of EDM and SiD, 9 labels, p = 0.12 on CIFAR-10; half of all images is mirrored.
+# EDM's and SiD's setting: 9 labels, p = 0.12 on CIFAR-10; xflip mirrors half of all images.
 EDM = Pipe(xflip=1e8, yflip=1, scale=1, rotate_frac=1, aniso=1, translate_frac=1)
 
 
 @typed
 def augment(images: Images, keys: Key, *, p: float, pipe: Pipe = EDM) -> tuple[Images, Labels]:
-    """Transformed images and their labels (b, k), k = 9 for EDM's pipe.
+    """Transformed images and their labels (b, k); EDM's k = 9.
+
+    >>> images, keys = jnp.ones((2, 8, 8, 3)), jax.random.split(jax.random.key(0), 2)
+    >>> augmented, labels = jax.eval_shape(lambda *args: augment(*args, p=0.12), images, keys)
+    >>> augmented.shape, labels.shape
+    ((2, 8, 8, 3), (2, 9))
 
     Args:
       images: square, data units.
-      keys: (b,), one for each example: results do not depend on how a batch is cut or spread.
+      keys: (b,), one per example: results do not depend on batch splits or sharding.
       p: probability of a transformation whose multiplier is 1.
     """
     return jax.vmap(lambda image, key: apply(image, draw(key, pipe), p=p, pipe=pipe))(images, keys)
 
 
 def draw(key: Key, pipe: Pipe) -> Draws:
-    """One image's random numbers. A transformation's do not depend on which others there are."""
-    uniform = jax.random.uniform(key, (len(TRANSFORMATIONS), 4), minval=1e-7)  # not 0: see _normal
+    """One image's random numbers per transformation, independent of which are enabled."""
+    uniform = jax.random.uniform(key, (len(TRANSFORMATIONS), 4), minval=1e-7)  # 0: -inf in _normal
     return {
         name: jnp.stack([*(law(u) for law, u in zip(laws, row, strict=False)), row[-1]])
         for row, (name, (laws, _)) in zip(uniform, TRANSFORMATIONS.items(), strict=True)
@@ -100,9 +105,9 @@ def apply(image: Square, draws: Draws, *, p: float, pipe: Pipe) -> tuple[Square,
     """One image transformed with given random numbers, and its labels.
 
     Raises:
-      ConfigError: changes of colour in images that have neither 1 nor 3 channels.
+      ConfigError: a colour transformation of images with neither 1 nor 3 channels.
     """
-    units = {  # zeros, which change nothing, unless the gate is open
+    units = {  # zero, the identity, unless the gate is open
         name: jnp.where(numbers[-1] < getattr(pipe, name) * p, numbers[:-1], 0)
         for name, numbers in draws.items()
     }
@@ -114,7 +119,7 @@ def apply(image: Square, draws: Draws, *, p: float, pipe: Pipe) -> tuple[Square,
     with jax.default_matmul_precision("highest"):
         maps, map_labels = _matrices(GEOMETRY, units)
         colours, colour_labels = _matrices(COLOURS, units)
-        if maps:  # from output to input: the last transformation is undone first
+        if maps:  # from output to input: the last transformation is inverted first
             image = _resample(image, functools.reduce(jnp.matmul, maps))
         if colours:
             image = _recolour(image, functools.reduce(jnp.matmul, reversed(colours)))
@@ -122,18 +127,18 @@ def apply(image: Square, draws: Draws, *, p: float, pipe: Pipe) -> tuple[Square,
 
 
 def _matrices(group: Group, units: Draws) -> tuple[list[Array], Scalars]:
-    """The matrices of the group's transformations in their order, and all their labels."""
+    """The matrices of a group's transformations, in order, and their labels."""
     effects = [group[name].effect(*units[name]) for name in group if name in units]
     return [matrix for matrix, _ in effects], [one for _, labels in effects for one in labels]
 
 
 def _resample(image: Square, inverse: Affine) -> Square:
-    """Where the map is the identity, the image as it was, to the bit."""
+    """Resamples an image; bit-exact where the map is the identity."""
     return jnp.where(jnp.all(inverse == jnp.eye(3)), image, warp.affine(image, inverse))
 
 
 def _recolour(image: Square, matrix: Colour) -> Square:
-    """A colour becomes matrix times (colour, 1). Grey is three equal channels and stays so."""
+    """Applies the matrix to (colour, 1); grey is three equal channels."""
     channels = image.shape[-1]
     if channels not in (1, 3):
         raise ConfigError(
@@ -156,14 +161,14 @@ def _yflip(image: Square, flip: Scalar) -> tuple[Square, Scalars]:
 
 
 def _rotate_int(image: Square, turns: Scalar) -> tuple[Square, Scalars]:
-    """Quarter turns, labelled by the two bits of their Gray code."""
+    """Rotates by quarter turns; labels are their Gray code's two bits."""
     turned = [jnp.rot90(image, k) for k in range(4)]
     bits = [(turns == 1) | (turns == 2), (turns == 2) | (turns == 3)]
     return jax.lax.select_n(turns.astype(jnp.int32), *turned), [bit.astype(float) for bit in bits]
 
 
 def _translate_int(image: Square, x: Scalar, y: Scalar) -> tuple[Square, Scalars]:
-    """Shifts right and up by up to SHIFT_MAX, rounded to pixels; reflection fills the gap."""
+    """Shifts right and up by whole pixels; reflection fills the gap."""
     size = len(image)
     furthest = size * SHIFT_MAX
 
@@ -187,7 +192,7 @@ def _rotate_frac(half_turns: Scalar) -> tuple[Affine, Scalars]:
 
 
 def _aniso(octaves: Scalar, half_turns: Scalar, axis: Scalar) -> tuple[Affine, Scalars]:
-    """Stretches along a direction and shrinks across it, by the same factor."""
+    """Stretches along a direction and shrinks across it by the same factor."""
     oblique = (axis + 1) / 2 < OBLIQUE_PROBABILITY
     angle = jnp.where(oblique, math.pi * half_turns, 0)
     stretch = _magnify(STRETCH_STD * octaves, -STRETCH_STD * octaves)
@@ -209,7 +214,7 @@ def _rotate(angle: Scalar) -> Affine:
 
 
 def _circle(half_turns: Scalar) -> Scalars:
-    """Labels of an angle: (0, 0) for none, and no jump at a full turn."""
+    """Labels (cos - 1, sin) of an angle, continuous at full turns."""
     angle = math.pi * half_turns
     return [jnp.cos(angle) - 1, jnp.sin(angle)]
 
@@ -284,4 +289,4 @@ COLOURS = {
     "hue": Transformation((_symmetric,), _hue),
     "saturation": Transformation((_normal,), _saturation),
 }
-TRANSFORMATIONS = PIXELS | GEOMETRY | COLOURS  # in the order in which they act
+TRANSFORMATIONS = PIXELS | GEOMETRY | COLOURS  # in order of application

@@ -1,4 +1,4 @@
-"""Draws of real images with their classes, and of the captions that a class has."""
+"""Random batches of real images with classes, and captions of classes."""
 
 import jax
 
@@ -6,12 +6,18 @@ from simjax.typing import Array, Caption, Key
 
 
 def draw_data(key: Key, images: Array, classes: Array, batch: int) -> tuple[Array, Array]:
-    """A batch of (images, class numbers), drawn with replacement."""
+    """A batch of (images, class numbers), drawn with replacement.
+
+    >>> import jax.numpy as jnp
+    >>> images, classes = draw_data(jax.random.key(0), jnp.zeros((9, 8, 8, 1)), jnp.arange(9), 4)
+    >>> images.shape, classes.shape
+    ((4, 8, 8, 1), (4,))
+    """
     index = jax.random.randint(key, (batch,), 0, len(images))
     return images[index], classes[index]
 
 
 def caption_of(key: Key, classes: Array, captions: Caption) -> Caption:
-    """One of each class's captions; their leaves are (classes, captions of a class, ...)."""
+    """A random caption per class; leaves are (classes, captions per class, ...)."""
     chosen = jax.random.randint(key, classes.shape, 0, captions.dropped.shape[1])
     return jax.tree.map(lambda leaf: leaf[classes, chosen], captions)

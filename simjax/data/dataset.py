@@ -1,6 +1,6 @@
-"""Real images behind one interface, wherever they lie: the record and what is done with it.
+"""`Dataset`: real images behind one interface, and their batches.
 
-They train a teacher and judge samples; distillation reads none of them. Made by data/loader.py.
+For teacher training, evaluation and methods with real images. Created by data/loader.py.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ Pixels = UInt8[np.ndarray, "n h w c"] | Float[np.ndarray, "n h w c"]  # 0..255, 
 Classes = Int[np.ndarray, "n"]
 
 SLICE = 1024  # images hashed at a time; our choice
-MOST_CLASSES = 100_000  # beyond which a label is taken for a mistake; our choice
+MOST_CLASSES = 100_000  # larger labels are rejected as mistakes; our choice
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images that can be read in any order, and their classes if they have some.
+    """Images with random access, and their classes if they have any.
 
     Args:
       name: the source, for messages and provenance.
@@ -30,7 +30,7 @@ class Dataset:
       read: indices (k,) to images (k, h, w, c), uint8, or float32 in [-1, 1].
 
     Raises:
-      ConfigError: no images, or labels that do not fit.
+      ConfigError: no images, or labels of another number or range.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Dataset:
         return np.bincount(self.labels, minlength=self.label_dim) / self.size
 
     def fingerprint(self) -> str:
-        """sha256 of images, then labels, however they are stored; it reads them all once."""
+        """sha256 of all images and labels, independent of how they are stored."""
         total = hashlib.sha256()
         for start in range(0, self.size, SLICE):
             total.update(self.read(np.arange(start, min(start + SLICE, self.size))).tobytes())
@@ -78,7 +78,12 @@ class Dataset:
 
 
 def in_memory(name: str, images: Pixels, labels: Classes, label_dim: int) -> Dataset:
-    """A data set of arrays."""
+    """A data set of arrays in memory.
+
+    >>> images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 1, 1])
+    >>> in_memory("mine", images, labels, label_dim=2).prior()
+    array([0.25, 0.75])
+    """
     return Dataset(
         name=name,
         size=len(images),
@@ -90,7 +95,13 @@ def in_memory(name: str, images: Pixels, labels: Classes, label_dim: int) -> Dat
 
 
 def to_unit(images: Pixels) -> Float[np.ndarray, "n h w c"]:
-    """uint8 v to v / 127.5 - 1 in [-1, 1]; float32 is there already and stays."""
+    """Scales uint8 images to [-1, 1]; float32 images are unchanged.
+
+    uint8 v becomes v / 127.5 - 1 in float32.
+
+    >>> to_unit(np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)).ravel()
+    array([-1.,  1.], dtype=float32)
+    """
     if images.dtype == np.uint8:
         return images.astype(np.float32) / np.float32(127.5) - 1
     if images.dtype == np.float32:
@@ -108,18 +119,26 @@ def batches(
 ) -> Iterator[tuple[Pixels, Classes | None]]:
     """This process's share of every batch, in one pass over the data.
 
-    Batches are cut from one order for all processes, so they hold the same images for any number
-    of processes, and every process gets as many of them; the last may be smaller.
+    All processes use the same order, so a batch has the same images for any number of processes,
+    and every process gets the same number of batches; the last one may be smaller.
+
+    >>> images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+    >>> dataset = in_memory("mine", images, np.zeros(5, np.int32), label_dim=1)
+    >>> [found.ravel().tolist() for found, _ in batches(dataset, 2)]
+    [[0, 1], [2, 3], [4]]
 
     Args:
-      batch: images of all processes together.
+      batch: global batch, the sum over processes.
       shuffle_seed: None keeps the order of the data set.
 
     Yields:
-      Images as read, and labels or None; no images where the last batch is too small for all.
+      Images as read, and labels or None; no images if the last batch has fewer than processes.
     """
     if batch < 1 or not 0 <= process_index < process_count:
-        raise ConfigError(f"batch = {batch} for process {process_index} of {process_count}.")
+        raise ConfigError(
+            f"batch = {batch} for process {process_index} of {process_count}; expected a batch of "
+            "at least 1 and a process index below the number of processes."
+        )
     order = np.arange(dataset.size)
     if shuffle_seed is not None:
         order = np.random.default_rng(shuffle_seed).permutation(order)
@@ -129,6 +148,6 @@ def batches(
 
 
 def require_train(name: str, split: str) -> None:
-    """For sources that are one set of images."""
+    """Raises for another split than "train", for sources without splits."""
     if split != "train":
-        raise ConfigError(f"{name} has no split {split!r}: it is one set, split='train'.")
+        raise ConfigError(f"{name} has no split {split!r}; expected split='train', the whole set.")

@@ -1,8 +1,8 @@
-"""EDM's data set zips: image files in folders, and dataset.json with their classes.
+"""EDM's data set zips: image files, and dataset.json with their classes.
 
 dataset.json is {"labels": [["00000/img00000000.png", 3], ...]}, or {"labels": null} (NVlabs/edm,
-dataset_tool.py). Images are decoded when they are read. The zip may come from anybody: sizes are
-checked before memory is taken, and nothing is unpacked to disk.
+dataset_tool.py). Images are decoded when they are read. Zips are untrusted: sizes are checked
+before memory is allocated, and nothing is extracted to disk.
 """
 
 import json
@@ -31,19 +31,19 @@ from simjax.data.image_file import (
 from simjax.errors import ConfigError
 
 LABELS = "dataset.json"
-LARGEST_LABELS = 256 << 20  # bytes; ImageNet's have 50 MB; our choice
+LARGEST_LABELS = 256 << 20  # bytes; ImageNet's file has 50 MB; our choice
 
 
 def open_zip(where: str, split: str, *, say: Callable[[str], None] = print) -> Dataset:
-    """The images of an EDM zip, in the order of their names.
+    """The images of an EDM zip, sorted by name.
 
-    All of it may lie below one folder more, as some programs pack it.
+    Everything may be inside one additional top folder, as some archivers produce.
 
     Args:
-      say: receives a line if anything was left out, or images are not all PNG.
+      say: callback for a message if files were left out or not all images are PNG.
 
     Raises:
-      ConfigError: missing, not a zip of images of one size, or labels that do not fit.
+      ConfigError: missing file, not a zip of images of one size, or inconsistent labels.
     """
     name = f"zip:{where}"
     require_train(name, split)
@@ -74,14 +74,14 @@ def open_zip(where: str, split: str, *, say: Callable[[str], None] = print) -> D
 
 
 def _image_files(name: str, archive: zipfile.ZipFile) -> tuple[list[str], Counter[str]]:
-    """Names of the image files, sorted, and how many others there are, by kind.
+    """Sorted names of the image files; counts of other files by kind.
 
     Raises:
-      ConfigError: an entry leads elsewhere, is too large, or is there twice.
+      ConfigError: an entry points outside the archive, is too large, or is duplicated.
     """
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     if len({entry.filename for entry in entries}) != len(entries):
-        raise ConfigError(f"{name} has two files of one name; make it anew.")
+        raise ConfigError(f"{name} has two files with the same name; create the zip again.")
     files: list[str] = []
     left_out: Counter[str] = Counter()
     for entry in entries:
@@ -96,7 +96,7 @@ def _image_files(name: str, archive: zipfile.ZipFile) -> tuple[list[str], Counte
 
 
 def _harmless(name: str, entry: zipfile.ZipInfo) -> pathlib.PurePosixPath:
-    """The path of an entry, after a look at what it says."""
+    """The path of an entry, after checking its name and size."""
     path = pathlib.PurePosixPath(entry.filename)
     largest = LARGEST_LABELS if path.name == LABELS else LARGEST_FILE
     is_read = path.name == LABELS or suffix(path.name) in FORMATS
@@ -110,7 +110,9 @@ def _harmless(name: str, entry: zipfile.ZipInfo) -> pathlib.PurePosixPath:
 
 
 def _label_file(name: str, archive: zipfile.ZipFile, files: list[str]) -> str | None:
-    """dataset.json, at the top or in the one folder that holds everything; None without one."""
+    """Path of dataset.json, at the top or in the only top folder.
+
+    None without one."""
     parts = (file.split("/") for file in archive.namelist())
     found = ["/".join(p) for p in parts if p[-1] == LABELS and not any(map(is_hidden, p))]
     if not found:
@@ -118,14 +120,14 @@ def _label_file(name: str, archive: zipfile.ZipFile, files: list[str]) -> str | 
     root = found[0].removesuffix(LABELS)
     if len(found) > 1 or not all(file.startswith(root) for file in files):
         raise ConfigError(
-            f"{name}: {', '.join(map(repr, found[:2]))} beside images of other folders; expected "
-            f"one {LABELS}, above all images. Pack each data set into a zip of its own."
+            f"{name}: {', '.join(map(repr, found[:2]))} next to images in other folders; expected "
+            f"one {LABELS}, above all images. Pack each data set into a separate zip."
         )
     return found[0]
 
 
 def _labels(name: str, archive: zipfile.ZipFile, files: list[str]) -> Classes | None:
-    """Class numbers in the order of `files`, None if the zip has none."""
+    """Class numbers in the order of `files`; None for an unlabelled zip."""
     found = _label_file(name, archive, files)
     if found is None:
         return None
@@ -144,7 +146,7 @@ def _labels(name: str, archive: zipfile.ZipFile, files: list[str]) -> Classes | 
         raise ConfigError(f"{name}: {LABELS} labels {min(by_file)!r}, which is not in the zip.")
     if labels.dtype != np.int64 or labels.ndim != 1 or abs(labels).max() >= MOST_CLASSES:
         raise ConfigError(
-            f"{name}: {LABELS} has labels that are no class numbers below {MOST_CLASSES}."
+            f"{name}: {LABELS} has labels that are not class numbers below {MOST_CLASSES}."
         )
     return labels.astype(np.int32)
 
@@ -155,5 +157,7 @@ def _image(
     try:
         content = archive.read(file)
     except UNREADABLE as error:
-        raise ConfigError(f"{name}: {file} cannot be read: {error}; make it anew.") from error
+        raise ConfigError(
+            f"{name}: {file} cannot be read: {error}; create the zip again."
+        ) from error
     return decoded(f"{name}: {file}", content, shape)

@@ -1,8 +1,8 @@
-"""Data sets in MNIST's idx format: (Fashion-)MNIST, KMNIST, EMNIST under MNIST's file names.
+"""Data sets in MNIST's idx format: (Fashion-)MNIST, KMNIST, EMNIST.
 
 Format (http://yann.lecun.com/exdb/mnist/): two zero bytes, element type, number of dimensions, the
-dimensions as big-endian uint32, then the elements. Files may be gzipped, named
-train-images.idx3-ubyte, or lie in a folder of their own name, as Kaggle packs them.
+dimensions as big-endian uint32, then the elements. File names are MNIST's. Files may be gzipped,
+named train-images.idx3-ubyte, or inside a folder of the same name, as on Kaggle.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from simjax.errors import ConfigError
 
 UNSIGNED_BYTE = 8
 PREFIXES = {"train": "train", "test": "t10k"}
-CHUNK = 1 << 20  # bytes read at a time, so that memory follows what is really there
+CHUNK = 1 << 20  # bytes read at a time, so that memory grows with the content, not the header
 
 
 def open_idx(where: str, split: str) -> Dataset:
-    """The images (n, h, w, 1) and labels of a directory with MNIST's four files.
+    """Images (n, h, w, 1) and labels of MNIST-format files.
 
     Raises:
-      ConfigError: a missing or malformed file, or labels that do not fit the images.
+      ConfigError: a missing or malformed file, or another number of labels than images.
     """
     if split not in PREFIXES:
         raise ConfigError(f"idx:{where} has no split {split!r}; known: {', '.join(PREFIXES)}.")
@@ -42,7 +42,8 @@ def read_idx(path: epath.Path, *, dimensions: int) -> np.ndarray:
     """The uint8 array of one file.
 
     Raises:
-      ConfigError: not an idx file of bytes with so many dimensions, or not as long as it says.
+      ConfigError: not an idx file of bytes with `dimensions` dimensions, or its length differs
+        from that in its header.
     """
     opened = gzip.open if path.suffix == ".gz" else contextlib.nullcontext
     try:
@@ -56,30 +57,30 @@ def read_idx(path: epath.Path, *, dimensions: int) -> np.ndarray:
             shape = struct.unpack(f">{dimensions}I", header[4:])
             data = _exactly(content, shape, path)
     except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; fetch it again.") from error
+        raise ConfigError(f"{path} cannot be read: {error}; download it again.") from error
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _exactly(content: BinaryIO, shape: tuple[int, ...], path: epath.Path) -> bytearray:
-    """The elements, neither fewer nor more than the shape has."""
-    expected = math.prod(shape)  # exact: a false header may overflow int64
+    """The elements; raises if there are fewer or more than in `shape`."""
+    expected = math.prod(shape)  # a Python int: a false header may overflow int64
     data = bytearray()
     while len(data) <= expected and (chunk := content.read(min(CHUNK, expected + 1 - len(data)))):
         data += chunk
     if len(data) != expected:
         held = f"more than {expected}" if len(data) > expected else len(data)
         raise ConfigError(
-            f"{path} says {' x '.join(map(str, shape))} = {expected} bytes, but holds {held}; "
-            "fetch it again."
+            f"{path} has {held} bytes, expected {' x '.join(map(str, shape))} = {expected} by its "
+            "header; download it again."
         )
     return data
 
 
 def _found(folder: epath.Path, name: str, *, dimensions: int) -> np.ndarray:
-    """The array under a name, in one of its spellings.
+    """The array of the file with this name, in any spelling.
 
     Raises:
-      ConfigError: it is nowhere, or several files have it and differ.
+      ConfigError: there is no such file, or several that differ.
     """
     dotted = name.replace("-idx", ".idx")
     spellings = [f"{inside}{end}" for inside in (name, dotted) for end in ("", ".gz")]
@@ -89,11 +90,11 @@ def _found(folder: epath.Path, name: str, *, dimensions: int) -> np.ndarray:
     if not paths:
         raise ConfigError(
             f"{folder} has none of {', '.join(spellings)}, nor a folder {name} with one; put the "
-            "four files of MNIST's kind there (Debian's dataset-fashion-mnist has such in "
-            "/usr/share/datasets/fashion-mnist)."
+            "four files in MNIST's format there (Debian's package dataset-fashion-mnist has them "
+            "in /usr/share/datasets/fashion-mnist)."
         )
     first = read_idx(paths[0], dimensions=dimensions)
     for other in paths[1:]:
         if not np.array_equal(read_idx(other, dimensions=dimensions), first):
-            raise ConfigError(f"{paths[0]} and {other} differ; keep the right one alone.")
+            raise ConfigError(f"{paths[0]} and {other} differ; keep only the right one.")
     return first

@@ -1,7 +1,7 @@
-"""Image files from anywhere: decoded only once their header promises an image of the size wanted.
+"""Decoding of untrusted image files, after checking the size in the header.
 
-PNG, and JPEG and WebP, whose decoders give the same bytes up to a level or so. The name says what
-the content must be. Called from image_folder.py, edm_zip.py and evaluation/images.py.
+PNG, and JPEG and WebP, whose decoders agree up to a grey level or so. The suffix determines the
+expected format. Called from image_folder.py, edm_zip.py and evaluation/images.py.
 """
 
 import io
@@ -25,9 +25,9 @@ CHANNELS = {"L": 1, "RGB": 3}  # PIL modes
 LARGEST_SIDE = 4096  # pixels
 LARGEST_FILE = 64 << 20  # bytes; 4096 x 4096 RGB has 48 MiB before compression
 
-ORIENTATION, UPRIGHT = 0x112, 1  # of EXIF
-HIDDEN = (".", "__MACOSX")  # what names of files and folders begin with that no one put there
-MOST_KINDS = 6  # of files that are left out, in a message; our choice
+ORIENTATION, UPRIGHT = 0x112, 1  # EXIF tag, and its value for an upright image
+HIDDEN = (".", "__MACOSX")  # prefixes of hidden and system files and folders
+MOST_KINDS = 6  # kinds of left-out files in a message; our choice
 
 UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, SyntaxError, struct.error, zlib.error)
 UNREADABLE += (zipfile.BadZipFile, Image.DecompressionBombError)
@@ -36,13 +36,14 @@ UNREADABLE += (zipfile.BadZipFile, Image.DecompressionBombError)
 def decoded(
     name: str, content: bytes, shape: tuple[int, int, int] | None = None
 ) -> UInt8[np.ndarray, "h w c"]:
-    """One image, which must have the shape of the others (None: it is the first).
+    """Decodes one image and checks its shape.
 
     Args:
-      name: for messages; ends as one of FORMATS.
+      name: for messages; its suffix is one of FORMATS.
+      shape: that of the other images; None for the first.
 
     Raises:
-      ConfigError: naming it; for another mode, size or format, and for damage.
+      ConfigError: another mode, size or format, or a damaged file.
     """
     kind = FORMATS[suffix(name)]
     try:
@@ -64,25 +65,32 @@ def decoded(
         raise
     except UNREADABLE as error:
         raise ConfigError(
-            f"{name} cannot be decoded: {' '.join(str(error).split())}; write it again, as the "
-            f"{kind} that its name says."
+            f"{name} cannot be decoded: {' '.join(str(error).split())}; save it again as {kind}, "
+            "the format of its suffix."
         ) from error
 
 
 def suffix(name: str) -> str:
-    """The ending that tells a file's kind, in small letters, with its dot."""
+    """A file's suffix in lower case, with its dot.
+
+    >>> suffix("images/0001.PNG")
+    '.png'
+    """
     return os.path.splitext(name)[1].lower()
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is an editor's or a system's: .DS_Store, ._a.png, __MACOSX."""
+    """Whether a name is hidden or the system's: .DS_Store, ._a.png, __MACOSX."""
     return name.startswith(HIDDEN)
 
 
 def summary(name: str, images: Iterable[str], left_out: Counter[str]) -> str:
-    """What was found: "a: 24 images (12 PNG, 12 JPEG); left out: 3 hidden files, 1 .txt".
+    """A message on image formats and left-out files.
 
-    Empty where all are PNG and nothing was left out.
+    Empty if all images are PNG and nothing was left out.
+
+    >>> summary("a", ["1.png", "2.jpg"], Counter({".txt": 1}))
+    'a: 2 images (1 PNG, 1 JPEG); left out: 1 .txt'
     """
     kinds = Counter(FORMATS[suffix(image)] for image in images)
     if set(kinds) == {"PNG"} and not left_out:
@@ -93,7 +101,11 @@ def summary(name: str, images: Iterable[str], left_out: Counter[str]) -> str:
 
 
 def listed(left_out: Counter[str]) -> str:
-    """Counts by kind, the most frequent first: "3 hidden files, 1 .txt"."""
+    """Counts by kind, most frequent first.
+
+    >>> listed(Counter({".txt": 1, "hidden file(s)": 3}))
+    '3 hidden file(s), 1 .txt'
+    """
     ranked = sorted(left_out.items(), key=lambda pair: (-pair[1], pair[0]))
     named = [f"{count} {kind}" for kind, count in ranked[:MOST_KINDS]]
     rest = sum(count for _, count in ranked[MOST_KINDS:])
@@ -101,7 +113,7 @@ def listed(left_out: Counter[str]) -> str:
 
 
 def kind_of(name: str) -> str:
-    """What a file that is no image is counted under."""
+    """The kind under which a non-image file is counted."""
     return suffix(name)[:20].encode("unicode_escape").decode() or "without a suffix"
 
 
@@ -112,15 +124,15 @@ def _require_side(name: str, size: tuple[int, int], shape: tuple[int, ...] | Non
 
 
 def _require_plain(name: str, image: Image.Image) -> None:
-    """Refuses what a decoder would drop without a word: further pictures, and a rotation."""
+    """Rejects animations and EXIF rotations, which decoders would silently drop."""
     if getattr(image, "n_frames", 1) > 1:
-        raise ConfigError(f"{name} has {image.n_frames} pictures; write one to a file.")
+        raise ConfigError(f"{name} has {image.n_frames} frames, expected 1; save one per file.")
     if image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT:
-        raise ConfigError(f"{name} is turned by its EXIF orientation; write it upright.")
+        raise ConfigError(f"{name} is rotated by its EXIF orientation; save it upright.")
 
 
 def _webp_size(content: bytes) -> tuple[int, int]:
-    """Width and height in the header (RFC 9649), before a decoder takes memory for them."""
+    """Width and height in a WebP header (RFC 9649), without decoding."""
     if content[:4] != b"RIFF" or content[8:12] != b"WEBP":
         raise SyntaxError("not a WebP file")
     chunk = content[12:16]

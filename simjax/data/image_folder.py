@@ -1,4 +1,4 @@
-"""The image files below a folder: links are followed, and what is left out is counted.
+"""Finds the image files below a folder, following links, and counts others.
 
 Called from evaluation/images.py.
 """
@@ -17,11 +17,11 @@ MOST_SHOWN = 4  # names in a message; our choice
 
 
 def find(root: epath.Path) -> tuple[list[epath.Path], Counter[str]]:
-    """Image files below a folder, by name; and how many others there are, by kind.
+    """Sorted image files below a folder, and counts of others by kind.
 
     Raises:
-      ConfigError: a link leads nowhere, a folder is there twice (images would count twice, or
-        endlessly), or one cannot be read.
+      ConfigError: a broken link, a folder reached twice through links (its images would count
+        twice, or endlessly), or a folder that cannot be read.
     """
     files: list[str] = []
     left_out: Counter[str] = Counter()
@@ -44,13 +44,13 @@ def find(root: epath.Path) -> tuple[list[epath.Path], Counter[str]]:
     if broken:
         raise ConfigError(
             f"{root}: {len(broken)} entries are neither files nor folders: "
-            f"{', '.join(map(_described, sorted(broken)[:MOST_SHOWN]))}. Remove or mend them."
+            f"{', '.join(map(_described, sorted(broken)[:MOST_SHOWN]))}. Remove or repair them."
         )
     return [epath.Path(path) for path in sorted(files)], left_out
 
 
 def _entries(root: str, left_out: Counter[str]) -> Iterator[tuple[str, bool]]:
-    """Every path below that is no folder, and whether it is a file; hidden ones are counted."""
+    """Yields (path, is_file) for everything but folders; counts hidden entries."""
     if "://" in root:
         yield from _objects(epath.Path(root), left_out)
         return
@@ -76,7 +76,7 @@ def _entries(root: str, left_out: Counter[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _objects(root: epath.Path, left_out: Counter[str]) -> Iterator[tuple[str, bool]]:
-    """The same in a bucket, where there are no links."""
+    """The same for a bucket, which has no links."""
     for inside, _, names in root.walk():
         parts = inside.relative_to(root).parts
         for name in names:

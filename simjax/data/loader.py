@@ -1,7 +1,7 @@
 """Data sets by source string: "digits", "idx:DIR", "zip:PATH", "tfds:NAME".
 
-A new one is a function (what follows the colon, split) -> Dataset in a file of its own, and a line
-in SOURCES.
+To add one, write a function (text after the colon, split) -> Dataset in a new file and add a line
+to SOURCES.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from simjax.data import digits, edm_zip, idx, tfds
 from simjax.data.dataset import Dataset
 from simjax.errors import ConfigError
 
-SOURCES: dict[str, Callable[[str, str], Dataset]] = {  # (what follows the colon, split)
+SOURCES: dict[str, Callable[[str, str], Dataset]] = {  # (text after the colon, split)
     "digits": digits.open_digits,
     "idx": idx.open_idx,
     "tfds": tfds.open_tfds,
@@ -19,10 +19,14 @@ SOURCES: dict[str, Callable[[str, str], Dataset]] = {  # (what follows the colon
 
 
 def open(source: str, *, split: str = "train") -> Dataset:
-    """The data set that a source names; images are read when they are asked for.
+    """The data set of a source; images are read on demand.
+
+    >>> digits = open("digits")
+    >>> digits.size, digits.shape, digits.label_dim
+    (1797, (8, 8, 1), 10)
 
     Raises:
-      ConfigError: unknown source, missing file (and where to put it), or malformed content.
+      ConfigError: unknown source, missing file (with the path to put it), or malformed content.
     """
     kind, _, where = source.partition(":")
     if kind not in SOURCES:

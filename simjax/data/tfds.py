@@ -1,6 +1,6 @@
-"""Image data sets of TensorFlow Datasets, read in any order through tfds.data_source.
+"""TensorFlow Datasets, with random access through tfds.data_source.
 
-The library imports slowly and is needed by nothing else, so it is imported when asked for.
+The library is slow to import and only used here, so it is imported inside `open_tfds`.
 """
 
 import importlib.util
@@ -13,10 +13,10 @@ from simjax.errors import ConfigError
 
 
 def open_tfds(where: str, split: str) -> Dataset:
-    """A data set with a feature "image" of one size, and "label" if it has classes.
+    """A data set with features "image", of one size, and optionally "label".
 
     Raises:
-      ConfigError: it cannot be had, or its images are not bytes of one size.
+      ConfigError: it is not available, or its images are not uint8 of one size.
     """
     import tensorflow_datasets as tfds
 
@@ -30,11 +30,11 @@ def open_tfds(where: str, split: str) -> Dataset:
     except ConfigError:
         raise
     except (OSError, ValueError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")  # the rest lists all data sets there are
+        reason = str(error).partition("\n")[0].rstrip(".")  # the rest lists all known data sets
         raise ConfigError(
-            f"{name}, split {split!r}: {reason}. What cannot be downloaded here, or is stored as "
-            "tfrecord, prepare by `tfds build NAME --file_format=array_record`, elsewhere if need "
-            "be, and copy ~/tensorflow_datasets (or $TFDS_DATA_DIR)."
+            f"{name}, split {split!r}: {reason}. If it cannot be downloaded here or is stored as "
+            "tfrecord, prepare it with `tfds build NAME --file_format=array_record`, if necessary "
+            "on another machine, and copy ~/tensorflow_datasets (or $TFDS_DATA_DIR)."
         ) from error
     image = features.get("image")
     if image is None or len(image.shape) != 3 or None in image.shape or image.np_dtype != np.uint8:
@@ -59,11 +59,11 @@ def open_tfds(where: str, split: str) -> Dataset:
 
 
 def _require_readable(builder: Any, name: str) -> None:
-    """TensorFlow is needed once, to prepare a data set."""
+    """Raises if a data set is not prepared and TensorFlow is missing."""
     if builder.is_prepared() or importlib.util.find_spec("tensorflow"):
         return
     raise ConfigError(
-        f"{name} is not prepared in {builder.data_path}, which needs TensorFlow: pip install "
-        '"simjax[tensorboard]". Prepared once, by `tfds build NAME --file_format=array_record`, '
-        "here or elsewhere, it is read without TensorFlow."
+        f"{name} is not prepared in {builder.data_path}, and preparing it needs TensorFlow: pip "
+        'install "simjax[tensorboard]". Once prepared with `tfds build NAME '
+        "--file_format=array_record`, here or on another machine, it is read without TensorFlow."
     )

@@ -1,9 +1,9 @@
-"""Affine resampling of images without aliasing, as EDM's augmentation does it.
+"""Affine resampling of images without aliasing, as in EDM's augmentation.
 
-An image continues by reflection, is upsampled by 2 through the sym6 wavelet's low-pass filter,
-sampled bilinearly at transformed positions and downsampled by 2 through the same filter, which
-gives back the image where nothing moved. References: StyleGAN2-ADA, arXiv:2006.06676, appendix B.1;
-EDM, arXiv:2206.00364, appendix F.2. Called from simjax/data/augment.py.
+An image is padded by reflection, upsampled by 2 with the sym6 wavelet's low-pass filter, sampled
+bilinearly at transformed positions and downsampled by 2 with the same filter; the identity map
+reproduces the image. References: StyleGAN2-ADA, arXiv:2006.06676, appendix B.1; EDM,
+arXiv:2206.00364, appendix F.2. Called from simjax/data/augment.py.
 """
 
 import jax
@@ -29,18 +29,18 @@ SYM6 = np.array(
         -0.007800708325034148,
     ]
 )
-LEAD = 5  # taps before the one that falls on the pixel: upsampled position 2 i is pixel i
+LEAD = 5  # taps before the one at the pixel: upsampled position 2 i is pixel i
 
 
 @typed
 def affine(image: Float[Array, "n n c"], inverse: Float[Array, "3 3"]) -> Float[Array, "n n c"]:
-    """The image at output position (x, y) is the input at inverse (x, y, 1).
+    """Resamples an image: output(x, y) = image(inverse @ (x, y, 1)).
 
-    Positions are in image widths from the centre, x to the right, y down. Reflection reaches
-    n - 1 pixels beyond each edge, the most that EDM pads; farther out are zeros.
+    Positions are in image widths from the centre, x to the right, y down. Reflection covers n - 1
+    pixels beyond each edge, EDM's largest padding; farther out are zeros.
 
-    The upsampled image is never made: every sample is a sum over the image's own pixels, weighted
-    by row and by column. Gathers from it would take a TPU longer than the networks.
+    The upsampled image is not materialised: every sample is a sum over the image's pixels, weighted
+    by row and column, as matmuls. Gathers would take longer on a TPU than the networks.
     """
     size, channels = len(image), image.shape[-1]
     up, down = upsampling(size).astype(image.dtype), downsampling(size).astype(image.dtype)
@@ -58,20 +58,21 @@ def affine(image: Float[Array, "n n c"], inverse: Float[Array, "3 3"]) -> Float[
 
 @typed
 def bilinear(position: Float[Array, "p"], size: int, *, origin: int) -> Float[Array, "p n"]:
-    """Weights of `size` pixels at positions counted from pixel `origin`; the border continues.
+    """Bilinear weights of `size` pixels at positions relative to pixel `origin`.
 
-    The integer origin is added after rounding down, which keeps the digits of small positions.
+    Outside, the border pixel continues. The integer origin is added after rounding down, which
+    keeps the precision of small positions.
     """
     low = jnp.clip(jnp.floor(position), -origin, size - 2 - origin)
-    share = jnp.clip(position - low, 0, 1)[:, None]  # of the pixel after it
+    share = jnp.clip(position - low, 0, 1)[:, None]  # weight of the next pixel
     distance = jnp.arange(size) - (low.astype(jnp.int32) + origin)[:, None]
     return jnp.where(distance == 0, 1 - share, 0) + jnp.where(distance == 1, share, 0)
 
 
 def upsampling(size: int) -> np.ndarray:
-    """(6 size - 2, size): reflects, inserts zeros and filters; its first and last row are zero.
+    """Matrix (6 size - 2, size) that reflects, inserts zeros and filters.
 
-    Row r is at upsampled position r - 2 size + 1 where pixel i is at 2 i.
+    Its first and last row are zero. Row r is at upsampled position r - 2 size + 1, pixel i at 2 i.
     """
     reflected = np.pad(np.eye(size), ((size - 1, size - 1), (0, 0)), mode="reflect")
     stretched = np.zeros((2 * len(reflected), size))
@@ -81,6 +82,9 @@ def upsampling(size: int) -> np.ndarray:
 
 
 def downsampling(size: int) -> np.ndarray:
-    """(size, 2 size + 10): the transpose of upsampling without reflection, at half the gain."""
+    """Matrix (size, 2 size + 10) that filters and downsamples.
+
+    It is the transpose of upsampling without reflection, at half the gain.
+    """
     rows = [np.pad(SYM6, (2 * i, 2 * (size - 1 - i))) for i in range(size)]
     return np.stack(rows) / np.sqrt(2)

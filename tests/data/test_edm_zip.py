@@ -140,7 +140,7 @@ def test_two_files_of_one_name_are_refused(path):
     write(path, GOOD)
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr(NAMES[0], b"")
-    refused(f"zip:{path}", "has two files of one name")
+    refused(f"zip:{path}", "has two files with the same name")
 
 
 def test_encrypted_files_are_refused(path):
@@ -164,10 +164,10 @@ def test_damaged_files_are_refused(path):
     [
         (PAIRS[1:], "has no entry '00000/img00000000.png'"),
         ([*PAIRS, ["c.png", 1]], "labels 'c.png', which is not in the zip"),
-        ([[name, [0.0, 1.0]] for name in NAMES], "no class numbers"),
-        ([[name, "cat"] for name in NAMES], "no class numbers"),
-        ([[name, 2**32] for name in NAMES], "no class numbers below 100000"),
-        ([[name, 2**70] for name in NAMES], "no class numbers"),
+        ([[name, [0.0, 1.0]] for name in NAMES], "not class numbers"),
+        ([[name, "cat"] for name in NAMES], "not class numbers"),
+        ([[name, 2**32] for name in NAMES], "not class numbers below 100000"),
+        ([[name, 2**70] for name in NAMES], "not class numbers"),
         ([[name, -1] for name in NAMES], "has labels from -1 to -1"),
         (["a", "b"], "is not EDM's list of labels"),
         (7, "is not EDM's list of labels"),

@@ -77,7 +77,7 @@ def test_two_files_of_one_name_must_be_equal(folder):
     (folder / name / name).write_bytes(encoded(IMAGES))  # beside NAME.gz
     assert data.open(f"idx:{folder}").size == 6
     (folder / name / name).write_bytes(encoded(IMAGES[::-1]))
-    refused(folder, f"{name}.gz and .*{name}/{name} differ; keep the right one", "train")
+    refused(folder, f"{name}.gz and .*{name}/{name} differ; keep only the right one", "train")
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_two_files_of_one_name_must_be_equal(folder):
         (b"<html>", "begins with 3c 68 74 6d"),
         (b"", "begins with , expected"),
         (encoded(IMAGES)[:9], "cannot be read: unpack requires"),
-        (encoded(IMAGES)[:-1], "says 6 x 5 x 4 = 120 bytes, but holds 119"),
-        (encoded(IMAGES) + b"?", "says 6 x 5 x 4 = 120 bytes, but holds more than 120"),
+        (encoded(IMAGES)[:-1], "has 119 bytes, expected 6 x 5 x 4 = 120 by"),
+        (encoded(IMAGES) + b"?", "has more than 120 bytes, expected 6 x 5 x 4 = 120"),
         (encoded(IMAGES[:0]), "has no images"),
         (encoded(IMAGES[:3]), "has 2 labels for 3 images"),
     ],
@@ -103,7 +103,7 @@ def test_malformed_files_are_refused(folder, content, message):
 def test_damaged_gzip_files_are_refused(folder, damage):
     path = folder / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
-    refused(folder, "images-idx3-ubyte.gz cannot be read: .*; fetch it again", "train")
+    refused(folder, "images-idx3-ubyte.gz cannot be read: .*; download it again", "train")
 
 
 @pytest.mark.parametrize(
@@ -114,5 +114,5 @@ def test_damaged_gzip_files_are_refused(folder, damage):
 def test_memory_is_taken_for_what_is_there_and_promised(folder, shape, zeros):
     with gzip.open(folder / "train-images-idx3-ubyte.gz", "wb", 1) as file:
         file.write(b"\0\0\x08\3" + struct.pack(">3I", *shape) + bytes(zeros))
-    _, peak = memory.peak(refused, folder, "bytes, but holds", "train")
+    _, peak = memory.peak(refused, folder, "bytes, expected .* by its header", "train")
     assert peak < 10 << 20

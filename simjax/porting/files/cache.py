@@ -71,7 +71,7 @@ def digest(path: epath.Path | pathlib.Path) -> str:
 
 
 def _paths(url: str) -> tuple[pathlib.Path, pathlib.Path]:
-    """Cache paths of a URL: its download, and a file placed by hand."""
+    """Paths of a URL's download and of a file placed by hand."""
     name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path.rpartition("/")[2]))
     by_hand = storage.cache_directory() / (name.strip(".")[-100:] or "file")
     url_hash = hashlib.sha256(url.encode()).hexdigest()[:8]
