@@ -6,13 +6,7 @@ from simjax.typing import Array, Caption, Key
 
 
 def draw_data(key: Key, images: Array, classes: Array, batch: int) -> tuple[Array, Array]:
-    """A batch of (images, class numbers), drawn with replacement.
-
-    >>> import jax.numpy as jnp
-    >>> images, classes = draw_data(jax.random.key(0), jnp.zeros((9, 8, 8, 1)), jnp.arange(9), 4)
-    >>> images.shape, classes.shape
-    ((4, 8, 8, 1), (4,))
-    """
+    """A batch of (images, class numbers), drawn with replacement."""
     index = jax.random.randint(key, (batch,), 0, len(images))
     return images[index], classes[index]
 
