@@ -1,4 +1,4 @@
-"""EDM's augmentation pipe: closed forms, in float64, and the laws of its random numbers."""
+"""EDM's augmentation: closed forms in float64, and the distributions of its random numbers."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ ALL = augment.Pipe(**dict.fromkeys(augment.TRANSFORMATIONS, 1))
 NOISE = RNG.uniform(-1, 1, (12, 12, 3))
 EXACT = 1e-10  # the filter's coefficients have twelve digits
 
-# Mean and mean square of each label at p = 1, for 8 x 8 pixels: their shift is -1, 0, 0 or 1 pixel.
+# Mean and mean square of each label at p = 1, for 8 x 8 pixels: the shift is -1, 0, 0 or 1 pixel.
 COIN, NORMAL, THIRDS, ANGLE = (0.5, 0.5), (0, 1), (0, 0.5), [(-1, 1.5), (0, 0.5)]
 MOMENTS = {
     "xflip": [COIN],
@@ -54,7 +54,7 @@ def keys(count, seed=0):
 
 
 def transform(image, **units):
-    """The image and labels when these transformations are applied with these unit numbers."""
+    """The image and labels after these transformations with these unit numbers."""
     draws = {name: np.array([*value, 0.0]) for name, value in units.items()}
     pipe = augment.Pipe(**dict.fromkeys(units, 1))
     return jax.jit(lambda *given: augment.apply(*given, p=1, pipe=pipe))(image, draws)
@@ -68,7 +68,7 @@ def test_nothing_is_applied_at_p_zero():
         np.testing.assert_array_equal(labels, np.zeros((5, 9)))
         results, labels = run(images, keys(5), 0.0, ALL)
     assert results.dtype == labels.dtype == np.float32
-    np.testing.assert_allclose(results, images, atol=1e-6)  # multiplied by the colour matrix 1
+    np.testing.assert_allclose(results, images, atol=1e-6)  # multiplied by the identity on colours
     np.testing.assert_array_equal(labels, np.zeros((5, 19)))
 
 
@@ -89,7 +89,7 @@ def test_a_result_depends_on_its_own_image_and_key_alone():
     whole, part = (run(images[i], streams[i], 0.7, ALL) for i in (np.arange(6), order))
     for of_part, of_whole in zip(part, whole, strict=True):
         np.testing.assert_allclose(of_part, of_whole[order], atol=1e-12)
-    assert len({tuple(row) for row in np.asarray(whole[1])}) == 6  # and keys matter
+    assert len({tuple(row) for row in np.asarray(whole[1])}) == 6  # keys differ
 
 
 def test_numbers_of_a_transformation_do_not_depend_on_which_others_are_enabled():
@@ -98,7 +98,7 @@ def test_numbers_of_a_transformation_do_not_depend_on_which_others_are_enabled()
     assert len({float(gate) for *_, gate in among.values()}) == len(augment.TRANSFORMATIONS)
 
 
-def test_a_transformation_that_is_off_leaves_no_trace():
+def test_a_disabled_transformation_is_absent_from_the_program():
     pipe = augment.Pipe(xflip=1)
     jaxpr = jax.make_jaxpr(lambda *given: augment.augment(*given, p=1, pipe=pipe))
     program = str(jaxpr(np.ones((2, 4, 4, 3)), keys(2)))
@@ -108,7 +108,7 @@ def test_a_transformation_that_is_off_leaves_no_trace():
     assert labels.shape == (1, 0)
 
 
-def test_labels_have_their_places_and_the_random_numbers_their_laws():
+def test_labels_have_the_expected_order_and_moments():
     labels = np.asarray(run(np.ones((4096, 8, 8, 3), np.float32), keys(4096), 1.0, ALL)[1])
     expected = np.array([moments for name in augment.TRANSFORMATIONS for moments in MOMENTS[name]])
     measured = np.stack([labels.mean(0), np.square(labels).mean(0)], axis=1)
@@ -162,7 +162,7 @@ def test_the_filter_is_orthonormal_to_its_even_shifts_with_six_vanishing_moments
     np.testing.assert_allclose(moments, 0, atol=1e-11)
 
 
-def test_resampling_where_nothing_moved_is_the_identity():
+def test_resampling_with_the_identity_map_is_the_identity():
     affine = jax.jit(warp.affine)
     np.testing.assert_allclose(affine(NOISE, np.eye(3)), NOISE, atol=EXACT)
     with jax.enable_x64(False):
@@ -178,7 +178,7 @@ def test_shift_by_a_fraction_that_is_whole_pixels_is_exact():
     np.testing.assert_array_equal(labels, [1.5, -1])
 
 
-def test_shift_as_far_as_the_reflection_reaches_then_zeros():
+def test_a_large_shift_shows_the_reflection_then_zeros():
     image = RNG.normal(size=(16, 16, 1))
     far, _ = transform(image, translate_frac=[8, 0])  # one width: 15 reflected columns and a zero
     np.testing.assert_allclose(
@@ -188,8 +188,8 @@ def test_shift_as_far_as_the_reflection_reaches_then_zeros():
     np.testing.assert_array_equal(transform(image, translate_frac=[0, 30])[0], 0)
 
 
-# A smooth blob, right of and below the centre. The filter's own centre is a little off its pixel:
-# the map acts about that point. Bilinear sampling at half pixels is good to f'' / 32 in each axis.
+# A smooth blob, right of and below the centre. The filter's centre is slightly off its pixel, and
+# the map acts about that point. Bilinear sampling at half pixels errs by f'' / 32 in each axis.
 FILTER_CENTRE = np.sum(np.arange(-5, 7) * warp.SYM6) / np.sqrt(2) / 2  # 0.049 pixels
 BILINEAR = 2 / 4**2 / 32
 
@@ -203,7 +203,7 @@ BLOB = blob(POSITION)
 
 
 def turn(angle):
-    """From output to input, x right and y down: a positive angle turns the image anticlockwise."""
+    """From output to input, x right and y down: positive angles rotate anticlockwise."""
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
@@ -231,7 +231,7 @@ def stretch(x, y):
         ),
     ],
 )
-def test_maps_about_the_centre(units, inverse, labels):
+def test_affine_maps_act_about_the_centre(units, inverse, labels):
     result, given_labels = transform(BLOB, **units)
     expected = blob((POSITION + FILTER_CENTRE) @ inverse.T - FILTER_CENTRE)
     inside = slice(8, -8)  # nearer to the edge there is reflection
@@ -248,7 +248,7 @@ def test_rotation_by_right_angles(turns):
     assert np.abs(BLOB - np.rot90(BLOB, turns)).max() > 0.3
 
 
-def test_the_shift_comes_after_scaling():
+def test_the_shift_is_applied_after_scaling():
     result, _ = transform(BLOB, scale=[2], translate_frac=[1, 0])  # 33 / 8 pixels to the right
     expected = blob((POSITION - [33 / 8, 0]) / 2**0.4)
     np.testing.assert_allclose(result[8:-8, 12:-8], expected[8:-8, 12:-8], atol=0.01)
@@ -257,7 +257,7 @@ def test_the_shift_comes_after_scaling():
 # Colours
 
 
-def test_brightness_adds_and_contrast_multiplies_what_brightness_made():
+def test_contrast_multiplies_after_brightness_adds():
     result, labels = transform(NOISE, contrast=[-2], brightness=[0.5])
     np.testing.assert_allclose(result, (NOISE + 0.1) / 2, atol=1e-12)
     np.testing.assert_array_equal(labels, [0.5, -2])
@@ -283,14 +283,14 @@ def test_saturation_multiplies_the_distance_from_grey():
     np.testing.assert_array_equal(labels, [-2])
 
 
-def test_grey_images_have_neither_hue_nor_saturation():
+def test_hue_and_saturation_do_not_change_grey_images():
     grey = NOISE[..., :1]
     result, labels = transform(grey, lumaflip=[1], hue=[0.4], saturation=[1])
     np.testing.assert_allclose(result, -grey, atol=1e-12)
     assert labels.shape == (4,)
 
 
-def test_colour_of_other_channel_counts_is_refused():
+def test_colour_transformations_of_four_channels_are_refused():
     with pytest.raises(ConfigError, match="1 or 3 channels, these have 4; set"):
         transform(np.ones((4, 4, 4)), brightness=[1])
     assert transform(np.ones((4, 4, 4)), xflip=[1])[0].shape == (4, 4, 4)

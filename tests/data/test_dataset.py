@@ -1,4 +1,4 @@
-"""The record of a data set and what is done with it; the digits as one."""
+"""`Dataset` and its batches; the digits as a data set."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ from simjax.errors import ConfigError
 
 
 def small(size: int = 11, labels=None) -> dataset.Dataset:
-    """Images whose pixels are their index, three classes."""
+    """Images whose pixels equal their index, with three classes."""
     images = np.broadcast_to(np.arange(size, dtype=np.uint8)[:, None, None, None], (size, 2, 3, 1))
     labels = np.arange(size, dtype=np.int32) % 3 if labels is None else labels
     return dataset.in_memory("small", images, labels, 3)
@@ -21,7 +21,7 @@ def indices(images: np.ndarray) -> list[int]:
     return list(images[:, 0, 0, 0])
 
 
-def test_the_digits_are_what_they_were():
+def test_the_digits_data_set_has_the_digits_images_and_labels():
     found = data.open("digits")
     images, labels = digits.load()
     np.testing.assert_array_equal(found.load(), images)
@@ -33,7 +33,7 @@ def test_the_digits_are_what_they_were():
     assert found.fingerprint() == hashlib.sha256(whole).hexdigest()
 
 
-def test_bytes_go_to_the_unit_interval_and_floats_stay():
+def test_uint8_is_scaled_to_the_unit_interval_and_float32_is_unchanged():
     bytes_ = np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1)
     found = dataset.to_unit(bytes_)
     assert found.dtype == np.float32
@@ -45,7 +45,7 @@ def test_bytes_go_to_the_unit_interval_and_floats_stay():
         dataset.to_unit(bytes_.astype(np.int64))
 
 
-def test_the_prior_counts_classes_and_unseen_ones_too():
+def test_the_prior_includes_classes_without_images():
     labels = np.array([0, 0, 1, 0], np.int32)
     np.testing.assert_array_equal(small(4, labels).prior(), [0.75, 0.25, 0])
     unlabelled = dataset.Dataset("none", 4, (2, 3, 1), None, 0, lambda index: index)
@@ -54,7 +54,7 @@ def test_the_prior_counts_classes_and_unseen_ones_too():
 
 @pytest.mark.parametrize("shuffle_seed", [None, 7])
 @pytest.mark.parametrize("process_count", [1, 2, 3, 5])
-def test_processes_share_each_batch_whatever_their_number(process_count, shuffle_seed):
+def test_any_number_of_processes_shares_the_same_batches(process_count, shuffle_seed):
     given = small(11)
     alone = list(dataset.batches(given, 4, shuffle_seed=shuffle_seed))
     shares = [
@@ -90,13 +90,13 @@ def test_shuffles_repeat_and_differ_by_seed():
     assert order(1) == order(1) != order(2)
 
 
-def test_unlabelled_images_come_with_none():
+def test_batches_of_unlabelled_images_have_no_labels():
     unlabelled = dataset.Dataset("none", 3, (1, 1, 1), None, 0, lambda index: index)
     assert [labels for _, labels in dataset.batches(unlabelled, 2)] == [None, None]
 
 
 @pytest.mark.parametrize("given", [(0, 0, 1), (4, 1, 1), (4, -1, 2)])
-def test_impossible_shares_are_refused(given):
+def test_invalid_batch_or_process_index_is_refused(given):
     batch, process_index, process_count = given
     with pytest.raises(ConfigError, match=f"batch = {batch} for process {process_index} of"):
         next(data.batches(small(), batch, process_index=process_index, process_count=process_count))
@@ -115,7 +115,7 @@ def test_labels_must_fit(labels, message):
         small(11, labels)
 
 
-def test_no_images_are_no_data_set():
+def test_a_data_set_without_images_is_refused():
     with pytest.raises(ConfigError, match="small has no images"):
         small(0)
 

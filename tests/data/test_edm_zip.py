@@ -1,4 +1,4 @@
-"""EDM's data set zips: read as they were written, and refused when they are not what they say."""
+"""EDM's data set zips: read exactly, or refused if malformed."""
 
 import json
 import zipfile
@@ -40,7 +40,7 @@ def refused(source: str, message: str) -> None:
         data.open(source).load()
 
 
-def test_images_come_in_the_order_of_their_names_with_their_labels(path):
+def test_images_and_labels_are_sorted_by_name(path):
     found = data.open(write(path, GOOD, PAIRS[::-1]))
     assert (found.size, found.shape, found.label_dim) == (5, (6, 4, 3), 4)
     assert found.labels.dtype == np.int32
@@ -63,7 +63,7 @@ def test_grey_images_have_one_channel(path):
     np.testing.assert_array_equal(found.load(), IMAGES[:1, ..., :1])
 
 
-def test_equal_content_has_an_equal_fingerprint_wherever_it_lies(path):
+def test_the_fingerprint_does_not_depend_on_the_storage(path):
     found = data.open(write(path, GOOD, PAIRS))
     copy = data.dataset.in_memory("copy", IMAGES[ORDER], found.labels, 4)
     assert found.fingerprint() == copy.fingerprint()
@@ -103,14 +103,14 @@ def test_other_contents_are_refused(path, files, message):
     refused(write(path, files), message)
 
 
-def test_a_promise_of_many_pixels_takes_no_memory(path):
+def test_a_header_with_a_large_size_allocates_no_memory(path):
     source = write(path, {"a.png": bomb_png(9000, 9000)})
     _, peak = memory.peak(refused, source, "expected at most 4096 x 4096 pixels")
     assert peak < 10 << 20
 
 
 @pytest.mark.parametrize("labels", [PAIRS, None])
-def test_a_zip_may_be_packed_one_folder_too_high(path, labels, capsys):
+def test_a_zip_with_an_additional_top_folder_is_read(path, labels, capsys):
     beside = {"__MACOSX/set/._dataset.json": b"", "set/.DS_Store": b"", "set/notes.txt": b""}
     wrapped = {f"set/{name}": content for name, content in GOOD.items()} | beside
     source = write(path, wrapped | {"set/dataset.json": json.dumps({"labels": labels}).encode()})
@@ -129,14 +129,14 @@ def test_two_data_sets_in_one_zip_are_refused(path, labels):
     refused(write(path, files), "expected one dataset.json, above all images. Pack each")
 
 
-def test_jpegs_are_read_and_said(path, capsys):
+def test_jpegs_are_read_with_a_message(path, capsys):
     jpegs = {f"{n}.jpg": png(image, kind="jpeg") for n, image in enumerate(IMAGES)}
     source = write(path, jpegs)
     assert data.open(source).load().shape == IMAGES.shape
     assert capsys.readouterr().out == f"{source}: 5 images (5 JPEG)\n"
 
 
-def test_two_files_of_one_name_are_refused(path):
+def test_duplicate_file_names_are_refused(path):
     write(path, GOOD)
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr(NAMES[0], b"")
@@ -178,6 +178,6 @@ def test_labels_that_do_not_match_are_refused(path, labels, message):
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"other": 1}', b"[" * 100_000, b"\xff"])
-def test_dataset_json_must_be_what_it_is_called(path, content):
+def test_malformed_dataset_json_is_refused(path, content):
     message = "dataset.json (is not EDM's list of labels|has no entry 'labels')"
     refused(write(path, GOOD | {"dataset.json": content}), message)

@@ -1,4 +1,4 @@
-"""MNIST-format files: read exactly, and refused when they are not what they say."""
+"""MNIST-format files: read exactly, or refused if malformed."""
 
 import gzip
 import struct
@@ -46,7 +46,7 @@ def test_the_test_split_has_its_own_files(folder):
     refused(folder, "has no split 'validation'; known: train, test", "validation")
 
 
-def test_missing_files_are_named_with_a_place_to_get_them(tmp_path):
+def test_missing_files_are_refused_with_a_source_for_them(tmp_path):
     refused(tmp_path, "none of t10k-images-idx3-ubyte, .*gz.*; put the four files .* there")
 
 
@@ -71,10 +71,10 @@ def test_other_spellings_are_read(tmp_path, place):
     np.testing.assert_array_equal(found.labels, LABELS)
 
 
-def test_two_files_of_one_name_must_be_equal(folder):
+def test_two_spellings_of_a_file_must_be_equal(folder):
     name = "train-images-idx3-ubyte"
     (folder / name).mkdir()
-    (folder / name / name).write_bytes(encoded(IMAGES))  # beside NAME.gz
+    (folder / name / name).write_bytes(encoded(IMAGES))  # in addition to NAME.gz
     assert data.open(f"idx:{folder}").size == 6
     (folder / name / name).write_bytes(encoded(IMAGES[::-1]))
     refused(folder, f"{name}.gz and .*{name}/{name} differ; keep only the right one", "train")
@@ -109,9 +109,9 @@ def test_damaged_gzip_files_are_refused(folder, damage):
 @pytest.mark.parametrize(
     ("shape", "zeros"),
     [((1 << 31, 1 << 31, 4), 0), ((100_000, 100, 100), 10), ((1, 2, 2), 50 << 20)],
-    ids=["overflowing promise", "false promise", "bomb"],
+    ids=["overflowing header", "false header", "bomb"],
 )
-def test_memory_is_taken_for_what_is_there_and_promised(folder, shape, zeros):
+def test_memory_is_bounded_by_content_and_header(folder, shape, zeros):
     with gzip.open(folder / "train-images-idx3-ubyte.gz", "wb", 1) as file:
         file.write(b"\0\0\x08\3" + struct.pack(">3I", *shape) + bytes(zeros))
     _, peak = memory.peak(refused, folder, "bytes, expected .* by its header", "train")

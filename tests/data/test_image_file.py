@@ -1,4 +1,4 @@
-"""Image files of every format: their names tell them, and nothing in them is dropped silently."""
+"""Image files: the suffix determines the format, and nothing in them is dropped silently."""
 
 import io
 import random
@@ -22,13 +22,13 @@ def refused(name: str, content: bytes, message: str, shape=None) -> None:
 
 
 @pytest.mark.parametrize("kind", EXACT)
-def test_formats_without_loss_come_back_exactly(kind):
+def test_lossless_formats_are_decoded_exactly(kind):
     content = png(IMAGE, kind=kind, **EXACT[kind])
     np.testing.assert_array_equal(image_file.decoded(f"a.{kind}", content), IMAGE, strict=True)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_jpeg_is_what_pillow_decodes(channels):
+def test_a_jpeg_is_decoded_up_to_its_loss(channels):
     smooth = np.add.outer(np.arange(16), np.arange(16)).astype(np.uint8)[..., None] * 4
     smooth = np.repeat(smooth, channels, axis=2)
     found = image_file.decoded("a.JPG", png(smooth, kind="jpeg", quality=95))
@@ -64,12 +64,12 @@ TURNED[0x112] = 6
         ("a.webp", bomb_webp(b"VP8L", 4, 6)[:24], "cannot be decoded"),
     ],
 )
-def test_what_a_decoder_would_drop_or_guess_is_refused(name, content, message):
+def test_content_that_a_decoder_would_drop_or_convert_is_refused(name, content, message):
     refused(name, content, message)
 
 
 @pytest.mark.parametrize("kind", [b"VP8X", b"VP8L", b"VP8 "])
-def test_webps_header_is_read_before_memory_is_taken(kind, monkeypatch):
+def test_the_webp_header_is_checked_before_decoding(kind, monkeypatch):
     monkeypatch.setattr(image_file.Image, "open", lambda *_, **__: pytest.fail("decoded"))
     refused("a.webp", bomb_webp(kind, 9000, 16383), "expected at most 4096 x 4096 pixels")
 
@@ -79,7 +79,7 @@ def test_sizes_of_real_webps_are_read():
         assert image_file._webp_size(png(IMAGE, kind="webp", **options)) == (4, 6)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damaged EXIF
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, for damaged EXIF
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_a_flipped_byte_is_decoded_or_refused(kind):
     content, rng = png(IMAGE, kind=kind, exif=TURNED), random.Random(0)
@@ -96,7 +96,7 @@ def test_a_flipped_byte_is_decoded_or_refused(kind):
                 assert str(error).startswith(f"a.{kind} ") and str(error).isprintable()
 
 
-def test_a_jpeg_of_many_pixels_takes_no_memory():
+def test_a_jpeg_header_with_a_large_size_allocates_no_memory():
     content = png(np.zeros((8, 8, 3), np.uint8), kind="jpeg")
     content = content.replace(b"\x08\x00\x08\x00\x08\x03", b"\x08\xea\x60\xea\x60\x03")
     message = "is 60000 x 60000, expected at most 4096|exceeds limit"

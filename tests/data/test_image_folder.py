@@ -1,4 +1,4 @@
-"""Folders of images with links, loops and what is no file: read, or one message that names it."""
+"""Folders of images with links, loops and special files: read, or refused by name."""
 
 import os
 
@@ -38,20 +38,20 @@ def test_links_to_folders_and_files_are_followed(tmp_path):
     assert names(tmp_path / "b") == (expected, {})
 
 
-def test_dangling_links_are_named_with_where_they_lead(tmp_path):
+def test_broken_links_are_refused_with_their_targets(tmp_path):
     write(tmp_path, "0.png")
     (tmp_path / "zz.png").symlink_to("/nowhere/x.png")
     (tmp_path / "sub").symlink_to("/nowhere/sub")
     refused(tmp_path, f"{tmp_path}/zz.png -> /nowhere/x.png", "sub -> /nowhere/sub", "Remove")
 
 
-def test_what_is_no_file_is_refused(tmp_path):
+def test_pipes_are_refused(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     refused(tmp_path, tmp_path / "a.png", "neither files nor folders")
 
 
 @pytest.mark.parametrize("target", [".", "sub", "sub/.."])
-def test_a_folder_that_is_there_twice_is_refused(tmp_path, target):
+def test_a_folder_reached_twice_through_links_is_refused(tmp_path, target):
     write(tmp_path, "sub/0.png")
     (tmp_path / "sub" / "loop").symlink_to(tmp_path / target)
     refused(tmp_path, tmp_path / "sub" / "loop", "one folder", "Remove one")
@@ -66,7 +66,7 @@ def test_hidden_folders_are_not_entered(tmp_path):
     write(tmp_path, "0.png", ".git/1.png", "__MACOSX/._0.png", "a/.b.png", "a/c.TXT", "a/d.e.txt")
     left_out = {"hidden folder(s)": 2, "hidden file(s)": 1, ".txt": 2}
     assert names(tmp_path) == (["0.png"], left_out)
-    assert names(tmp_path / ".git") == (["1.png"], {})  # asked for by name
+    assert names(tmp_path / ".git") == (["1.png"], {})  # given explicitly
 
 
 def test_very_deep_folders_are_read(tmp_path):
@@ -76,7 +76,7 @@ def test_very_deep_folders_are_read(tmp_path):
     assert len(names(tmp_path)[0]) == 1
 
 
-def test_a_folder_of_very_many_files_is_refused(tmp_path, monkeypatch):
+def test_a_folder_with_too_many_files_is_refused(tmp_path, monkeypatch):
     write(tmp_path, "0.png", "1.png", "2.txt")
     monkeypatch.setattr(image_folder, "MOST_FILES", 2)
     refused(tmp_path, "more than 2 files")

@@ -8,7 +8,7 @@ from simjax import data
 from simjax.errors import ConfigError
 
 
-def test_what_is_not_prepared_is_refused_at_once_without_tensorflow(monkeypatch, tmp_path):
+def test_an_unprepared_data_set_without_tensorflow_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     found = importlib.util.find_spec
     monkeypatch.setattr(

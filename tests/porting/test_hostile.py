@@ -1,4 +1,4 @@
-"""Hostile and broken files: one ConfigError that names the file, nothing run, memory bounded."""
+"""Hostile and broken files: one ConfigError naming the file, no code executed, bounded memory."""
 
 import os
 import random
@@ -14,9 +14,9 @@ from tests.helpers.hostile_pickles import CODE, COMMAND, ONE
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.id)
-def test_it_is_refused_at_little_cost(tmp_path, monkeypatch, case):
+def test_a_hostile_file_is_refused_with_little_memory(tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(foreign_file, "SMALL_FILE_BYTES", 2**21)  # bombs burst sooner
+    monkeypatch.setattr(foreign_file, "SMALL_FILE_BYTES", 2**21)  # a tight budget
     data = case.data() if callable(case.data) else case.data
     path = tmp_path / "weights.bin"
     path.write_bytes(data)
@@ -37,12 +37,12 @@ def test_it_is_refused_at_little_cost(tmp_path, monkeypatch, case):
 
 
 @pytest.mark.parametrize("size", [0, 10**6, 10**9])
-def test_budget_and_mapped_file_are_twice_the_file_and_16_mib_at_most(size):
+def test_budget_plus_mapped_file_are_at_most_twice_the_file_plus_16_mib(size):
     assert size + foreign_file.Budget(size).left <= 2 * size + 2**24
 
 
 @pytest.mark.parametrize("read", READERS, ids=lambda read: read.__module__)
-def test_what_is_no_file_is_refused(tmp_path, read):
+def test_folders_pipes_and_devices_are_refused(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", "/dev/zero"):
         with pytest.raises(ConfigError, match="not a regular file; give the path of a weight file"):
@@ -53,7 +53,7 @@ def test_what_is_no_file_is_refused(tmp_path, read):
         read(tmp_path / "missing")
 
 
-def test_code_beside_a_good_network_is_not_run(tmp_path, monkeypatch):
+def test_code_next_to_a_valid_network_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     others = {"loss_fn": files.Call("os.system", COMMAND), "x": files.Call("builtins.exec", CODE)}
     path = tmp_path / "net.pkl"
@@ -95,7 +95,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_cut_short_is_refused(tmp_path, kind):
+def test_a_truncated_file_is_refused(tmp_path, kind):
     write, read, _ = KINDS[kind]
     path = tmp_path / "good"
     write(path)
@@ -122,4 +122,4 @@ def test_a_flipped_byte_is_read_or_refused(tmp_path, kind):
             assert isinstance(read(path), expected)
         except ConfigError:
             refused += 1
-    assert refused > 20  # structure and bytes alike were hit
+    assert refused > 20  # flips hit structure as well as data

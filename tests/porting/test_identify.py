@@ -1,4 +1,4 @@
-"""DiT and PixArt-alpha in the files that people have, and files that are something else."""
+"""Checkpoints of DiT, SiT and PixArt-alpha are identified; other files are refused."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def small_heads(monkeypatch):
 
 
 def quiet(text):
-    """Says nothing."""
+    """Discards messages."""
 
 
 def weights_of(network):
@@ -43,7 +43,7 @@ def weights_of(network):
 
 
 def original(network, weights):
-    """A state dictionary under the original names, with its table of positions."""
+    """A state dict with the original names and the position table."""
     names = dit.ORIGINAL if isinstance(network, config.DiT) else pixart.ORIGINAL
     tensors = rules.export(names, weights, network.depth)
     spacing = 1 / getattr(network, "interpolation", 1)
@@ -60,7 +60,7 @@ def assert_same(ported, network, weights, precondition="ddpm_linear"):
 
 
 @pytest.mark.parametrize("wrap", [dict, lambda t: {"ema": t, "opt": {}, "args": "x"}])
-def test_dits_file(wrap, tmp_path):
+def test_dits_checkpoint_is_ported(wrap, tmp_path):
     weights = weights_of(DIT)
     files.write_torch_zip(tmp_path / "dit.pt", wrap(original(DIT, weights)))
     ported = port.port(str(tmp_path / "dit.pt"), family="dit", say=quiet)
@@ -70,7 +70,7 @@ def test_dits_file(wrap, tmp_path):
     assert ported.provenance.get("state_dict", "") == ("" if wrap is dict else "ema")
 
 
-def test_what_may_be_dit_or_sit_is_refused_unless_told(tmp_path):
+def test_a_checkpoint_that_may_be_dit_or_sit_needs_a_family(tmp_path):
     files.write_torch_zip(tmp_path / "dit.pt", original(DIT, weights_of(DIT)))
     message = refused(tmp_path / "dit.pt")
     for part in (
@@ -85,7 +85,7 @@ def test_what_may_be_dit_or_sit_is_refused_unless_told(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["sit", "sit_gvp"])
-def test_a_file_of_sit_is_told_by_its_family(tmp_path, family):
+def test_sits_checkpoint_is_ported_given_its_family(tmp_path, family):
     weights = weights_of(DIT)
     files.write_torch_zip(tmp_path / "sit.pt", {"ema": original(DIT, weights), "model": {}})
     ported = port.port(str(tmp_path / "sit.pt"), family=family, say=quiet)
@@ -94,7 +94,7 @@ def test_a_file_of_sit_is_told_by_its_family(tmp_path, family):
     assert "noise" not in ported.provenance["assumed"]
 
 
-def test_output_channels_are_read_off_the_file(tmp_path):
+def test_output_channels_are_inferred_from_the_file(tmp_path):
     half = dataclasses.replace(DIT, learn_sigma=False)
     weights = weights_of(half)
     assert weights["network"]["out"]["kernel"].shape[1] == 4 * half.patch**2
@@ -107,7 +107,7 @@ def test_output_channels_are_read_off_the_file(tmp_path):
         port.port(str(tmp_path / "odd.pt"), family="sit", say=quiet)
 
 
-def test_a_known_name_or_its_url_tells_the_family():
+def test_a_known_name_or_its_url_determines_the_family():
     url = port.zoo.ZOO["DiT-XL-2-256x256"].url
     names = ("DiT-XL-2-256x256", url, "SiT-XL-2-256x256", "PixArt-XL-2-512x512", "x.pt")
     assert list(map(port._published_family, names)) == ["dit", "dit", "sit", "", ""]
@@ -120,14 +120,14 @@ def test_a_family_that_a_file_contradicts_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["teacher", "generator"])
-def test_a_family_needs_a_file(path):
+def test_a_family_without_a_source_is_refused(path):
     options = config.Config()
     getattr(options, path).family = "dit"
     with pytest.raises(ConfigError, match=f"set --config.{path}.source=FILE"):
         config.require_teacher(options)
 
 
-def test_a_run_and_load_pass_the_family_on(tmp_path, monkeypatch):
+def test_runs_and_load_forward_the_family(tmp_path, monkeypatch):
     files.write_torch_zip(tmp_path / "dit.pt", original(DIT, weights_of(DIT)))
     source = str(tmp_path / "dit.pt")
     with pytest.raises(ConfigError, match="--family=dit"):
@@ -152,7 +152,7 @@ def test_a_run_and_load_pass_the_family_on(tmp_path, monkeypatch):
         ({}, ""),
     ],
 )
-def test_a_pipelines_schedule_is_read(scheduler, message, tmp_path):
+def test_a_pipelines_schedule_is_checked(scheduler, message, tmp_path):
     network = config.PixArt(**vars(PIXART) | {"caption_length": 0})
     tensors = rules.export(pixart.DIFFUSERS, weights_of(network), network.depth)
     inner = write_folder(tmp_path / "transformer", tensors)
@@ -177,7 +177,7 @@ def test_a_folder_of_another_class_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize("sized", [False, True])
-def test_pixarts_file(sized, tmp_path):
+def test_pixarts_checkpoint_is_ported(sized, tmp_path):
     network = PIXART
     if sized:
         network = config.PixArt(**vars(PIXART) | {"size_conditioning": True, "interpolation": 2.0})
@@ -187,7 +187,7 @@ def test_pixarts_file(sized, tmp_path):
     assert_same(port.port(str(tmp_path / "pixart.pth"), say=quiet), network, weights)
 
 
-def test_sims_student(tmp_path):
+def test_sims_student_is_ported(tmp_path):
     weights = weights_of(PIXART)
     tensors = {f"module.model.{k}": v for k, v in original(PIXART, weights).items()}
     tensors |= {"module.u": np.zeros(1001, np.float32), "module.vae.x": np.zeros(3, np.float32)}
@@ -196,7 +196,7 @@ def test_sims_student(tmp_path):
 
 
 @pytest.mark.parametrize("inside", ["", "transformer"])
-def test_diffusers_folder(inside, tmp_path):
+def test_diffusers_folder_is_ported(inside, tmp_path):
     network = config.PixArt(**vars(PIXART) | {"caption_length": 0})
     weights = weights_of(network)
     write_folder(tmp_path / inside, rules.export(pixart.DIFFUSERS, weights, network.depth))
@@ -210,7 +210,7 @@ def test_diffusers_folder(inside, tmp_path):
         port.port(str(tmp_path), sha256="0" * 64, say=quiet)
 
 
-def test_a_folder_without_null_caption_is_not_guided():
+def test_guidance_without_a_null_caption_embedding_is_refused():
     options = config.Config(teacher=config.Teacher(guidance=4.5))
     network = config.PixArt(**vars(PIXART) | {"caption_length": 0})
     with pytest.raises(ConfigError, match="lack the learned null-caption embedding"):
@@ -237,7 +237,7 @@ def test_another_networks_weights_are_refused(tmp_path):
     assert "give the folder that holds both" in refused(tmp_path / "alone.safetensors")
 
 
-def test_all_that_does_not_fit_is_named_at_once(tmp_path):
+def test_all_mismatches_are_reported_at_once(tmp_path):
     tensors = original(PIXART, weights_of(PIXART))
     del tensors["blocks.1.mlp.fc1.weight"], tensors["t_block.1.bias"]
     tensors |= {"blocks.0.extra": np.zeros(3, np.float32)}
@@ -271,19 +271,19 @@ def test_missing_shards_are_named(tmp_path):
         ({"interpolation_scale": True}, "interpolation_scale = True"),
     ],
 )
-def test_a_folders_config_is_not_trusted(change, message, tmp_path):
+def test_invalid_settings_of_a_folders_config_are_refused(change, message, tmp_path):
     tensors = rules.export(pixart.DIFFUSERS, weights_of(PIXART), 2)
     assert message in refused(write_folder(tmp_path, tensors, CONFIG | change))
 
 
-def test_a_claim_of_many_sizes_costs_no_memory(tmp_path):
+def test_large_sizes_in_a_config_allocate_no_memory(tmp_path):
     most = {"num_layers": 256, "num_attention_heads": 128, "attention_head_dim": 128}
     tensors = rules.export(pixart.DIFFUSERS, weights_of(PIXART), 2)
     message = refused(write_folder(tmp_path, tensors, CONFIG | most | {"caption_channels": 9999}))
     assert "mismatches" in message
 
 
-def test_a_known_name_needs_no_file_to_be_planned():
+def test_plan_of_a_known_name_needs_no_file():
     options = config.Config(teacher=config.Teacher(source="PixArt-XL-2-1024-MS"))
     planned = port.plan(options)
     assert planned.network.size_conditioning

@@ -1,4 +1,4 @@
-"""Teachers by name, URL or path: downloads survive what networks do, the cache what disks do."""
+"""Checkpoints by name, URL or path: downloads survive network errors, the cache damaged files."""
 
 import collections
 import dataclasses
@@ -41,7 +41,7 @@ def site():
 
 
 def quiet(text: str) -> None:
-    """Where a test does not look at what is said."""
+    """Discards messages."""
 
 
 def fetch(source: str, **options) -> cache.LocalFile:
@@ -49,7 +49,7 @@ def fetch(source: str, **options) -> cache.LocalFile:
 
 
 def complete_files(directory) -> list[str]:
-    """Names in the cache that a reader could take for a file."""
+    """Names of files in the cache that look complete."""
     ends = (".json", ".lock", ".part", ".version", ".tmp")
     return [path.name for path in directory.iterdir() if not path.name.endswith(ends)]
 
@@ -63,7 +63,7 @@ def given_up(site: Site, message: str, **options) -> str:
 # The table.
 
 
-def test_every_file_of_the_release_has_an_address():
+def test_every_file_of_the_release_has_a_url():
     release = {name: entry for name, entry in zoo.ZOO.items() if "XL-2" not in name}
     assert len(release) == 17
     for name, entry in release.items():
@@ -74,7 +74,7 @@ def test_every_file_of_the_release_has_an_address():
         assert (entry.network is None) == name.startswith("baseline-")
 
 
-def test_networks_are_those_of_edm_table_7():
+def test_networks_match_edm_table_7():
     common = {"channels": 128, "blocks": 4, "attention_resolutions": (16,), "augment_dim": 9}
     ve = {"embedding": "fourier", "noise_channels": 2, "encoder": "residual"}
     expected = {
@@ -90,7 +90,7 @@ def test_networks_are_those_of_edm_table_7():
     assert imagenet == config.AdmUNet(label_dim=1000, augment_dim=0)
 
 
-def test_transformers_have_the_latents_of_their_images():
+def test_transformers_have_the_latent_resolution_of_their_images():
     pixels = {name: entry for name, entry in zoo.ZOO.items() if "XL-2" in name}
     assert len(pixels) == 6
     for name, entry in pixels.items():
@@ -104,12 +104,12 @@ def test_transformers_have_the_latents_of_their_images():
         assert getattr(entry.network, "size_conditioning", False) == (size == 1024)
 
 
-def test_an_entry_may_be_changed_without_changing_the_zoo():
+def test_an_entry_may_be_modified_without_changing_the_zoo():
     zoo.find("edm-ffhq-64x64-uncond-vp").network.dropout = 0.5
     assert zoo.find("edm-ffhq-64x64-uncond-vp").network.dropout == 0.05
 
 
-def test_an_unknown_name_gets_the_near_ones():
+def test_an_unknown_name_gets_similar_ones():
     with pytest.raises(ConfigError) as error:
         fetch("edm-cifar-32x32-cond-vp")
     assert "edm-cifar10-32x32-cond-vp" in str(error.value)
@@ -117,7 +117,7 @@ def test_an_unknown_name_gets_the_near_ones():
 
 
 @pytest.mark.parametrize("source", ["file:///etc/hostname", "ftp://host/x.pkl", "http:///x.pkl"])
-def test_other_schemes_are_refused(source):
+def test_other_url_schemes_are_refused(source):
     with pytest.raises(ConfigError, match="only http:// and https:// URLs"):
         fetch(source)
 
@@ -125,7 +125,7 @@ def test_other_schemes_are_refused(source):
 # Paths.
 
 
-def test_a_path_is_used_where_it_is(tmp_path, cache_directory):
+def test_a_path_is_used_in_place(tmp_path, cache_directory):
     path = tmp_path / "mine.pkl"
     path.write_bytes(CONTENT)
     found = fetch(str(path), sha256=SHA256.upper())
@@ -142,7 +142,7 @@ def test_a_path_is_used_where_it_is(tmp_path, cache_directory):
 
 
 @pytest.mark.parametrize("source", ["org/t5-v1.1", "https://huggingface.co/org/t5-v1.1/"])
-def test_of_a_repository_on_a_hub_the_folder_is_downloaded_first(source):
+def test_a_hugging_face_repository_gets_the_download_command(source):
     with pytest.raises(ConfigError) as error:
         fetch(source)
     assert "download the folder first" in str(error.value)
@@ -150,7 +150,7 @@ def test_of_a_repository_on_a_hub_the_folder_is_downloaded_first(source):
 
 
 @pytest.mark.parametrize("source", ["folder/net.pkl", "./org/name", "a/b/c", "/org/name"])
-def test_other_paths_are_no_repositories(source):
+def test_other_missing_paths_are_not_taken_for_repositories(source):
     with pytest.raises(ConfigError, match="does not exist.$"):
         fetch(source)
 
@@ -168,7 +168,7 @@ def test_a_file_is_downloaded_once_and_recorded(site, cache_directory):
     assert site.requests == [("", len(CONTENT))]
 
 
-def test_a_known_name_is_downloaded_from_its_address(site, monkeypatch):
+def test_a_known_name_is_downloaded_from_its_url(site, monkeypatch):
     monkeypatch.setitem(zoo.ZOO, "edm-test", zoo.Entry(site.url, None, SHA256))
     found = fetch("edm-test")
     assert (found.source, found.sha256) == ("edm-test", SHA256)
@@ -188,7 +188,7 @@ def test_a_cached_file_needs_no_network_and_no_writable_cache(monkeypatch):
     assert fetch(site.url) == first
 
 
-def test_after_a_cut_only_what_is_missing_is_sent(site):
+def test_after_an_interruption_only_the_missing_bytes_are_sent(site):
     site.cut_after = 400_000
     said = []
     assert zoo.fetch(site.url, say=said.append).sha256 == SHA256
@@ -196,7 +196,7 @@ def test_after_a_cut_only_what_is_missing_is_sent(site):
     assert "the connection ended after 400000 of 1000000 bytes; trying again" in said[1]
 
 
-def test_a_later_run_resumes_too(site, cache_directory, monkeypatch):
+def test_a_later_run_resumes_the_download(site, cache_directory, monkeypatch):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     site.cut_after = 400_000
     message = given_up(site, "ended after 400000 of 1000000 bytes. Run again to continue")
@@ -206,7 +206,7 @@ def test_a_later_run_resumes_too(site, cache_directory, monkeypatch):
     assert site.requests[1] == ("bytes=400000-", 600_000)
 
 
-def test_a_server_that_ignores_range_sends_it_all_again(site):
+def test_a_server_that_ignores_range_sends_the_whole_file_again(site):
     site.cut_after, site.ignores_range = 400_000, True
     assert fetch(site.url).sha256 == SHA256
     assert site.requests[1] == ("bytes=400000-", 1_000_000)
@@ -221,24 +221,24 @@ def test_two_versions_of_a_file_are_never_spliced(site, monkeypatch, ignores_if_
     site.ignores_if_range = ignores_if_range
     monkeypatch.setattr(download, "ATTEMPTS", 2)
     assert fetch(site.url).path.read_bytes() == CONTENT[::-1]
-    asked_again = [("", 1_000_000)] if ignores_if_range else []
+    requested_again = [("", 1_000_000)] if ignores_if_range else []
     rest = 600_000 if ignores_if_range else 1_000_000
-    assert site.requests[1:] == [("bytes=400000-", rest), *asked_again]
+    assert site.requests[1:] == [("bytes=400000-", rest), *requested_again]
 
 
-def test_a_partial_answer_from_elsewhere_is_not_appended(site):
+def test_a_partial_response_at_another_offset_is_not_appended(site):
     site.cut_after, site.shifted = 400_000, 5
     assert fetch(site.url).sha256 == SHA256
-    assert [asked for asked, _ in site.requests] == ["", "bytes=400000-", ""]
+    assert [requested for requested, _ in site.requests] == ["", "bytes=400000-", ""]
 
 
-def test_without_a_version_nothing_is_resumed(site):
+def test_without_a_strong_etag_or_date_nothing_is_resumed(site):
     site.etag, site.cut_after = 'W/"weak"', 400_000
     assert fetch(site.url).sha256 == SHA256
-    assert [asked for asked, _ in site.requests] == ["", ""]
+    assert [requested for requested, _ in site.requests] == ["", ""]
 
 
-def test_a_part_that_is_longer_than_the_file_is_dropped(site, monkeypatch):
+def test_a_partial_file_longer_than_the_servers_is_dropped(site, monkeypatch):
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     site.cut_after = 400_000
     given_up(site, "ended after")
@@ -247,18 +247,18 @@ def test_a_part_that_is_longer_than_the_file_is_dropped(site, monkeypatch):
     assert fetch(site.url).path.read_bytes() == CONTENT[:300_000]
 
 
-def test_a_server_in_trouble_is_asked_again(site):
+def test_transient_server_errors_are_retried(site):
     site.errors = [500, 503, 429]
     assert fetch(site.url).sha256 == SHA256
 
 
-def test_attempts_end(site, cache_directory):
+def test_retries_are_limited(site, cache_directory):
     site.errors = [503] * download.ATTEMPTS
     given_up(site, "cannot be downloaded: the server returned 503")
     assert complete_files(cache_directory) == []
 
 
-def test_an_absent_file_is_asked_for_once(site, cache_directory):
+def test_not_found_is_not_retried(site, cache_directory):
     site.errors = [404, 404]
     message = given_up(site, "the server returned 404 Not Found; check the URL")
     assert site.url in message
@@ -274,7 +274,7 @@ def test_an_absent_file_is_asked_for_once(site, cache_directory):
         (b"<HTML><body>log in</body>", ""),
     ],
 )
-def test_a_web_page_is_not_a_teacher(site, cache_directory, content, content_type):
+def test_a_web_page_is_refused(site, cache_directory, content, content_type):
     site.content, site.content_type = content, content_type
     given_up(site, "is a web page, not a file")
     assert complete_files(cache_directory) == []
@@ -283,7 +283,7 @@ def test_a_web_page_is_not_a_teacher(site, cache_directory, content, content_typ
 
 
 @pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/teacher.pkl"])
-def test_redirects_lead_to_the_web_only(site, target, cache_directory):
+def test_redirects_to_other_schemes_are_refused(site, target, cache_directory):
     site.redirect = target
     given_up(site, "only http:|Redirection to url .* is not allowed")
     assert complete_files(cache_directory) == []
@@ -296,7 +296,7 @@ def test_a_redirect_to_another_server_is_followed_and_resumed(site):
     assert site.requests[1] == ("bytes=400000-", 600_000)
 
 
-def test_without_a_network_one_message_tells_all(cache_directory):
+def test_without_a_network_the_error_has_url_and_path(cache_directory):
     with serve(Site(CONTENT)) as site:
         pass
     message = given_up(site, "cannot be downloaded: .*refused")
@@ -304,14 +304,14 @@ def test_without_a_network_one_message_tells_all(cache_directory):
     assert f"put it at {cache_directory}/teacher.pkl" in message
 
 
-def test_a_full_disk_is_noticed_before_writing(site, monkeypatch, cache_directory):
+def test_a_full_disk_is_detected_before_writing(site, monkeypatch, cache_directory):
     usage = collections.namedtuple("Usage", "free")
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage(999_999))
     given_up(site, "1.0 MB free, the download needs 1.0 MB more")
     assert not list(cache_directory.glob("*.part"))
 
 
-def test_a_cache_that_cannot_be_written_is_named(site, tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_refused_by_name(site, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SIMJAX_CACHE", str(tmp_path / "file"))
     given_up(site, "cannot be used: .*; set SIMJAX_CACHE to another one")
@@ -327,7 +327,7 @@ def test_a_download_with_another_checksum_is_not_kept(site, cache_directory):
     assert fetch(site.url, sha256=SHA256).sha256 == SHA256
 
 
-def test_damage_in_the_cache_is_noticed(site):
+def test_a_damaged_cached_file_is_detected(site):
     path = fetch(site.url).path
     path.write_bytes(CONTENT[:-1] + b"?")
     given_up(site, "is damaged: sha256 .*, but .* at its first use .*; delete the file")
@@ -335,7 +335,7 @@ def test_damage_in_the_cache_is_noticed(site):
     assert fetch(site.url).sha256 == SHA256
 
 
-def test_a_file_fetched_again_must_be_the_recorded_one(site):
+def test_a_file_downloaded_again_must_match_its_record(site):
     path = fetch(site.url).path
     path.unlink()
     site.content = CONTENT[::-1]
@@ -360,7 +360,7 @@ def test_a_file_put_there_by_hand_is_used_and_recorded(site, cache_directory):
     given_up(site, "teacher.pkl is damaged")
 
 
-def test_equal_file_names_of_two_addresses_do_not_collide(site, cache_directory):
+def test_equal_file_names_of_two_urls_do_not_collide(site, cache_directory):
     cache_directory.mkdir()
     (cache_directory / "teacher.pkl").write_bytes(b"put by hand for the first")
     other = site.url.replace("folder", "elsewhere")
@@ -371,7 +371,7 @@ def test_equal_file_names_of_two_addresses_do_not_collide(site, cache_directory)
     assert len({second.path, third.path, cache_directory / "teacher.pkl"}) == 3
 
 
-def test_two_at_once_download_once(site):
+def test_two_concurrent_requests_download_once(site):
     site.stall = threading.Event()
     said, found = [], []
     threads = [
@@ -392,7 +392,7 @@ def test_two_at_once_download_once(site):
     assert any("waiting for another process" in line for line in said)
 
 
-def test_a_kill_leaves_nothing_that_looks_complete(site, cache_directory):
+def test_a_killed_download_leaves_only_a_resumable_part(site, cache_directory):
     site.stall = threading.Event()
     program = (
         "import sys; from simjax.porting import zoo; from simjax.porting.files import download; "

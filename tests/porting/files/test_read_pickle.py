@@ -1,4 +1,4 @@
-"""NVIDIA's network pickles: names, order, values and arguments come back; no source is run."""
+"""NVIDIA's network pickles: names, order, values and arguments are read; no code is executed."""
 
 import ml_dtypes
 import numpy as np
@@ -40,7 +40,7 @@ def same(got, expected):
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_a_network_comes_back(tmp_path, protocol):
+def test_a_network_is_read_exactly(tmp_path, protocol):
     path = tmp_path / "net.pkl"
     others = {
         "loss_fn": files.Call("torch_utils.persistence._reconstruct_persistent_obj", {"state": {}}),
@@ -57,7 +57,7 @@ def test_a_network_comes_back(tmp_path, protocol):
     same(network.tensors, TENSORS)
 
 
-def test_no_source_is_run(tmp_path):
+def test_module_source_is_not_executed(tmp_path):
     path, marker = tmp_path / "net.pkl", tmp_path / "marker"
     source = f"open({str(marker)!r}, 'w').close()\n" * 1000
     files.write_network_pickle(path, "EDMPrecond", {}, TENSORS, module_source=source)
@@ -76,7 +76,7 @@ def test_parameters_come_before_buffers_before_children(tmp_path):
     same(network.tensors, {name: tensors[name] for name in order})
 
 
-def test_passing_buffers_and_missing_parts_are_left_out(tmp_path):
+def test_non_persistent_buffers_and_missing_parts_are_left_out(tmp_path):
     tensors = {"a.weight": np.ones(2), "a.cache": np.ones(3), "a.kept": np.ones(1)}
     options = {"buffers": ("a.kept",), "passing_buffers": ("a.cache",)}
     files.write_network_pickle(tmp_path / "net.pkl", "Net", {}, tensors, **options)
@@ -89,7 +89,7 @@ def test_passing_buffers_and_missing_parts_are_left_out(tmp_path):
     assert list(read_pickle.read_network(tmp_path / "none.pkl").tensors) == ["a.weight"]
 
 
-def test_views_of_one_storage_and_one_tensor_of_two_names(tmp_path):
+def test_views_share_a_storage_and_a_tensor_may_have_two_names(tmp_path):
     base = RNG.standard_normal((4, 6)).astype(np.float32)
     tensors = {"a.w": base, "b.transposed": base.T, "c.part": base[1:3, ::2], "d.again": base}
     path = tmp_path / "net.pkl"
@@ -97,7 +97,7 @@ def test_views_of_one_storage_and_one_tensor_of_two_names(tmp_path):
     network = read_pickle.read_network(path)
     same(network.tensors, tensors)
     assert np.shares_memory(network.tensors["a.w"], network.tensors["b.transposed"])
-    assert path.stat().st_size < 2 * base.nbytes + 8000  # the storage once
+    assert path.stat().st_size < 2 * base.nbytes + 8000  # stored once
 
 
 def test_tensors_are_views_of_the_file(tmp_path):
@@ -107,13 +107,13 @@ def test_tensors_are_views_of_the_file(tmp_path):
     assert not tensor.flags.writeable
 
 
-def test_positional_arguments_are_kept_apart(tmp_path):
+def test_positional_arguments_are_separate(tmp_path):
     files.write_network_pickle(tmp_path / "net.pkl", "Net", {"b": 2}, {}, positional=(32, "x"))
     network = read_pickle.read_network(tmp_path / "net.pkl")
     assert (network.positional, network.arguments) == ((32, "x"), {"b": 2})
 
 
-def test_the_averaged_network_is_preferred(tmp_path):
+def test_the_ema_network_is_preferred(tmp_path):
     def net(value):
         return files.network("Net", {"value": value}, {"w": np.ones(1)})
 
@@ -138,7 +138,7 @@ def test_the_averaged_network_is_preferred(tmp_path):
         ({}, "holds 0 networks"),
     ],
 )
-def test_a_file_without_a_network_says_what_it_holds(tmp_path, contents, message):
+def test_the_error_for_a_file_without_a_network_lists_its_contents(tmp_path, contents, message):
     (tmp_path / "net.pkl").write_bytes(files.dumps(contents))
     with pytest.raises(ConfigError) as error:
         read_pickle.read_network(tmp_path / "net.pkl")
@@ -146,7 +146,7 @@ def test_a_file_without_a_network_says_what_it_holds(tmp_path, contents, message
 
 
 @pytest.mark.parametrize("value", [files.Name("a.b"), {1, 2}, b"bytes", np.ones(2)])
-def test_arguments_that_are_no_plain_values_are_refused(tmp_path, value):
+def test_arguments_that_are_not_plain_values_are_refused(tmp_path, value):
     files.write_network_pickle(tmp_path / "net.pkl", "Net", {"x": [value]}, {"w": np.ones(1)})
     with pytest.raises(ConfigError, match="its constructor.s arguments: .* is not a plain value"):
         read_pickle.read_network(tmp_path / "net.pkl")

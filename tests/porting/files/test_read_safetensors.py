@@ -1,4 +1,4 @@
-"""Files of safetensors come back exactly, in order, as views."""
+"""safetensors files are read exactly, in order, as views."""
 
 import json
 import struct
@@ -31,7 +31,7 @@ def same(got, expected):
         np.testing.assert_array_equal(got[name], expected[name], strict=True)
 
 
-def test_tensors_come_back(tmp_path):
+def test_tensors_are_read_exactly(tmp_path):
     files.write_safetensors(tmp_path / "w.safetensors", TENSORS)
     got = read_safetensors.read(tmp_path / "w.safetensors")
     same(got, TENSORS)
@@ -39,12 +39,12 @@ def test_tensors_come_back(tmp_path):
     assert not got["z.weight"].flags.owndata
 
 
-def test_the_librarys_files_come_back(tmp_path):
+def test_files_of_the_safetensors_library_are_read_exactly(tmp_path):
     library.save_file(TENSORS, tmp_path / "w.safetensors", metadata={"format": "np"})
     same(read_safetensors.read(tmp_path / "w.safetensors"), TENSORS)
 
 
-def test_the_library_reads_what_the_tests_write(tmp_path):
+def test_the_safetensors_library_reads_the_tests_files(tmp_path):
     files.write_safetensors(tmp_path / "w.safetensors", TENSORS)
     same(library.load_file(tmp_path / "w.safetensors"), TENSORS)
 
@@ -67,7 +67,7 @@ def test_the_library_reads_what_the_tests_write(tmp_path):
         ({"extra": 1}, "w lacks a dtype"),
     ],
 )
-def test_what_disagrees_is_named(tmp_path, change, message):
+def test_inconsistent_entries_are_refused_by_name(tmp_path, change, message):
     entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | change
     text = json.dumps({"w": entry}).encode()
     path = tmp_path / "w.safetensors"

@@ -1,4 +1,4 @@
-"""Files of torch.save, both containers: arrays come back exactly, as views of the file."""
+"""torch.save files, zip and stream: arrays are read exactly, as views of the file."""
 
 import collections
 import zipfile
@@ -23,7 +23,7 @@ def same(got: np.ndarray, expected: np.ndarray):
 
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_dtype_comes_back(tmp_path, write, dtype):
+def test_every_dtype_is_read_exactly(tmp_path, write, dtype):
     array = (np.arange(24).reshape(2, 3, 4) - 11).astype(dtype)
     write(tmp_path / "w.pt", {"w": array, "scalar": array[1, 1, 1], "none": array[:0]})
     got = read_torch.read(tmp_path / "w.pt")
@@ -32,7 +32,7 @@ def test_every_dtype_comes_back(tmp_path, write, dtype):
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_views_of_one_storage_come_back(tmp_path, write):
+def test_views_share_their_storage(tmp_path, write):
     base = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
     tensors = collections.OrderedDict(
         whole=base,
@@ -51,7 +51,7 @@ def test_views_of_one_storage_come_back(tmp_path, write):
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_arrays_are_views_that_cannot_be_written(tmp_path, write):
+def test_arrays_are_read_only_views(tmp_path, write):
     write(tmp_path / "w.pt", {"w": np.ones((3, 3), np.float32)})
     array = read_torch.read(tmp_path / "w.pt")["w"]
     assert not array.flags.owndata
@@ -60,7 +60,7 @@ def test_arrays_are_views_that_cannot_be_written(tmp_path, write):
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_parameters_sizes_and_objects(tmp_path, write):
+def test_parameters_sizes_and_objects_are_read(tmp_path, write):
     write(
         tmp_path / "w.pt",
         {
@@ -100,7 +100,7 @@ def test_attributes_of_a_state_dict_and_of_a_tensor_are_dropped(tmp_path, write)
     same(got["b"], array[1::2])
 
 
-def test_infinities_are_refused_by_name(tmp_path):
+def test_nonfinite_tensors_are_refused_by_name(tmp_path):
     tensors = {"good": np.ones(2), "bad": np.array([1, np.nan]), "worse": np.array([np.inf])}
     tensors |= {"count": np.array([3]), "half": np.array([-np.inf], ml_dtypes.bfloat16)}
     with pytest.raises(ConfigError) as error:
@@ -109,7 +109,7 @@ def test_infinities_are_refused_by_name(tmp_path):
     foreign_file.refuse_nonfinite({"good": np.ones(2), "count": np.array([3])}, "w.pt")
 
 
-def test_the_archives_own_name_is_free(tmp_path):
+def test_the_archives_root_folder_may_have_any_name(tmp_path):
     files.write_torch_zip(tmp_path / "w.pt", {"w": np.ones(1)}, root="PixArt-XL-2/x")
     same(read_torch.read(tmp_path / "w.pt")["w"], np.ones(1))
 

@@ -1,4 +1,4 @@
-"""Weight files, indices with shards and folders come back whole, or one error names all faults."""
+"""Weight files, sharded indices and folders are read completely, or one error names all faults."""
 
 import collections
 import json
@@ -63,7 +63,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin", "pt", "pth", "ckpt", ""])
 @pytest.mark.parametrize("kind", WRITERS)
-def test_the_content_tells_the_kind_not_the_suffix(tmp_path, kind, suffix):
+def test_the_format_is_detected_from_the_content_not_the_suffix(tmp_path, kind, suffix):
     path = tmp_path / f"w.{suffix}"
     WRITERS[kind](path, TENSORS)
     found = read(str(path))
@@ -72,7 +72,7 @@ def test_the_content_tells_the_kind_not_the_suffix(tmp_path, kind, suffix):
     assert (found.config, found.files, found.key) == (None, [path], "")
 
 
-def test_sims_student_is_read_without_its_wrappers(tmp_path):
+def test_sims_student_is_read_without_name_prefixes(tmp_path):
     path = tmp_path / "student.pt"
     tensors = collections.OrderedDict((f"module.{name}", one) for name, one in TENSORS.items())
     files.write_torch_zip(path, {"ema": tensors})
@@ -83,7 +83,7 @@ def test_sims_student_is_read_without_its_wrappers(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module." * 2])
 @pytest.mark.parametrize("kind", [*WRITERS, "index", "folder", "epochs"])
-def test_names_are_those_of_the_network_inside_its_wrappers(tmp_path, kind, prefix):
+def test_prefixes_of_ddp_and_torch_compile_are_stripped(tmp_path, kind, prefix):
     wrapped = {prefix + name: tensor for name, tensor in TENSORS.items()}
     path = tmp_path / "model.safetensors"
     if kind == "index":
@@ -100,7 +100,7 @@ def test_names_are_those_of_the_network_inside_its_wrappers(tmp_path, kind, pref
 
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize(("first", "second"), [("module.", ""), ("_orig_mod.module.", "module.")])
-def test_wrappers_of_some_tensors_alone_are_refused(tmp_path, kind, first, second):
+def test_prefixes_on_only_some_tensors_are_refused(tmp_path, kind, first, second):
     path = tmp_path / "w"
     WRITERS[kind](path, {f"{first}a": A["a.w"], f"{second}b": A["a.b"]})
     message = refused(path)
@@ -109,12 +109,12 @@ def test_wrappers_of_some_tensors_alone_are_refused(tmp_path, kind, first, secon
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 20, b"{}", b"12345678{", b"12345678[]"])
-def test_what_is_neither_kind_is_refused(tmp_path, content):
+def test_unknown_formats_are_refused(tmp_path, content):
     (tmp_path / "w.pt").write_bytes(content)
     assert refused(tmp_path / "w.pt").startswith(f"{tmp_path / 'w.pt'}: ")
 
 
-def test_what_is_no_file_is_refused(tmp_path):
+def test_pipes_and_missing_files_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in refused(tmp_path / "pipe")
     assert "No such file or directory" in refused(tmp_path / "missing.pt")
@@ -122,7 +122,7 @@ def test_what_is_no_file_is_refused(tmp_path):
     assert "nul" in refused("nul\0")
 
 
-# What lies around a state dict.
+# Training checkpoints around a state dict.
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_what_is_no_file_is_refused(tmp_path):
         ({"model": A["a.w"]}, "", {"model": A["a.w"]}),  # a tensor of that name
     ],
 )
-def test_the_state_dict_is_found(value, key, expected):
+def test_the_state_dict_of_a_checkpoint_is_found(value, key, expected):
     tensors, taken = unwrapped(value, "w.pt")
     assert taken == key
     assert list(tensors) == list(expected)
@@ -169,7 +169,7 @@ def test_the_state_dict_is_found(value, key, expected):
         ({str(n): n for n in range(999)}, "7 (a int), ...; expected"),
     ],
 )
-def test_anything_else_is_refused_with_what_it_holds(value, message):
+def test_other_contents_are_refused_and_described(value, message):
     with pytest.raises(ConfigError) as error:
         unwrapped(value, "w.pt")
     assert str(error.value).startswith("w.pt: ")
@@ -182,7 +182,7 @@ def test_anything_else_is_refused_with_what_it_holds(value, message):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_shards_come_back_in_the_indexs_order(tmp_path, suffix):
+def test_shards_are_read_in_the_order_of_the_index(tmp_path, suffix):
     one, two = (f"model-0000{number}-of-00002.{suffix}" for number in (1, 2))
     homes = {"b.n": two, "a.b": one, "b.w": two, "a.w": one}
     path = write_index(tmp_path, homes, {one: A, two: B}, f"model.{suffix}.index.json")
@@ -192,14 +192,14 @@ def test_shards_come_back_in_the_indexs_order(tmp_path, suffix):
     assert found.files == [path, tmp_path / two, tmp_path / one]
 
 
-def test_a_shards_content_tells_its_kind(tmp_path):
+def test_a_shards_format_is_detected_from_its_content(tmp_path):
     path = write_index(tmp_path, MAP, {"one.bin": A})
     write_safetensors(tmp_path / "two.bin", B)
     same(read(path).tensors, TENSORS)
 
 
 def test_shards_that_are_links_are_followed(tmp_path):
-    """As in the cache of Hugging Face's hub, where every file is one."""
+    """As in the Hugging Face Hub's cache, where every file is a symbolic link."""
     (tmp_path / "blobs").mkdir()
     snapshot = tmp_path / "snapshots"
     snapshot.mkdir()
@@ -209,7 +209,7 @@ def test_shards_that_are_links_are_followed(tmp_path):
     same(read(snapshot).tensors, TENSORS)
 
 
-def test_all_that_is_wrong_with_shards_comes_at_once(tmp_path):
+def test_all_problems_of_shards_are_reported_at_once(tmp_path):
     shards = {
         "one.safetensors": A | {"stray": A["a.w"], "twice": A["a.w"], "unlisted twice": A["a.w"]},
         "two.safetensors": B | {"twice": A["a.w"], "unlisted twice": A["a.w"]},
@@ -254,8 +254,8 @@ def test_all_that_is_wrong_with_shards_comes_at_once(tmp_path):
         *("w.bin\0", "w.bin\n", " w.bin", ".w.bin", "\u2025/w.bin", "x" * 201, "w" + "/../w.bin"),
     ],
 )
-def test_a_shards_name_leads_nowhere_else(tmp_path, name):
-    """There is a good file at the end of some of these; it must not be read."""
+def test_shard_names_that_are_paths_are_refused(tmp_path, name):
+    """Some of these paths lead to a valid file, which must not be read."""
     inside = tmp_path / "folder"
     (inside / "sub").mkdir(parents=True)
     (inside / "w").mkdir()
@@ -282,7 +282,7 @@ def test_a_shards_name_leads_nowhere_else(tmp_path, name):
         ([1], "holds a list; expected tensors"),
     ],
 )
-def test_a_shard_is_tensors_alone(tmp_path, shard, message):
+def test_a_shard_must_hold_only_tensors(tmp_path, shard, message):
     path = write_index(tmp_path, dict.fromkeys(A, "w.bin"), {"w.bin": shard})
     assert f"{tmp_path / 'w.bin'}: {message}" in refused(path)
 
@@ -319,7 +319,7 @@ CASES += [("config.json", *case) for case in JSON.values()]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), CASES, ids=range(len(CASES)))
-def test_hostile_json_is_refused_at_little_cost(tmp_path, name, content, message):
+def test_hostile_json_is_refused_with_little_memory(tmp_path, name, content, message):
     if name == "config.json":
         write_safetensors(tmp_path / "model.safetensors", A)
     (tmp_path / name).write_bytes(content)
@@ -338,7 +338,7 @@ CONFIG = {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256], "x":
 
 
 def fill(folder, names, *, config=CONFIG):
-    """Weights under each name, whose one tensor tells the name; indices have a shard each."""
+    """Writes weights under each name, with its index as their only tensor; indices get a shard."""
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     for number, name in enumerate(names):
@@ -353,13 +353,13 @@ def fill(folder, names, *, config=CONFIG):
 
 
 @pytest.mark.parametrize(
-    "names",  # the first is to be taken
+    "names",  # the first is expected
     [
         ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"],
         ["diffusion_pytorch_model.bin", "flax_model.msgpack"],
         ["model.safetensors", "pytorch_model.bin", "model.fp16.safetensors"],
         ["pytorch_model.bin", "pytorch_model.fp16.bin"],
-        ["pytorch_model.bin", "model.fp16.safetensors"],  # half precision never by surprise
+        ["pytorch_model.bin", "model.fp16.safetensors"],  # full precision is preferred
         ["pytorch_model.bin", "model.safetensors.index.fp16.json"],
         ["model.fp16.safetensors", "pytorch_model.fp16.bin"],
         ["diffusion_pytorch_model.non_ema.bin"],
@@ -369,7 +369,7 @@ def fill(folder, names, *, config=CONFIG):
         ["diffusion_pytorch_model.safetensors.index.fp16.json", "model.fp16-00001-of-00002.bin"],
     ],
 )
-def test_a_folders_weights_are_found(tmp_path, names):
+def test_the_preferred_weights_of_a_folder_are_read(tmp_path, names):
     fill(tmp_path, names)
     found = read(tmp_path)
     np.testing.assert_array_equal(found.tensors["w"], [0])
@@ -380,14 +380,14 @@ def test_a_folders_weights_are_found(tmp_path, names):
     assert found.files == [tmp_path / name for name in expected]
 
 
-def test_a_folder_needs_no_config(tmp_path):
+def test_a_folder_without_a_config_is_read(tmp_path):
     fill(tmp_path, ["model.safetensors"], config=None)
     found = read(tmp_path)
     assert found.config is None
     assert found.files == [tmp_path / "model.safetensors"]
 
 
-def test_a_folders_checkpoint_is_unwrapped(tmp_path):
+def test_the_state_dict_of_a_folders_checkpoint_is_found(tmp_path):
     files.write_torch_zip(tmp_path / "pytorch_model.bin", {"model": A, "ema": B})
     found = read(tmp_path)
     same(found.tensors, B)
@@ -403,13 +403,13 @@ def test_a_folders_checkpoint_is_unwrapped(tmp_path):
         ["model.ema.safetensors", "model.fp16.safetensors"],
     ],
 )
-def test_ambiguous_weights_are_named(tmp_path, names):
+def test_ambiguous_weights_are_refused_by_name(tmp_path, names):
     fill(tmp_path, names)
     expected = f"{tmp_path}: weights in {', '.join(sorted(names))}: give the path of one"
     assert refused(tmp_path).startswith(expected)
 
 
-def test_a_folder_without_weights_says_what_it_holds(tmp_path):
+def test_the_error_for_a_folder_without_weights_lists_its_contents(tmp_path):
     assert "holds nothing; expected model.safetensors" in refused(tmp_path)
     (tmp_path / "transformer").mkdir()
     (tmp_path / "model_index.json\x1b").write_text("{}")
@@ -421,7 +421,7 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path):
     assert "014.txt, 015.txt, ...; expected" in refused(tmp_path)
 
 
-def test_config_and_shards_are_complained_of_at_once(tmp_path):
+def test_problems_of_config_and_shards_are_reported_at_once(tmp_path):
     write_index(tmp_path, MAP | {"c": "three.bin"}, SHARDS)
     (tmp_path / "config.json").write_text("[]")
     message = refused(tmp_path)
@@ -441,7 +441,7 @@ def status(field):
     lines = open("/proc/self/status").read().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
-def allow(bytes_more):  # the kernel refuses more private writable memory: a bound on the peak
+def allow(bytes_more):  # the kernel limits private writable memory: an upper bound on the peak
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + bytes_more, hard))
 
@@ -466,7 +466,7 @@ print(total, read, touched, like.nbytes, applied, float(params["kernel"].sum(dty
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_reading_copies_nothing_and_filling_a_network_copies_once(tmp_path, suffix):
-    """200 MB in 4 shards; the network takes half precision, that is half as much memory."""
+    """200 MB in 4 shards; the network has half precision, so half as much memory."""
     rows, columns, layers = 1250, 2000, 20
     shards, homes = {}, {}
     for number in range(4):

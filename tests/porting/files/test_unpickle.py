@@ -1,4 +1,4 @@
-"""The pickle machine builds what Python's does, and only inert records for the rest."""
+"""The restricted unpickler builds plain values as Python's does, and placeholders for the rest."""
 
 import collections
 import pickle
@@ -57,13 +57,13 @@ def test_shared_and_recursive_containers_keep_their_identity():
     assert value[0] is value[1]
     assert value[2] is value
     recursive = ([],)
-    recursive[0].append(recursive)  # written with POP, the tuple being found inside itself
+    recursive[0].append(recursive)  # pickled with POP, as the tuple contains itself
     value, _ = load(pickle.dumps(recursive, 4))
     assert value[0][0] is value
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_names_and_calls_are_inert(protocol):
+def test_names_and_calls_become_placeholders(protocol):
     value, _ = load(files.dumps([files.Name("os.path.join"), len], protocol), {})
     module = {2: "__builtin__", 4: "builtins"}[protocol]
     assert value[0] == inert.Name("os.path.join")
@@ -79,7 +79,7 @@ class Keywords:
         return (1,), {"two": 2}
 
 
-def test_keyword_construction_is_inert():
+def test_keyword_construction_becomes_a_placeholder():
     value, _ = load(pickle.dumps(Keywords(), 4), {})
     assert value.name.endswith("test_unpickle.Keywords")
     assert value.args == ((1,), {"two": 2})
@@ -90,7 +90,7 @@ def test_a_name_in_the_table_calls_our_function():
     assert load(files.dumps(files.Call("math.hypot", 3, 4)), table)[0] == ("called", 3, 4)
 
 
-def test_items_of_inert_lists_and_dicts_are_dropped():
+def test_items_of_placeholder_lists_and_dicts_are_dropped():
     class Listed(list):
         def __reduce_ex__(self, protocol):
             return files.Name("a.List"), (), None, iter(self), iter({"k": 1}.items())
@@ -109,7 +109,7 @@ def test_dicts_of_foreign_classes_become_plain_dicts():
     assert type(value) is type(value["b"]) is dict
 
 
-def test_persistent_ids_go_to_the_callers_function():
+def test_persistent_ids_are_resolved_by_the_callback():
     class Pickler(files._TorchPickler):
         def persistent_id(self, obj):
             return ("tag", 7) if obj == "outside" else None
@@ -125,7 +125,7 @@ def test_persistent_ids_go_to_the_callers_function():
         load(data)
 
 
-def test_a_python_bomb_costs_little_here():
+def test_a_pickle_bomb_is_rejected_cheaply():
     with pytest.raises(ConfigError, match="writes memo entry 2147483647 after 0 others"):
         load(b"\x80\x02Nr\xff\xff\xff\x7f.")
 
@@ -148,12 +148,12 @@ def test_a_python_bomb_costs_little_here():
         (b"\x80\x02NNR.", "calls a NoneType with a NoneType"),
     ],
 )
-def test_refusals_say_what_is_wrong(data, message):
+def test_malformed_pickles_raise_specific_errors(data, message):
     with pytest.raises(ConfigError, match=message):
         load(data)
 
 
-def test_what_is_shared_becomes_a_tree_and_bombs_burst():
+def test_shared_containers_become_trees_and_bombs_exceed_the_budget():
     budget = Budget(0)
     shared = [1]
     tree = inert.untangled({"a": (shared, shared)}, int | str, "it", budget)
@@ -172,7 +172,7 @@ def test_what_is_shared_becomes_a_tree_and_bombs_burst():
         inert.untangled([inert.Name("a.b.C")], int, "it", Budget(0))
 
 
-def test_depth_without_marks_is_no_matter_here():
+def test_deep_nesting_without_marks_is_rejected():
     value, _ = load(b"\x80\x02)" + b"\x85" * 50_000 + b".")
     with pytest.raises(ConfigError, match="more than 100 deep"):
         inert.untangled(value, int, "it", Budget(0))

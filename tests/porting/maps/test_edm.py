@@ -1,4 +1,4 @@
-"""What EDM's files say about themselves, and the layouts that its name maps convert."""
+"""EDM checkpoints: constructor arguments, and the layouts that the name maps convert."""
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ def test_interleaved_query_key_value_become_blocks(head):
     assert list(edm._interleaved(edm._qkv(names, head=head), head=head)) == list(names)
 
 
-def test_cosines_and_sines_change_places():
+def test_cosines_and_sines_are_swapped():
     assert list(edm._swapped(np.array(["cos", "cos", "sin", "sin"]))) == [
         "sin",
         "sin",
@@ -33,7 +33,7 @@ def test_cosines_and_sines_change_places():
     ]
 
 
-def test_arguments_that_a_file_leaves_out_take_the_constructor_defaults():
+def test_missing_arguments_have_the_constructors_defaults():
     assert edm.network("SongUNet", ARGUMENTS) == config.SongUNet(
         resolution=32,
         image_channels=3,
@@ -47,7 +47,7 @@ def test_arguments_that_a_file_leaves_out_take_the_constructor_defaults():
     )
 
 
-def test_a_wrapper_brings_its_preconditioning_and_its_usual_network():
+def test_a_wrapper_determines_preconditioning_and_default_network():
     found = edm.describe("EDMPrecond", ARGUMENTS | {"model_type": "SongUNet", "sigma_data": 0.3})
     assert isinstance(found.network, config.SongUNet)
     assert (found.precondition, found.sigma_data) == ("edm", 0.3)
@@ -73,19 +73,19 @@ def test_a_wrapper_brings_its_preconditioning_and_its_usual_network():
         ("EDMPrecond", {"model_channels": float("nan")}, "model_channels = nan cannot be built"),
     ],
 )
-def test_what_simjax_does_not_have_is_refused(wrapper, arguments, message):
+def test_unsupported_arguments_are_refused(wrapper, arguments, message):
     with pytest.raises(ConfigError) as error:
         edm.describe(wrapper, ARGUMENTS | arguments)
     assert message in str(error.value)
 
 
-def test_a_file_that_does_not_say_its_size_is_refused():
+def test_missing_resolution_is_refused():
     with pytest.raises(ConfigError, match="img_resolution is missing"):
         edm.describe("VEPrecond", {"img_channels": 3})
 
 
-def test_the_releases_own_state_dictionaries_come_back(network_case):
-    # Written by the official classes: every name, resampling filter and table of levels is there.
+def test_official_state_dicts_survive_import_and_export(network_case):
+    # Recorded from the official classes: all names, resampling filters and tables of levels.
     recording = official.read(network_case.path)
     values, tensors = recording.json("config"), recording.tensors("param/")
     found = edm.describe(values.pop("precond"), {"sigma_data": 0.5} | values)
@@ -110,13 +110,13 @@ DESCRIBED = [
 
 
 @pytest.mark.parametrize("description", DESCRIBED)
-def test_constructor_arguments_lead_back(description):
+def test_describe_inverts_constructor(description):
     name, arguments = edm.constructor(description)
     assert edm.describe(name, arguments) == description
 
 
 @pytest.mark.parametrize("description", DESCRIBED)
-def test_our_weights_come_back(description):
+def test_our_weights_survive_export_and_import(description):
     draw = np.random.default_rng(0)
     like = build.weights_like(config.complete(config.Config(), *description))
     weights = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape, np.float32), like)
@@ -128,6 +128,6 @@ def test_our_weights_come_back(description):
 @pytest.mark.parametrize(
     ("network", "family"), [(TEACHER, "flow"), (config.DiT(), "edm"), (config.PixArt(), "edm")]
 )
-def test_what_the_release_does_not_have_is_refused(network, family):
+def test_denoisers_outside_the_release_are_refused(network, family):
     with pytest.raises(ConfigError, match="is not a denoiser of the EDM release, which has"):
         edm.constructor(Description(network, family, 0.5))

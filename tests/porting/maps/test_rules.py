@@ -1,4 +1,4 @@
-"""Name maps cover exactly, and report all that does not fit at once."""
+"""Name maps cover all tensors and parameters exactly, and report all mismatches at once."""
 
 import jax
 import ml_dtypes
@@ -19,7 +19,7 @@ TEMPLATE = {"net": {"a": {"kernel": np.zeros((2, 3), np.float32), "bias": np.zer
 GOOD = {"a.weight": np.arange(6.0).reshape(3, 2), "a.bias": np.ones(3), "a.filter": np.ones(4)}
 
 
-def test_every_parameter_is_filled_in_its_own_layout():
+def test_every_parameter_is_filled_in_our_layout():
     filled = rules.apply(MAP, GOOD, TEMPLATE)
     np.testing.assert_array_equal(filled["net"]["a"]["kernel"], [[0, 2, 4], [1, 3, 5]])
     assert filled["net"]["a"]["bias"].dtype == np.float32
@@ -36,13 +36,13 @@ def test_every_parameter_is_filled_in_its_own_layout():
         ({"twin.b": np.ones(3)}, "twin.b maps to net/a/bias, which is filled already"),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_mismatches_are_named(change, message):
     with pytest.raises(ConfigError) as error:
         rules.apply(MAP, GOOD | change, TEMPLATE)
     assert message in str(error.value)
 
 
-def test_all_problems_come_at_once():
+def test_all_mismatches_are_reported_at_once():
     with pytest.raises(ConfigError) as error:
         rules.apply(MAP, {"extra": np.ones(2), "a.bias": np.ones(3)}, TEMPLATE)
     assert "no rule for tensor extra" in str(error.value)
@@ -50,18 +50,18 @@ def test_all_problems_come_at_once():
     assert str(error.value).startswith("2 mismatches between its 2 tensors")
 
 
-# Two layers whose kernel (in, 3 * out) holds queries, keys and values; one bias that has two names.
+# Two layers whose kernel (in, 3 * out) holds queries, keys and values; one bias, copied per layer.
 NAMES = [
     rules.Name("layers.{}.q.weight", "blocks/qkv", rules.LINEAR, part=(0, 3)),
     rules.Name("layers.{}.k.weight", "blocks/qkv", rules.LINEAR, part=(1, 3)),
     rules.Name("layers.{}.v.weight", "blocks/qkv", rules.LINEAR, part=(2, 3)),
     rules.Name("stem.weight", "stem/kernel", rules.CONVOLUTION),
-    rules.Name("layers.{}.told", "told", copies=True),
+    rules.Name("layers.{}.shared", "shared", copies=True),
 ]
 STACKED = {
     "blocks": {"qkv": np.zeros((2, 4, 15), ml_dtypes.bfloat16)},
     "stem": {"kernel": np.zeros((3, 3, 2, 4), np.float32)},
-    "told": np.zeros(3, np.float32),
+    "shared": np.zeros(3, np.float32),
 }
 RULES = [name.rule() for name in NAMES]
 
@@ -74,7 +74,7 @@ def foreign_layers():
         for name in "qkv"
     }
     tensors["stem.weight"] = rng.normal(size=(4, 2, 3, 3)).astype(np.float32)
-    return tensors | {f"layers.{layer}.told": np.arange(3.0) for layer in range(2)}
+    return tensors | {f"layers.{layer}.shared": np.arange(3.0) for layer in range(2)}
 
 
 def test_layers_are_stacked_and_parts_joined_in_the_templates_dtype():
@@ -85,10 +85,10 @@ def test_layers_are_stacked_and_parts_joined_in_the_templates_dtype():
         parts = [tensors[f"layers.{layer}.{name}.weight"].T for name in "qkv"]
         found = filled["blocks"]["qkv"][layer].astype(np.float32)
         np.testing.assert_array_equal(found, np.concatenate(parts, axis=1))
-    np.testing.assert_array_equal(filled["told"], np.arange(3))
+    np.testing.assert_array_equal(filled["shared"], np.arange(3))
 
 
-def test_names_lead_back():
+def test_export_inverts_apply():
     tensors = foreign_layers()
     again = rules.export(NAMES, rules.apply(RULES, tensors, STACKED), depth=2)
     assert again.keys() == tensors.keys()
@@ -103,19 +103,22 @@ def test_names_lead_back():
         ({"layers.2.q.weight": np.ones((5, 4))}, "maps to blocks/qkv[2], which this network"),
         ({"layers.1.v.weight": None}, "100 of 120 elements fill blocks/qkv (2, 4, 15)"),
         ({"layers.0.q.weight": np.ones((6, 4))}, "arrives at blocks/qkv[0] as (4, 6), expected"),
-        ({"layers.1.told": np.ones(3)}, "layers.1.told differs from the tensor that filled told"),
+        (
+            {"layers.1.shared": np.ones(3)},
+            "layers.1.shared differs from the tensor that filled shared",
+        ),
         ({"layers.00.q.weight": np.ones((5, 4))}, "maps to blocks/qkv[0], which is filled already"),
         ({"layers.11111.q.weight": np.ones((5, 4))}, "no rule for tensor layers.11111.q.weight"),
     ],
 )
-def test_what_does_not_fit_a_stack_is_named(change, message):
+def test_mismatches_with_stacked_layers_are_named(change, message):
     tensors = {k: v for k, v in (foreign_layers() | change).items() if v is not None}
     with pytest.raises(ConfigError) as error:
         rules.apply(RULES, tensors, STACKED)
     assert message in str(error.value)
 
 
-def test_a_template_that_the_file_cannot_fill_takes_no_memory():
+def test_a_template_larger_than_the_file_allocates_no_memory():
     claimed = {"blocks": {"qkv": jax.ShapeDtypeStruct((2, 10**7, 3 * 10**7), np.float32)}}
     with pytest.raises(ConfigError, match="elements|nothing fills|arrives at") as error:
         rules.apply(RULES, foreign_layers(), claimed)
@@ -128,7 +131,7 @@ WORDS = [
 ]
 
 
-def test_a_word_is_the_same_in_the_name_and_in_the_path():
+def test_a_word_in_braces_is_the_same_in_name_and_path():
     tensors = {
         "model.enc.8x8_in0.weight": np.arange(6.0, dtype=np.float32).reshape(3, 2),
         "model.dec.8x8_up.weight": np.ones((1, 2), np.float32),
@@ -147,7 +150,7 @@ def test_a_word_is_the_same_in_the_name_and_in_the_path():
         np.testing.assert_array_equal(value, tensors[name])
 
 
-def test_a_word_has_no_dots_or_slashes():
+def test_a_word_in_braces_has_no_dots_or_slashes():
     tensors = {"model.enc.8x8.norm.weight": np.ones((1, 2))}
     with pytest.raises(ConfigError, match="no rule for tensor model.enc.8x8.norm.weight"):
         rules.apply([name.rule() for name in WORDS], tensors, {})
