@@ -20,7 +20,7 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 
 
 def open_digits(where: str, split: str) -> Dataset:
-    """The digits as a float32 data set, for their 17 grey levels."""
+    """The digits as a data set; float32 keeps their 17 grey levels."""
     if where:
         raise ConfigError(f"data source 'digits:{where}': digits takes nothing after its name.")
     require_train("digits", split)

@@ -60,7 +60,7 @@ def affine(image: Float[Array, "n n c"], inverse: Float[Array, "3 3"]) -> Float[
 def bilinear(position: Float[Array, "p"], size: int, *, origin: int) -> Float[Array, "p n"]:
     """Bilinear weights of `size` pixels at positions relative to pixel `origin`.
 
-    Outside, the border pixel continues. The integer origin is added after rounding down, which
+    Outside, the border pixel is repeated. The integer origin is added after rounding down, which
     keeps the precision of small positions.
     """
     low = jnp.clip(jnp.floor(position), -origin, size - 2 - origin)

@@ -11,7 +11,7 @@ from simjax.errors import ConfigError
 from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget, shown
 
 LARGEST_KEY = 2**60  # larger integers can be made to collide, which makes a dict quadratic
-DEEPEST = 100  # nesting of containers; our choice, several times what published files need
+DEEPEST = 100  # nesting of containers; our choice, several times that of published files
 
 Table = Mapping[str, Callable]  # name in a pickle -> our function
 

@@ -66,7 +66,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _tensor(contents: memoryview, name: str, entry: Any) -> tuple[np.ndarray, tuple[int, int]]:
-    """The array, and its first and last byte in the contents.
+    """The array, and its byte range [begin, end) in the contents.
 
     Raises:
       ConfigError: the dtype is not in DTYPES, or shape, offsets and file size disagree.

@@ -31,7 +31,7 @@ from simjax.porting.files.inert import (
     hashable,
 )
 
-# Our choices, several times what real files need.
+# Our choices, several times the values in published files.
 LONGEST_TEXT = 2**20  # bytes; a module's source is some 100 KB
 LONGEST_NAME = 256  # characters of a module or a class
 LONGEST_INTEGER = 255  # bytes

@@ -92,7 +92,7 @@ PROJECTION_DEFAULT = 512
 # Published configs have this eos_token_id by mistake; transformers then pools at the largest token
 # (its pull request 24773).
 MISTAKEN_END = 2
-SETTINGS = Settings("CLIP", "Folders of CLIPModel work, e.g. openai/clip-vit-large-patch14.")
+SETTINGS = Settings("CLIP", "Supported: folders of CLIPModel, e.g. openai/clip-vit-large-patch14.")
 
 
 def describe(values: Mapping[str, Any]) -> dict[str, Any]:

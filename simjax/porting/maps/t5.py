@@ -45,7 +45,7 @@ KNOWN = {
     "is_gated_act": True,
     "layer_norm_epsilon": 1e-6,
 }
-SETTINGS = Settings("T5", "Encoders of T5 v1.1 work, e.g. google/t5-v1_1-xxl.")
+SETTINGS = Settings("T5", "Supported: encoders of T5 v1.1, e.g. google/t5-v1_1-xxl.")
 
 
 def describe(values: Mapping[str, Any]) -> dict[str, int]:

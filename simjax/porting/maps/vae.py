@@ -1,4 +1,7 @@
-"""Name map and config.json of diffusers' AutoencoderKL, incl. older attention names."""
+"""Name map and config.json of diffusers' AutoencoderKL.
+
+Both current and older names of its attention are supported.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -28,7 +28,7 @@ def load(data: bytes, table=inert.CONTAINERS, persistent=None):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("write", [pickle.dumps, files.dumps])
-def test_plain_values_come_back(protocol, write):
+def test_plain_values_are_read_exactly(protocol, write):
     data = write(PLAIN, protocol)
     value, position = load(data + b"rest")
     assert value == PLAIN
