@@ -1,4 +1,4 @@
-"""The only training jit: donated state, whole steps scanned inside one call."""
+"""The only training jit: donated state, several steps scanned in one call."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,11 +16,11 @@ Call = Callable[[Any, Any, Key], tuple[Any, Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A training call and what makes its first state.
+    """The compiled training call and the constructor of its initial state.
 
     Args:
       call: (state, constants, run key) -> (state, metrics); compiled at its first use.
-      init: the first state, split over the mesh, from parameters (train/state.py).
+      init: parameters -> the initial state (train/state.py), sharded over the mesh.
     """
 
     call: Call
@@ -40,7 +40,7 @@ def training(
     steps_per_call: int,
     batch: int,
 ) -> Training:
-    """The training of `step`, from states that `init` makes of parameters."""
+    """Compiles `step`, and shards the initial state that `init` returns."""
 
     def first_state(*params: Params) -> Any:
         where = sharding.by_rules(jax.eval_shape(init, *params), mesh)
@@ -57,10 +57,11 @@ def training(
 
 
 def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
-    """(state, constants, run key) -> state after `steps_per_call` steps, their mean metrics.
+    """Jits `steps_per_call` training steps as one call with a donated state.
 
-    Step n of a run uses fold_in(run key, n): no random state is carried or saved, and a resumed run
-    repeats the interrupted one. The state passed in is donated: use the one returned.
+    (state, constants, run key) -> (state after those steps, their mean metrics). Step n of a run
+    uses fold_in(run key, n): no random state is carried or saved, and a resumed run repeats the
+    interrupted one. The state passed in is donated: use the returned one.
     """
 
     def one(state, constants, run_key):

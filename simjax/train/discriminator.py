@@ -1,7 +1,7 @@
-"""What a discriminator in the fake score adds to the generator's loss, and shares in a batch.
+"""The adversarial part of the generator loss, and its batch statistics.
 
-References: SiDA, arXiv:2410.14919; f-distill, arXiv:2502.15681 (losses/adversarial.py has the
-losses). Called from simjax/train/step.py.
+References: SiDA, arXiv:2410.14919; f-distill, arXiv:2502.15681 (the losses are in
+losses/adversarial.py). Called from simjax/train/step.py.
 """
 
 import dataclasses
@@ -12,17 +12,17 @@ from simjax.losses import adversarial
 from simjax.train.update import Whole
 from simjax.typing import Array, Images, PerExample, Scalar
 
-GENERATORS_SHARE = 0.5  # of both parts of its loss, once the discriminator counts; SiDA
+GENERATORS_SHARE = 0.5  # factor of both loss terms once the discriminator is active; SiDA
 
 
 @dataclasses.dataclass(frozen=True)
 class Discriminator:
-    """SiDA's, which is the fake score's encoder (losses/adversarial.py).
+    """SiDA's discriminator, the encoder of the fake score (losses/adversarial.py).
 
     Args:
-      fake_score_scale, generator_scale: of the two losses; 0: none.
-      divergence: whose weights the generator's loss has, from density ratios; empty: none.
-      start: steps before the discriminator counts for the generator.
+      fake_score_scale, generator_scale: weights of the two adversarial losses; 0 turns one off.
+      divergence: f-divergence whose density-ratio weights multiply the generator loss; empty: none.
+      start: step from which the discriminator affects the generator loss.
     """
 
     fake_score_scale: float
@@ -39,7 +39,14 @@ def with_discriminator(
     counts: bool | Array,
     elements: int,
 ) -> Scalar:
-    """The mean loss as its divergence weighs it, and half of it with half of the GAN's."""
+    """Mean generator loss with divergence weights and the adversarial term.
+
+    With the adversarial term: 0.5 (loss + generator_scale * GAN loss), SiDA.
+
+    Args:
+      counts: whether the discriminator is active yet (`Discriminator.start`).
+      elements: of one image, h * w * c.
+    """
     if options.divergence:
         loss = jnp.where(counts, whole.divergence, 1) * loss
     loss = loss.mean()
@@ -53,7 +60,7 @@ def with_discriminator(
 def parts_of(
     x0: Images, d_teacher: Images, logits: adversarial.Logits, finite: Array
 ) -> tuple[PerExample, PerExample]:
-    """1 / omega and the density ratio of each example; of one that is not finite 0 and 1."""
+    """1 / omega and density ratio per example; 0 and 1 for non-finite ones."""
     inverse_omega = jnp.where(finite, adversarial.inverse_omega(x0, d_teacher), 0)
     return inverse_omega, jnp.where(finite, adversarial.density_ratio(logits), 1)
 
@@ -61,7 +68,7 @@ def parts_of(
 def whole_of(
     parts: tuple[PerExample, PerExample], sigma: PerExample, options: Discriminator
 ) -> Whole:
-    """What slices of a batch share, from `parts_of` all its examples."""
+    """Full-batch statistics for the microbatches, from `parts_of` all examples."""
     inverse_omega, ratio = parts
     weights = None
     if options.divergence:

@@ -1,9 +1,9 @@
-"""Numbers that show whether distillation is healthy, since its loss hovers about zero and cannot.
+"""Health metrics of distillation, whose loss hovers around zero.
 
 For each range of sigma: the mean distance d(y) and the root mean square of the gap
-y = D_fake - D_teacher; of a generator of K calls the same for each k, and the samples' contrast.
-Both fall as the generator's distribution nears the teacher's. Sums and counts are kept apart, so
-that averages over slices, steps and log windows stay exact.
+y = D_fake - D_teacher; for a K-step generator the same for each call k, with the contrast of its
+samples. Both fall as the generator's distribution approaches the teacher's. Sums and counts are
+kept separate, so that averages over microbatches, steps and log windows stay exact.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from simjax.losses.distances import Distance
 from simjax.typing import Array, Images, Metrics, Params, PerExample
 
-SIGMA_EDGES = (0.05, 0.2, 0.8, 3.2)  # our choice: factors of four about sigma_data = 0.5
+SIGMA_EDGES = (0.05, 0.2, 0.8, 3.2)  # our choice: factors of four around sigma_data = 0.5
 SIGMA_BINS = (
     f"sigma<{SIGMA_EDGES[0]}",
     *(f"sigma<{edge}" for edge in SIGMA_EDGES[1:]),
@@ -23,10 +23,14 @@ SIGMA_BINS = (
 
 
 def gradients(name: str, grads: Params) -> Metrics:
-    """Global L2 norm, and how many of the arrays hold a number that is not finite.
+    """Global L2 norm of a gradient, and the number of its non-finite arrays.
 
-    One sum over each array gives both: a sum that is not finite has such a number in it, or one
-    whose square float32 does not hold.
+    One sum of squares per array gives both: it is non-finite if an element is, or if an element's
+    square overflows float32.
+
+    >>> metrics = gradients("teacher", {"kernel": jnp.array([3.0, 4.0]), "bias": jnp.zeros(2)})
+    >>> print(metrics["teacher/grad_norm"], metrics["teacher/nonfinite_grads"])
+    5.0 0.0
     """
     squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)])
     return {
@@ -36,7 +40,7 @@ def gradients(name: str, grads: Params) -> Metrics:
 
 
 def finite_examples(*images: Images) -> Array:
-    """Which examples are finite in every one of the images, shape (b,)."""
+    """Mask (b,) of the examples that are finite in all given image batches."""
     return jnp.all(jnp.stack([jnp.isfinite(image).all((1, 2, 3)) for image in images]), axis=0)
 
 
@@ -49,7 +53,11 @@ def generator(
     *,
     distance: Distance,
 ) -> Metrics:
-    """Sums of d(y), ||y||^2 / pixels and counts by range of sigma; samples' level and contrast."""
+    """Sums of distance, squared gap and count per sigma range; sample statistics.
+
+    Squared gap: ||y||^2 / (h w c) of each example. Sample statistics: mean and contrast (the
+    standard deviation over one image) of x0.
+    """
     y = jax.lax.stop_gradient(d_fake - d_teacher)
     x0 = jax.lax.stop_gradient(x0)
     bins = jax.nn.one_hot(jnp.digitize(sigma, jnp.array(SIGMA_EDGES)), len(SIGMA_BINS))
@@ -65,7 +73,7 @@ def generator(
 
 
 def discriminator(logits_real: Array, logits_generated: Array, sigma: PerExample) -> Metrics:
-    """Sums of mean logits and counts by range of sigma; the share of right signs."""
+    """Sums of mean logits and counts per sigma range; the discriminator's accuracy."""
     bins = jax.nn.one_hot(jnp.digitize(sigma, jnp.array(SIGMA_EDGES)), len(SIGMA_BINS))
     real, generated = (jax.lax.stop_gradient(logits) for logits in (logits_real, logits_generated))
     return {
@@ -77,7 +85,12 @@ def discriminator(logits_real: Array, logits_generated: Array, sigma: PerExample
 
 
 def by_call(found: Metrics, calls: Array, most: int) -> Metrics:
-    """The sums of `generator` in the place of the call k that made the samples, shape (most,)."""
+    """The sums of `generator` at index k - 1 of the generator call k.
+
+    Args:
+      calls: k, a scalar for the whole batch.
+      most: K, the length of each returned array.
+    """
     here = jax.nn.one_hot(calls - 1, most)
     sums = {name: here * found[f"bins/{name}"].sum() for name in ("count", "distance")}
     sums["gap_squared"] = here * found["bins/gap_squared"].sum()
@@ -86,7 +99,12 @@ def by_call(found: Metrics, calls: Array, most: int) -> Metrics:
 
 
 def summarize(metrics: dict[str, Array]) -> dict[str, float]:
-    """Scalars of a log window from its mean metrics: sums over counts, by range of sigma and k."""
+    """Scalars of a log window: sums divided by counts.
+
+    >>> distance = {"bins/count": [2, 0, 0, 0, 0], "bins/distance": [6.0, 0, 0, 0, 0]}
+    >>> summarize(distance | {"bins/gap_squared": [8.0, 0, 0, 0, 0], "generator/loss": 0.1})
+    {'generator/loss': 0.1, 'distance/sigma<0.05': 3.0, 'gap/sigma<0.05': 2.0}
+    """
     plain = {
         name: value
         for name, value in metrics.items()
@@ -109,7 +127,7 @@ def summarize(metrics: dict[str, Array]) -> dict[str, float]:
 
 
 def _logits_by_name(metrics: dict[str, Array]) -> dict[str, float]:
-    """Mean logits of real and of generated images in each range of sigma that has examples."""
+    """Mean logits of real and generated images per non-empty sigma range."""
     return {
         f"logit_{kind}/{name}": float(total / count)
         for kind in ("real", "generated")
@@ -121,7 +139,7 @@ def _logits_by_name(metrics: dict[str, Array]) -> dict[str, float]:
 
 
 def _by_name(metrics: dict[str, Array], group: str, names: Sequence[str]) -> dict[str, float]:
-    """Mean distance and root mean square gap of each that has examples."""
+    """Mean distance and root mean square gap of each non-empty bin."""
     found = {}
     sums = [metrics[f"{group}/{name}"] for name in ("count", "distance", "gap_squared")]
     for name, count, distance, gap_squared in zip(names, *sums, strict=True):
@@ -132,9 +150,9 @@ def _by_name(metrics: dict[str, Array], group: str, names: Sequence[str]) -> dic
 
 
 def _of_updates_made(scalars: dict[str, float]) -> dict[str, float]:
-    """Means over the updates that were made, where a network is not updated at every step.
+    """Means over the steps that updated a network, if not every step does.
 
-    ROLE/updates is the share of them; an update that is left out counts as zeros.
+    ROLE/updates is the fraction of steps with an update; the metrics of a skipped update are zeros.
     """
     shares = {k.removesuffix("/updates"): v for k, v in scalars.items() if k.endswith("/updates")}
     made = {}

@@ -1,6 +1,6 @@
-"""The training loop of both stages: call, log, sample, save; resume where the last save was.
+"""The training loop of both stages: step, log, callbacks, checkpoint, resume.
 
-SIGTERM saves at once and ends the program with exit status 0, on all processes at the same step.
+On SIGTERM all processes save a checkpoint at the same step and exit with status 0.
 """
 
 import dataclasses
@@ -20,13 +20,21 @@ from simjax.typing import Key
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-    """What is done with (state, step) every so many steps, first and last; 0: never."""
+    """A callback on (state, step).
+
+    Args:
+      every: runs every so many steps, and at the first and last step; 0: never.
+
+    >>> hook = Hook(every=100, act=lambda state, step: print(step))
+    >>> hook.due(200, last=False), hook.due(250, last=False), hook.due(250, last=True)
+    (True, False, True)
+    """
 
     every: int
     act: Callable[[Any, int], None]
 
     def due(self, step: int, last: bool) -> bool:
-        """Whether it is done at this step."""
+        """Whether the callback runs at this step."""
         return self.every > 0 and (last or step % self.every == 0)
 
 
@@ -44,16 +52,16 @@ def run(
     hooks: Sequence[Hook] = (),
     annotate: Callable[[dict[str, float]], dict[str, float]] = dict,
 ) -> Any:
-    """Trains from the newest checkpoint, or from `state`, to the last step; returns the state.
+    """Trains from the newest checkpoint, or from `state`; returns the final state.
 
     Args:
       training: the compiled call (compile.py).
-      state: a fresh one, training.init(...); donated.
-      constants_at: step -> what the call that begins there is given beside the state: the teacher
-        and captions, or the images.
-      key: of the whole run; step n draws from fold_in(key, n).
-      stage: name in logs.
-      hooks: pictures and measurements on the way.
+      state: initial state, training.init(...); donated.
+      constants_at: step -> the second argument of the call that starts there: the teacher and
+        captions, or the images.
+      key: root key of the run; step n draws from fold_in(key, n).
+      stage: name in the logs.
+      hooks: callbacks, for pictures and measurements during training.
       annotate: adds scalars to those of a log window.
     """
 
@@ -71,7 +79,7 @@ def run(
     window = []
     while step < training.steps:
         constants = constants_at(step)
-        with jax.transfer_guard("disallow"):  # no copy between host and device goes unseen
+        with jax.transfer_guard("disallow"):  # implicit host-device copies raise
             state, metrics = training.call(state, constants, key)
         step += training.steps_per_call
         window.append(metrics)
@@ -82,15 +90,15 @@ def run(
             window = []
         _act(hooks, state, step, last)
         asked_to_stop = processes.asked_to_stop()
-        if asked_to_stop and window:  # or the next line would lack these steps
+        if asked_to_stop and window:  # otherwise the next log line would miss these steps
             log(step, window)
         if step % checkpoint_every == 0 or last or asked_to_stop:
-            monitor.flush()  # a resumed run knows what was logged before its checkpoint
+            monitor.flush()  # metrics up to a checkpoint are on disk before the checkpoint is
             checkpoints.save(state)
         if asked_to_stop:
             checkpoints.close()
             monitor.end()
-            processes.stop(f"at step {step} of {training.steps} ({stage}), which is saved")
+            processes.stop(f"at step {step} of {training.steps} ({stage}), checkpoint saved")
     monitor.end()
     checkpoints.wait()
     return state

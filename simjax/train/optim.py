@@ -1,4 +1,4 @@
-"""Adam as the papers run it, and the exponential moving average of the generator.
+"""Adam with the papers' settings, and the generator's exponential moving average.
 
 References: SIM, arXiv:2410.16794, appendix B.2; SiD's training options; EDM, arXiv:2206.00364.
 """
@@ -13,7 +13,7 @@ from simjax.typing import Array, Params, Scalar
 
 GradientTransformation = optax.GradientTransformation
 
-INFINITY_STANDS_FOR = 1e5  # SiD's official loop: nan -> 0, +-inf -> +-1e5
+INFINITY_STANDS_FOR = 1e5  # SiD's official training loop: nan -> 0, +-inf -> +-1e5
 
 
 def adam(
@@ -27,10 +27,11 @@ def adam(
     final_lr: float,
     clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Adam with finite gradients, linear warm-up and a cosine from lr to final_lr * lr at `steps`.
+    """Adam with linear warm-up, cosine decay and non-finite gradients replaced.
 
-    With `clip` every element of a gradient is first brought into [-clip, clip]; 0: none is.
-    With beta1 = 0 the first moment is the gradient itself, and no copy of it is stored.
+    The learning rate warms up to `lr` and decays to final_lr * lr at step `steps`; final_lr = 1
+    keeps it constant. Gradients are clipped elementwise to [-clip, clip]; 0: no clipping. With
+    beta1 = 0 the first moment is the gradient itself and is not stored.
     """
     if beta1 == 0:
         scale = optax.scale_by_rms(beta2, eps, eps_in_sqrt=False, bias_correction=True)
@@ -52,7 +53,12 @@ def adam(
 
 
 def finite_gradients() -> optax.GradientTransformation:
-    """Replaces nan by 0 and +-inf by +-1e5, element by element."""
+    """Replaces nan by 0 and +-inf by +-1e5, elementwise.
+
+    >>> updates, _ = finite_gradients().update(jnp.array([1.0, jnp.nan, -jnp.inf]), None)
+    >>> updates.tolist()
+    [1.0, 0.0, -100000.0]
+    """
     finite = functools.partial(
         jnp.nan_to_num, nan=0.0, posinf=INFINITY_STANDS_FOR, neginf=-INFINITY_STANDS_FOR
     )
@@ -62,7 +68,18 @@ def finite_gradients() -> optax.GradientTransformation:
 def ema_decay(
     images_seen: Array, batch: int, *, half_life_kimg: float, rampup_ratio: float
 ) -> Scalar:
-    """beta = 0.5^(batch / min(half_life, rampup_ratio * images seen before this step))."""
+    """EMA decay rate with EDM's ramp-up of the half-life.
+
+    beta = 0.5^(batch / min(half_life, rampup_ratio * images_seen)), half_life in images; without
+    ramp-up (rampup_ratio 0) beta = 0.5^(batch / half_life).
+
+    Args:
+      images_seen: before this step.
+
+    >>> beta = ema_decay(jnp.array(10_000), 500, half_life_kimg=500.0, rampup_ratio=0.05)
+    >>> print(beta)  # half-life 0.05 * 10 000 images = one batch
+    0.5
+    """
     half_life = 1000.0 * half_life_kimg
     if rampup_ratio:
         half_life = jnp.minimum(half_life, rampup_ratio * images_seen)
@@ -70,5 +87,5 @@ def ema_decay(
 
 
 def ema_update(ema: Params, params: Params, beta: Scalar) -> Params:
-    """beta * ema + (1 - beta) * params, in the EMA's precision."""
+    """Returns beta * ema + (1 - beta) * params, in the EMA's dtype."""
     return jax.tree.map(lambda old, new: beta * old + (1 - beta) * new, ema, params)

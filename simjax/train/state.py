@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""Training state: parameters, optimizer states and EMA of both stages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from simjax.typing import Params, Step
 
 @struct.dataclass
 class Role:
-    """A network that is trained, and its optimizer's state."""
+    """Parameters of a trained network and its optimizer state."""
 
     params: Params
     opt: Any
@@ -21,7 +21,7 @@ class Role:
 
 @struct.dataclass
 class TrainState:
-    """Distillation: the trained networks by name, and the EMA of the generator."""
+    """Distillation state: the trained networks by name, and the generator's EMA."""
 
     step: Step
     roles: dict[str, Role]
@@ -29,20 +29,20 @@ class TrainState:
 
     @property
     def generator(self) -> Params:
-        """Parameters of G."""
+        """Parameters of the generator G."""
         return self.roles["generator"].params
 
     @property
     def fake_score(self) -> Params:
-        """Parameters of the denoiser of G's samples."""
+        """Parameters of the fake score, the denoiser of the generator's samples."""
         return self.roles["fake_score"].params
 
     def with_role(self, name: str, **fields: Any) -> "TrainState":
-        """The state with other params or opt of a role."""
+        """A copy of the state with a role's `params` or `opt` replaced."""
         return self.replace(roles=self.roles | {name: self.roles[name].replace(**fields)})
 
     def trees(self) -> dict[str, Any]:
-        """What a checkpoint holds, by name, beside the step."""
+        """Contents of a checkpoint by name, without the step."""
         params = {name: role.params for name, role in self.roles.items()}
         opts = {f"{name}_opt": role.opt for name, role in self.roles.items()}
         return params | {"generator_ema": self.ema} | opts
@@ -55,7 +55,7 @@ class TrainState:
 
 @struct.dataclass
 class TeacherState:
-    """Pretraining of a teacher."""
+    """State of a teacher's pretraining."""
 
     step: Step
     params: Params
@@ -63,7 +63,7 @@ class TeacherState:
     opt: Any
 
     def trees(self) -> dict[str, Any]:
-        """What a checkpoint holds, by name, beside the step."""
+        """Contents of a checkpoint by name, without the step."""
         return {"params": self.params, "ema": self.ema, "opt": self.opt}
 
     def of_trees(self, step: Step, trees: Mapping[str, Any]) -> "TeacherState":
@@ -78,7 +78,11 @@ def init_distillation(
     fake_score_tx: GradientTransformation,
     generator_tx: GradientTransformation,
 ) -> TrainState:
-    """The fake score as a copy of the teacher; so is the generator, or it goes on from its own."""
+    """Initial state: the fake score is a copy of the teacher.
+
+    Args:
+      generator: initial parameters, those of the teacher or of an earlier run's generator.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         roles={
@@ -90,12 +94,12 @@ def init_distillation(
 
 
 def init_pretraining(params: Params, *, tx: GradientTransformation) -> TeacherState:
-    """A teacher about to learn; its EMA starts at the same parameters."""
+    """Initial state of pretraining; the EMA starts at `params`."""
     return TeacherState(
         step=jnp.zeros((), jnp.int32), params=_copy(params), ema=_copy(params), opt=tx.init(params)
     )
 
 
 def _copy(params: Params) -> Params:
-    """Distinct buffers: the state is donated to every step, and the teacher must outlive it."""
+    """Copies the buffers: the state is donated, the teacher is reused."""
     return jax.tree.map(jnp.copy, params)

@@ -5,15 +5,15 @@
     generator:   min E L(x0, D_teacher(xt), D_fake(xt)),   xt = x0 + sigma eps
     EMA of the generator
 
-With real images x' (losses/real_images.py, losses/adversarial.py) the fake score learns from them
-too, and SiDA's generator has half of L and half of a GAN's loss. The list of these updates, with n
-of the fake score, is made by runs/setup.py (`updates_of`).
-Everything is a pure function of (state, draws); the caller compiles and shards it. Who trains with
-dropout follows the official SiD loop: only the network being updated.
+With real images x' (losses/real_images.py, losses/adversarial.py) the fake score is trained on them
+too, and SiDA's generator loss is the mean of L and a GAN loss. runs/setup.py (`updates_of`) builds
+the list of updates, with n fake-score updates per step.
+Everything is a pure function of (state, draws); the caller compiles and shards it. As in the
+official SiD loop, dropout is active only in the network being updated.
 
 References: SIM, arXiv:2410.16794, algorithms 1 and 2; SiD, arXiv:2404.04057, algorithm 1; SiDA,
-arXiv:2410.14919; several fake-score updates a step: DMD2, arXiv:2405.14867; the pull: SenseFlow,
-arXiv:2506.00523.
+arXiv:2410.14919; several fake-score updates per step: DMD2, arXiv:2405.14867; fake score pulled
+towards the generator: SenseFlow, arXiv:2506.00523.
 """
 
 import dataclasses
@@ -36,39 +36,43 @@ from simjax.train.update import Constants, Draws, Update, Whole, apply_if_due, d
 from simjax.typing import Array, Denoise, Images, Key, Metrics, Params, PerExample, Scalar
 
 Augment = Callable[[Images, Array], tuple[Images, Array | None]]  # images, keys -> images, labels
-# x0, d_teacher, d_fake, sigma -> the loss of each example
+# x0, d_teacher, d_fake, sigma -> loss per example
 GeneratorLoss = Callable[[Images, Images, Images, PerExample], PerExample]
-# x0, D of it, x', D of it, weight -> the fake score's loss of each pair
+# x0, D of noised x0, x', D of noised x', weight -> the fake score's loss per pair
 PairLoss = Callable[[Images, Images, Images, Images, PerExample], PerExample]
 
 
 def as_they_are(images: Images, keys: Array) -> tuple[Images, None]:
-    """No augmentation."""
+    """Identity augmentation."""
     return images, None
 
 
 @dataclasses.dataclass(frozen=True)
 class StepFns:
-    """The functions that both losses call, chosen by runs/setup.py; constant while training."""
+    """Functions used by both losses, chosen by runs/setup.py; constant during training."""
 
-    denoise: Denoise  # the fake score while it learns; guided, or as it is
+    denoise: Denoise  # the fake score in its own update, with or without guidance
     generate: Callable[..., Images]  # (params, z, cond, *, calls, noise_keys, dropout_keys) -> x0
     loss: GeneratorLoss
-    distance: Distance  # d of SIM; of the health metrics for every method
+    distance: Distance  # d of SIM; for every method, the distance of the health metrics
     fake_score_weight: Callable[[PerExample], PerExample]
-    denoise_teacher: Denoise  # guided, or the same
-    denoise_fake: Denoise  # likewise, in the generator's update
-    augment: Augment = as_they_are  # of the fake score's training images
+    denoise_teacher: Denoise  # the teacher, with or without guidance
+    denoise_fake: Denoise  # the fake score in the generator's update, with or without guidance
+    augment: Augment = as_they_are  # augmentation of the fake score's training images
     fake_score_scale: float = 1.0
-    pair_loss: PairLoss | None = None  # of the fake score, of methods with real images
+    pair_loss: PairLoss | None = None  # fake-score loss of methods with real images
     discriminator: Discriminator | None = None
-    calls: int = 1  # the most of the generator, of which `Draws.calls` is one number
+    calls: int = 1  # K of a K-step generator; `Draws.calls` is the trained call k <= K
 
 
 def distill_step(
     state: TrainState, constants: Constants, key: Key, *, updates: Sequence[Update]
 ) -> tuple[TrainState, Metrics]:
-    """Every update in turn, each on fresh draws; `key` belongs to this step alone."""
+    """Runs the updates of one step in order, each on its own draws.
+
+    Args:
+      key: of this step alone.
+    """
     found: dict[str, list[Array]] = {}
     for update, drawn in zip(updates, draws(state, constants, key, updates=updates), strict=True):
         state, metrics = apply_if_due(update, state, constants, drawn)
@@ -81,14 +85,14 @@ def distill_step(
 def of_fake_score(
     params: Params, state: TrainState, constants: Constants, draws: Draws, *, fns: StepFns
 ) -> tuple[Scalar, Metrics]:
-    """The loss of the fake score's update."""
+    """Loss of the fake-score update."""
     return fake_score_loss(params, state.generator, draws, fns=fns)
 
 
 def of_generator(
     params: Params, state: TrainState, constants: Constants, draws: Draws, *, fns: StepFns
 ) -> tuple[Scalar, Metrics]:
-    """The loss of the generator's update."""
+    """Loss of the generator update."""
     counts = fns.discriminator is not None and state.step >= fns.discriminator.start
     networks = (params, constants.teacher, state.fake_score)
     return generator_loss(*networks, draws, fns=fns, discriminator_counts=counts)
@@ -97,9 +101,10 @@ def of_generator(
 def fake_score_loss(
     fake_score: Params, generator: Params, draws: Draws, *, fns: StepFns
 ) -> tuple[Scalar, Metrics]:
-    """E lambda(sigma) ||D_fake(x0 + sigma eps) - sg[x0]||^2, mean over examples, and its metrics.
+    """Denoising loss of the fake score on generated samples, and its metrics.
 
-    With real images it is the method's own loss of pairs; a discriminator adds its own.
+    E lambda(sigma) ||D_fake(x0 + sigma eps) - sg[x0]||^2, mean over examples. With real images the
+    method's pair loss replaces it, or a discriminator loss is added.
     """
     x0 = jax.lax.stop_gradient(_generated(generator, draws, fns))
     keys = (draws.augment_keys, draws.dropout_keys)
@@ -132,13 +137,13 @@ def generator_loss(
     fns: StepFns,
     discriminator_counts: bool | Array = True,
 ) -> tuple[Scalar, Metrics]:
-    """The method's loss, mean over examples, and its health metrics.
+    """The method's generator loss, mean over examples, and the health metrics.
 
-    An example whose loss is not finite is left out of the sum (it still counts in the mean), so
-    that one bad sample does not cost the step; this is the official SiD loop's rule.
+    A non-finite example contributes 0 to the sum but still counts in the denominator, so that one
+    bad sample does not spoil the step, as in the official SiD loop.
 
     Args:
-      discriminator_counts: where there is one, whether it does yet.
+      discriminator_counts: whether the discriminator, if any, already affects the loss.
     """
     x0 = _generated(generator, draws, fns, dropout_keys=draws.dropout_keys)
     xt = noise.add_noise(x0, draws.sigma, draws.eps)
@@ -166,7 +171,7 @@ def generator_loss(
 def before_fake_score(
     params: Params, state: TrainState, constants: Constants, draws: Draws, *, fns: StepFns
 ) -> Draws:
-    """The mean weight of a whole batch, for the loss of its slices."""
+    """Adds the full batch's mean weight to the draws, for its microbatches."""
     return draws.replace(whole=whole_weight(draws.sigma, fns))
 
 
@@ -179,10 +184,10 @@ def before_generator(
     fns: StepFns,
     slices: int,
 ) -> Draws:
-    """What the generator's loss takes from a whole batch, for that of its slices.
+    """Adds the generator loss's full-batch statistics to the draws.
 
-    It costs the forward passes of a slice once more, and of a discriminator's divergence the fake
-    score's too.
+    Costs one more forward pass over the batch by generator and teacher, and with a discriminator's
+    divergence by the fake score too.
     """
 
     def of_part(part: Draws) -> tuple[PerExample, PerExample]:
@@ -197,7 +202,7 @@ def before_generator(
 
 
 def whole_weight(sigma: PerExample, fns: StepFns) -> Whole:
-    """The mean of lambda(sigma), which weighs the discriminator's loss."""
+    """Mean of lambda(sigma), the weight of the discriminator loss."""
     return Whole(weight=fns.fake_score_weight(sigma).mean())
 
 
@@ -209,7 +214,7 @@ def _denoised(
     draws: Draws,
     fns: StepFns,
 ) -> tuple[Images, Images, adversarial.Logits | None]:
-    """The images as augmented, D of them with noise, and the discriminator's logits."""
+    """Augmented images, their denoised noisy versions, and the discriminator's logits."""
     images, augment_labels = fns.augment(images, augment_keys)
     xt = noise.add_noise(images, draws.sigma, draws.eps)
     keys = {"augment_labels": augment_labels, "dropout_keys": dropout_keys}
@@ -218,7 +223,7 @@ def _denoised(
 
 
 def _with_logits(denoise: Denoise, fns: StepFns) -> Callable[..., tuple[Images, Any]]:
-    """D and its logits, or None where there is no discriminator."""
+    """`denoise` returning (D, logits); logits are None without a discriminator."""
     if fns.discriminator is None:
         return lambda *args, **options: (denoise(*args, **options), None)
     return functools.partial(denoise, with_logits=True)
@@ -232,7 +237,12 @@ def _generated(generator: Params, draws: Draws, fns: StepFns, **options: Array) 
 def follow(
     state: TrainState, *, ema_decay: Callable[[Array], Scalar], pull: float
 ) -> tuple[TrainState, Metrics]:
-    """After the generator has moved: its EMA, and the fake score's pull towards it."""
+    """After a generator update: updates its EMA and pulls the fake score.
+
+    Args:
+      ema_decay: step -> beta.
+      pull: fake score <- (1 - pull) fake score + pull generator; 0: off (SenseFlow).
+    """
     beta = ema_decay(state.step)
     state = state.replace(ema=ema_update(state.ema, state.generator, beta))
     if pull:

@@ -31,7 +31,7 @@ from simjax.typing import (
 
 @dataclasses.dataclass(frozen=True)
 class TeacherFns:
-    """The functions that runs/setup.py chose; constant while training."""
+    """Functions of a pretraining step, chosen by runs/setup.py; constant during training."""
 
     denoise: Denoise
     weight: Callable[[PerExample], PerExample]
@@ -45,7 +45,11 @@ class TeacherFns:
 def teacher_step(
     state: TeacherState, dataset: tuple[Any, ...], key: Key, *, fns: TeacherFns
 ) -> tuple[TeacherState, Metrics]:
-    """One update on a fresh batch from `dataset`: all images, class numbers and captions."""
+    """One update on a batch drawn from `dataset`.
+
+    Args:
+      dataset: all images, class numbers and captions.
+    """
     data_key, sigma_key, eps_key, dropout_key, augment_key = jax.random.split(key, 5)
     x0, cond = fns.draw_data(data_key, *dataset)
     x0, augment_labels = fns.augment(x0, jax.random.split(augment_key, x0.shape[0]))

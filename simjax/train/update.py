@@ -1,6 +1,6 @@
-"""Updates: whose parameters move, down which loss, by which optimizer, when. A step is a list.
+"""Updates: a network, its loss, optimizer and schedule; a step is their list.
 
-train/step.py has the losses of score distillation, runs/setup.py makes the list.
+The losses of score distillation are in train/step.py; runs/setup.py builds the list.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ from simjax.typing import (
 
 @struct.dataclass
 class Constants:
-    """What every step is given beside its state.
+    """Inputs of every step besides its state.
 
     Args:
-      captions: of text-to-image runs, leaves (n, updates, b, ...): update i of step k takes
+      captions: for text-to-image runs, leaves (n, updates, b, ...): update i of step k uses
         [k mod n, i].
-      real: real images, of the methods that learn from them.
+      real: real images, for the methods that train on them.
     """
 
     teacher: Params
@@ -46,10 +46,11 @@ class Constants:
 
 @struct.dataclass
 class AllImages:
-    """A small set of real images, whole on every device: uint8, or float32 in [-1, 1].
+    """A small set of real images, replicated on every device.
 
     Args:
-      labels: class numbers (n,), None of images without.
+      images: uint8, or float32 in [-1, 1].
+      labels: class numbers (n,), None for unlabelled images.
     """
 
     images: Array
@@ -58,7 +59,7 @@ class AllImages:
 
 @struct.dataclass
 class ImageRows:
-    """Real images that were read for a call, leaves (n, updates that read them, b, ...)."""
+    """Real images read for one call, leaves (n, updates that read them, b, ...)."""
 
     images: Array
     labels: Array | None
@@ -66,10 +67,10 @@ class ImageRows:
 
 @struct.dataclass
 class RealDraws:
-    """The real images of an update, and their own randomness.
+    """The real images of an update, with their dropout and augmentation keys.
 
     Args:
-      images: x', data units; they have the noise and the condition of the generated ones.
+      images: x', data units; they share noise, sigma and condition with the generated ones.
     """
 
     images: Images
@@ -79,12 +80,12 @@ class RealDraws:
 
 @struct.dataclass
 class Whole:
-    """Statistics of a whole batch that the losses of its slices share.
+    """Full-batch statistics that the losses of its microbatches share.
 
     Args:
       weight: mean of lambda(sigma).
       inverse_omega: mean of 1 / omega.
-      divergence: weights of an f-divergence, one an example.
+      divergence: weights of an f-divergence, one per example.
     """
 
     weight: Scalar | None = None
@@ -94,13 +95,13 @@ class Whole:
 
 @struct.dataclass
 class Draws:
-    """The randomness of one update, b examples: all that is not a function of the state.
+    """Random draws of one update for b examples: noise, conditions and keys.
 
     Args:
-      calls: k of a generator of several (models/generator.py), one scalar for all examples.
-      noise_keys: of the noise of its calls, one an example.
-      real: real images, of updates that read them.
-      whole: what a slice of a batch must know of all of it.
+      calls: trained call k of a K-step generator (models/generator.py), a scalar for the batch.
+      noise_keys: keys of the noise between generator calls, one per example.
+      real: real images, for updates that read them.
+      whole: full-batch statistics, when the draws are a microbatch.
     """
 
     z: Images
@@ -115,26 +116,26 @@ class Draws:
     whole: Whole | None = None
 
 
-# parameters of the role, state, constants, draws -> the mean loss and metrics
+# parameters of the role, state, constants, draws -> mean loss, metrics
 Loss = Callable[[Params, TrainState, Constants, Draws], tuple[Scalar, Metrics]]
-# the same, of a whole batch -> the draws with what its slices share
+# the same arguments for a full batch -> its draws with full-batch statistics
 Before = Callable[[Params, TrainState, Constants, Draws], Draws]
 Then = Callable[[TrainState], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """One update of a step: which network moves down which loss, and when.
+    """One update of a step: network, loss, optimizer and schedule.
 
     Args:
-      role: the network, by its name in TrainState.roles.
-      draw: its draws, from its own key, its captions and a key that all updates of a step share;
-        then from its real images, if it reads_real.
-      accumulate: slices of a batch.
-      before: what the slices of a batch must know of all of it, if there are several.
-      start: steps of a run before the first update.
-      every: steps from one to the next.
-      then: what follows each, as an EMA.
+      role: name of the updated network in TrainState.roles.
+      draw: (own key, own captions, key shared by all updates of the step) -> draws; with
+        reads_real the real images are the fourth argument.
+      accumulate: number of microbatches.
+      before: adds full-batch statistics to the draws; called only with several microbatches.
+      start: step of the run with the first update.
+      every: steps between updates.
+      then: callback on the state after each update, such as an EMA.
     """
 
     role: str
@@ -152,7 +153,7 @@ class Update:
 def draws(
     state: TrainState, constants: Constants, key: Key, *, updates: Sequence[Update]
 ) -> list[Draws]:
-    """The draws of a step, one for each update."""
+    """The draws of one step, a `Draws` per update."""
     turn = jax.tree.map(lambda leaf: leaf[state.step % len(leaf)], constants.captions)
     keys, shared = jax.random.split(key, len(updates)), jax.random.fold_in(key, len(updates))
     real = _real(state, constants, sum(update.reads_real for update in updates))
@@ -170,7 +171,7 @@ def draws(
 def _real(
     state: TrainState, constants: Constants, reads: int
 ) -> Iterator[AllImages | ImageRows | None]:
-    """What each update that reads real images draws them from."""
+    """The source of real images for each update that reads them."""
     real = constants.real
     if not isinstance(real, ImageRows):
         return iter([real] * reads)
@@ -181,7 +182,10 @@ def _real(
 def apply_if_due(
     update: Update, state: TrainState, constants: Constants, draws: Draws
 ) -> tuple[TrainState, Metrics]:
-    """The update, or the state as it is and zeros; then ROLE/updates tells 1 or 0."""
+    """Applies the update when it is due, else returns the state unchanged.
+
+    Updates with a schedule add the metric ROLE/updates, 1 or 0; metrics of a skipped one are zeros.
+    """
     if not update.start and update.every == 1:
         return apply(update, state, constants, draws)
 
@@ -198,7 +202,7 @@ def apply_if_due(
 def apply(
     update: Update, state: TrainState, constants: Constants, draws: Draws
 ) -> tuple[TrainState, Metrics]:
-    """Moves one network down the gradient of its loss, all others held fixed."""
+    """One optimizer update of one network, all others held fixed."""
 
     def loss_fn(params: Params, part: Draws) -> tuple[Scalar, Metrics]:
         return update.loss(params, state, constants, part)

@@ -92,7 +92,9 @@ def test_sigterm_saves_at_once_and_exits_with_0(listening, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, hooks=[loop.Hook(1, terminate)])
     assert stopped.value.code == 0
-    assert "stopped by SIGTERM at step 3 of 6 (counting), which is saved" in capsys.readouterr().out
+    assert (
+        "stopped by SIGTERM at step 3 of 6 (counting), checkpoint saved" in capsys.readouterr().out
+    )
     processes._signalled = False
     finished = run(tmp_path)
     assert "continuing from step 3" in capsys.readouterr().out
