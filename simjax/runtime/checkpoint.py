@@ -1,9 +1,9 @@
-"""Checkpoints that survive a kill at any moment, and the teacher that a run keeps.
+"""Crash-safe checkpoints of training states, and the stored teacher of a run.
 
-Orbax writes each tree of a state as its own item into a temporary directory and renames it when it
-is complete. A checksum of every tree lies beside them, so that damage on disk is noticed when
-restoring, and the previous complete checkpoint is used. All processes write their parts of a
-checkpoint, onto storage that all of them see; what they read may be split otherwise.
+Orbax writes each tree of a state as a separate item into a temporary directory and renames it when
+it is complete. A checksum per tree is stored with them, so that corruption is detected on restore
+and the previous complete checkpoint is used. All processes write their shards of a checkpoint to
+shared storage; a checkpoint can be restored with any other sharding.
 """
 
 import contextlib
@@ -25,33 +25,33 @@ from simjax.errors import ConfigError
 from simjax.runtime import processes, sharding
 from simjax.typing import Array, Params
 
-WATCH = 1.0  # seconds between looks at a save; our choice
+WATCH = 1.0  # seconds between checks of a save in progress; our choice
 
-State = TypeVar("State")  # of train/state.py: step, trees(), of_trees()
+State = TypeVar("State")  # a state of train/state.py: step, trees(), of_trees()
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves SIGTERM to processes.asked_to_stop.
+    """Checkpoint manager without Orbax's SIGTERM handling (see processes.asked_to_stop).
 
-    That asks JAX by a count of its own and Orbax by the step; JAX takes both for one count, and
-    would have the processes go on until ours comes to the step.
+    Both query the same JAX preemption counter, asked_to_stop with a call count and Orbax with the
+    training step. Orbax's query would postpone the stop until the call count reaches that step.
     """
 
     def reached_preemption(self, step: int) -> bool:
-        """Never."""
+        """Always False."""
         return False
 
 
 class Checkpoints:
     """The numbered checkpoints of one training stage, written in the background.
 
-    Of several processes one whose save does not end would keep all of them waiting, for ever: a
-    process that waits for a save longer than `limit` ends, and so the others. The run goes on when
-    it is started again.
+    With several processes one stuck save would block all of them forever. A process that waits for
+    a save longer than `limit` exits, and the others with it; the same command resumes the run.
 
     Args:
-      keep: how many; None only reads, and leaves what another process is writing alone.
-      limit: seconds.
+      keep: number of checkpoints kept; None: read-only, safe beside a process that writes.
+      say: prints one line to the console.
+      limit: seconds before a save in progress ends the process.
     """
 
     def __init__(
@@ -80,43 +80,48 @@ class Checkpoints:
             threading.Thread(target=self._watch, args=(limit,), daemon=True).start()
 
     def save(self, state: State) -> None:
-        """Starts writing `state`; returns once its arrays are safe from donation."""
+        """Starts writing `state`; its arrays may be donated on return."""
         trees = state.trees()
         checksums = _checksums(trees)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         note = ocp.args.JsonSave({"step": int(state.step), "checksums": checksums})
-        self.wait()  # for the one before
+        self.wait()  # for the previous save
         with self._timed():
             _agree_on_operations()
             self._manager.save(int(state.step), args=ocp.args.Composite(note=note, **items))
 
     def restore_latest(self, like: State) -> State | None:
-        """The newest intact checkpoint, with the structure and shardings of `like`; None if none.
+        """Restores the newest intact checkpoint; None if there is none.
 
-        A damaged one is moved aside, into <directory>_damaged, and reported.
+        A damaged checkpoint is moved into <directory>_damaged and reported.
+
+        Args:
+          like: state with the structure and shardings of the result.
         """
         while (step := self._latest_step()) is not None:
             trees, reason = self._read(step, like.trees())
             if trees is not None:
                 count = sharding.placed(np.int32(step), like.step.sharding)
                 return like.of_trees(count, trees)
-            self._set_aside(step, reason)  # the one before may be whole
+            self._set_aside(step, reason)  # the previous one may be intact
         return None
 
     def restore_tree(self, name: str, like: Params) -> tuple[Params, int]:
         """One tree of the newest checkpoint, and its step.
 
         Raises:
-          ConfigError: there is none, or it is damaged.
+          ConfigError: there is no checkpoint, or it is damaged.
         """
         step = self._latest_step()
         if step is None:
-            raise ConfigError(f"{self.directory} has no checkpoint yet; let the run go on.")
+            raise ConfigError(
+                f"{self.directory} has no checkpoint yet; wait for the run's first one."
+            )
         trees, reason = self._read(step, {name: like})
         if trees is None:
             raise ConfigError(
-                f"{self.directory / str(step)} is damaged ({reason}); start the run again, which "
-                "falls back to the checkpoint before it."
+                f"{self.directory / str(step)} is damaged ({reason}); resume the run, which "
+                "falls back to the previous checkpoint."
             )
         return trees[name], step
 
@@ -126,7 +131,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, then releases the manager's threads."""
+        """Waits for pending saves, then stops the manager's threads."""
         with self._timed():
             self._manager.close()
         self._closed.set()
@@ -136,7 +141,7 @@ class Checkpoints:
         self._waiting_since = time.monotonic()
         try:
             yield
-        finally:  # what failed is not waited for
+        finally:  # also after an error: a failed save is not pending
             self._waiting_since = None
 
     def _watch(self, limit: float) -> None:
@@ -144,25 +149,28 @@ class Checkpoints:
             since = self._waiting_since
             if since is not None and time.monotonic() - since > limit:
                 processes.end_at_once(
-                    f"a checkpoint in {self.directory} is not written after {limit:.0f} s "
-                    "(checkpoint_limit); start the same command again, which continues from the "
-                    "one before."
+                    f"a checkpoint in {self.directory} was not written within {limit:.0f} s "
+                    "(checkpoint_limit); run the same command again to resume from the previous "
+                    "one."
                 )
 
     def _latest_step(self) -> int | None:
-        """What the first process sees, so that all of them read the same one."""
+        """The first process's latest step, so that all restore the same checkpoint."""
         latest = self._manager.latest_step()
         step = int(processes.from_first(np.int32(-1 if latest is None else latest)))
         return None if step < 0 else step
 
     def _read(self, step: int, like: dict[str, Params]) -> tuple[dict[str, Params] | None, str]:
-        """Trees of a checkpoint that is whole on every process, or None and what is wrong."""
+        """Trees of a checkpoint, or None and the reason.
+
+        None on every process if any of them cannot read it or a checksum differs.
+        """
         trees, reason = None, "another process could not read it"
         try:
             note = _restore(self.directory / str(step), note=ocp.args.JsonRestore()).note
             expected = note["checksums"]
             trees = _restore_arrays(self.directory / str(step), like)
-        except Exception as error:  # damage shows in many ways
+        except Exception as error:  # damage raises many kinds of errors
             reason = (str(error).splitlines() or [type(error).__name__])[0]
         if not processes.all_true(trees is not None):
             return None, reason
@@ -179,22 +187,22 @@ class Checkpoints:
             target.rmtree(missing_ok=True)
             (self.directory / str(step)).rename(target)
 
-        processes.wait(f"{step} is damaged")  # nobody reads it any more
+        processes.wait(f"{step} is damaged")  # until no process reads it any more
         processes.by_first(move, f"{step} is set aside")
         self._manager.reload()
         self._say(
             f"checkpoint {step} is damaged ({reason}); moved to {target}. "
-            "Falling back to the one before it."
+            "Falling back to the previous one."
         )
 
 
 def _agree_on_operations() -> None:
-    """Brings all processes to one number of the next save.
+    """Synchronizes Orbax's operation counter over all processes before a save.
 
-    Orbax counts a process's saves, and processes wait for each other's signals by that number. A
-    network that the first one stored alone would leave the others a number behind: they would take
-    the signals of the save before for this one's, write before its directories are made, and so
-    make the first one fail, which then waits for ever.
+    Orbax numbers the saves of a process, and its barriers between processes use that number. After
+    a network that the first process stored alone, the counters of the others are one behind: they
+    would match the barriers of the previous save, write before the directories of this one exist,
+    and make the first process fail and wait forever.
     """
     most = processes.largest(int(Operations.get_current_operation_id()))
     while int(Operations.get_current_operation_id()) < most:
@@ -202,7 +210,7 @@ def _agree_on_operations() -> None:
 
 
 def steps_in(directory: epath.Path) -> list[int]:
-    """The steps of the whole checkpoints in the directory of a stage, in order."""
+    """Sorted steps of the complete checkpoints in a stage's directory."""
     if not directory.exists():
         return []
     whole = (path for path in directory.iterdir() if path.name.isdecimal() and is_stored(path))
@@ -210,17 +218,20 @@ def steps_in(directory: epath.Path) -> list[int]:
 
 
 def is_stored(directory: epath.Path) -> bool:
-    """Whether a network lies there whole; of one in a bucket a kill may leave a part."""
+    """Whether the directory holds a complete network.
+
+    In a bucket a kill during a save can leave a partial one.
+    """
     return directory.exists() and ocp.utils.is_checkpoint_finalized(directory)
 
 
 def save_teacher(directory: epath.Path, weights: Params, provenance: dict[str, Any]) -> None:
-    """Stores a network's parameters and constants with where they came from; all or nothing.
+    """Stores a network's parameters, constants and provenance atomically.
 
-    What lies there already is replaced.
+    Replaces an existing network.
 
     Args:
-      weights: numpy arrays; one process writes them all.
+      weights: numpy arrays, all written by this process.
     """
     checksum = _checksums({"params": weights})["params"]
     note = provenance | {"sha256": params_sha256(weights), "checksum": checksum}
@@ -235,22 +246,25 @@ def save_teacher(directory: epath.Path, weights: Params, provenance: dict[str, A
 
 
 def load_provenance(directory: epath.Path) -> dict[str, Any]:
-    """Where a stored teacher came from.
+    """Provenance of a stored teacher: its source, sha256 and checksum.
 
     Raises:
       ConfigError: it cannot be read.
     """
     try:
         return _restore(directory, provenance=ocp.args.JsonRestore()).provenance
-    except Exception as error:  # any damage has the same remedy
+    except Exception as error:  # the remedy is the same for any damage
         raise _unusable(directory, str(error).splitlines()[0]) from error
 
 
 def load_teacher(directory: epath.Path, like: Params) -> Params:
-    """A stored teacher's parameters and constants, with the structure and shardings of `like`.
+    """Loads a stored teacher's parameters and constants.
+
+    Args:
+      like: tree with the structure and shardings of the result.
 
     Raises:
-      ConfigError: they cannot be read, or are not those that were stored.
+      ConfigError: they cannot be read, or their checksum differs from the stored one.
     """
     expected = load_provenance(directory).get("checksum")
     try:
@@ -264,7 +278,10 @@ def load_teacher(directory: epath.Path, like: Params) -> Params:
 
 
 def _alone() -> ocp.Checkpointer:
-    """Reads or writes without waiting for other processes, which may be elsewhere, or fail."""
+    """A checkpointer without barriers, for reads and writes by one process.
+
+    The other processes may be at another point of the program, or fail.
+    """
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
@@ -281,7 +298,10 @@ def _restore(directory: epath.Path, **items: Any) -> Any:
 
 
 def _restore_arrays(directory: epath.Path, like: dict[str, Params]) -> dict[str, Params]:
-    """Trees with the structure and shardings of `like`; each process reads its own parts."""
+    """Trees with the structure and shardings of `like`.
+
+    Each process reads its own shards.
+    """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     found = _restore(directory, **items)
@@ -290,13 +310,16 @@ def _restore_arrays(directory: epath.Path, like: dict[str, Params]) -> dict[str,
 
 def _unusable(directory: epath.Path, reason: str) -> ConfigError:
     return ConfigError(
-        f"the teacher in {directory} cannot be used: {reason}; delete that directory to make it "
-        "again."
+        f"the teacher in {directory} cannot be used: {reason}; delete that directory to rebuild it."
     )
 
 
 def params_sha256(params: Params) -> str:
-    """Hash of every parameter's path, shape, type and bytes, in the order of the paths."""
+    """SHA-256 of all parameters: path, shape, dtype and bytes, sorted by path.
+
+    >>> params_sha256({"kernel": np.zeros((2, 3), np.float32)})[:8]
+    'd66e8da8'
+    """
     digest = hashlib.sha256()
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
     for path in sorted(leaves):
@@ -307,12 +330,15 @@ def params_sha256(params: Params) -> str:
 
 
 def _checksums(trees: dict[str, Any]) -> dict[str, int]:
-    """A 32-bit number for each tree from the bits of its leaves; the same on any mesh."""
+    """A 32-bit checksum per tree from its leaves' bits, mesh-independent."""
     return {name: _combined(_leaf_checksums(jax.tree.leaves(tree))) for name, tree in trees.items()}
 
 
 def _leaf_checksums(leaves: list[Any]) -> list[Any]:
-    """By NumPy where it sees the bits, which compiles nothing; else each device its own part."""
+    """Checksum per leaf, by NumPy in host memory, else by the devices.
+
+    NumPy needs no compilation; each device sums over its own shards.
+    """
     if all(map(_in_host_memory, leaves)):
         return [_weighted_bits(np.asarray(leaf), np) for leaf in leaves]
     return jax.device_get(_on_devices(leaves))
@@ -324,9 +350,12 @@ def _on_devices(leaves: list[Array]) -> list[Array]:
 
 
 def _weighted_bits(leaf: Any, xp: Any) -> Any:
-    """Sum of bits (2 position + 1) modulo 2^32; `xp` is numpy or jax.numpy.
+    """Sum of bits * (2 * position + 1) modulo 2^32.
 
-    Numbers of 64 bits count as those of 32 bits that JAX makes of them.
+    64-bit values are first cast to 32 bits, as JAX does.
+
+    Args:
+      xp: numpy or jax.numpy.
     """
     if leaf.dtype.itemsize == 8:
         leaf = leaf.astype(f"{leaf.dtype.kind}4")

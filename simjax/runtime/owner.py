@@ -1,9 +1,10 @@
-"""One program at a time writes a run directory: its owner, whom owner.json names.
+"""Lock of a run directory (owner.json): only one program writes there.
 
-All processes of a run are one owner; the first one holds the lock. It is removed when the program
-ends. A kill leaves it behind, and the next program takes it over once the owner is gone: at once
-where the process can be seen, else when it gives no sign of life for a while. The owner renews its
-sign every few seconds; what counts is that it changes, so that clocks need not agree.
+All processes of a run count as one owner; the first one holds the lock and removes it on exit. A
+kill leaves a stale lock, which the next program takes over once the owner is dead: at once if the
+owner's process number can be checked from here, otherwise when its heartbeat stops for a while. The
+owner rewrites its heartbeat every few seconds; only a change is tested, so that clocks need not
+agree.
 
 Called from runs/distill.py.
 """
@@ -29,21 +30,21 @@ from simjax.errors import ConfigError
 from simjax.runtime import processes, storage
 
 NAME = "owner.json"
-RENEW = 10.0  # seconds between signs of life; our choice, as all that follow
-PATIENCE = 60.0  # seconds without a sign after which an owner elsewhere is gone
-LOOK = 1.0  # seconds between looks at the lock
-SETTLE = 3.0  # seconds until the last of several who write an object at once is known
-TRIES = 5  # looks until a file that another host has written must be visible
+RENEW = 10.0  # seconds between heartbeats; our choice, like all that follow
+PATIENCE = 60.0  # seconds without a heartbeat after which an owner elsewhere counts as dead
+LOOK = 1.0  # seconds between reads of the lock
+SETTLE = 3.0  # seconds after which concurrent writes of an object have settled: the last one wins
+TRIES = 5  # reads within which a file written by another host must become visible
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A process, distinct from every other one on any machine, before and after reboots.
+    """Identity of a process, unique over machines, containers and reboots.
 
     Args:
-      boot: identifies a running kernel; empty where there is no /proc.
-      namespace: of process numbers: containers of one machine count their own.
-      started: when, in ticks of the kernel; process numbers are used again.
+      boot: boot id of the running kernel; empty without /proc.
+      namespace: PID namespace; containers of one machine number their processes separately.
+      started: start time in kernel ticks, because process numbers are reused.
     """
 
     host: str
@@ -54,7 +55,7 @@ class Program:
 
     @classmethod
     def this(cls) -> "Program":
-        """The running one."""
+        """The identity of the running process."""
         pid = os.getpid()
         return cls(socket.gethostname(), _boot(), _namespace(), pid, started(pid) or "")
 
@@ -74,7 +75,13 @@ def _namespace() -> str:
 
 
 def started(pid: int) -> str | None:
-    """When a process of this machine started; "" if there is none, None if it cannot be seen."""
+    """Start time of a local process, in kernel ticks.
+
+    Returns "" if there is no such process, None if it cannot be determined.
+
+    >>> started(os.getpid()) != ""
+    True
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -82,14 +89,22 @@ def started(pid: int) -> str | None:
             os.kill(pid, 0)
         except ProcessLookupError:
             return ""
-        except OSError:  # another user's, whom /proc hides
+        except OSError:  # another user's process, hidden in /proc
             return None
         return None
-    return "" if fields[0] in "ZX" else fields[19]  # killed, and only not waited for yet
+    return "" if fields[0] in "ZX" else fields[19]  # zombies count as ended
 
 
 def is_gone(owner: Program, here: Program, started: Callable[[int], str | None]) -> bool | None:
-    """Whether a program has ended; None where it cannot be seen from here."""
+    """Whether the owner has ended; None if `here` cannot determine it.
+
+    >>> here = Program("node1", "boot-7", "pid:[1]", pid=12, started="100")
+    >>> owner = dataclasses.replace(here, pid=34)
+    >>> is_gone(owner, here, lambda pid: ""), is_gone(owner, here, lambda pid: "100")
+    (True, False)
+    >>> is_gone(dataclasses.replace(owner, host="node2"), here, lambda pid: "") is None
+    True
+    """
     place = (here.host, here.boot, here.namespace)
     if not here.boot or (owner.host, owner.boot, owner.namespace) != place:
         return None
@@ -98,12 +113,12 @@ def is_gone(owner: Program, here: Program, started: Callable[[int], str | None])
 
 
 class Lock:
-    """A run directory's owner.json, for one program.
+    """The lock of a run directory, held or awaited by one program.
 
     Args:
-      say: where it is told what is waited for.
-      lost: called, in a thread, with the reason when another program has taken the directory.
-      program, started, clock: what a test replaces.
+      say: prints what the program is waiting for.
+      lost: called in a thread, with the reason, when another program has taken the directory.
+      program, started, clock: replaced by tests.
     """
 
     def __init__(
@@ -124,16 +139,16 @@ class Lock:
         self._say, self._lost, self._started, self._clock = say, lost, started, clock
         self._since = _now()
         self._signs = 0
-        self._watched: tuple[str, float] | None = None  # what it read, and when first
-        self._written: float | None = None  # when an object was, that others may have replaced
+        self._watched: tuple[str, float] | None = None  # content of the lock, time first read
+        self._written: float | None = None  # when its object was written; others may replace it
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def attempt(self) -> bool:
-        """Takes the directory if it can be had; False: try again in LOOK seconds.
+        """Tries to take the lock; False: try again in LOOK seconds.
 
         Raises:
-          ConfigError: it belongs to a program that is running, or cannot be written.
+          ConfigError: a running program holds it, or the directory cannot be written.
         """
         try:
             with self._alone():
@@ -148,37 +163,37 @@ class Lock:
         self._closed.set()
         if self._thread is not None:
             self._thread.join(RENEW)
-        with contextlib.suppress(Exception), self._alone():  # storage may be away: it expires
+        with contextlib.suppress(Exception), self._alone():  # without storage the lock expires
             if _token(self._read()) != self.token:
                 return
             self._path.unlink(missing_ok=True)
             for left in [] if self._bucket else self._path.parent.glob("owner.*.tmp"):
-                left.unlink(missing_ok=True)  # of programs killed while they looked
+                left.unlink(missing_ok=True)  # from programs killed during an attempt
 
     def sees(self, token: int) -> bool:
-        """Whether this process finds the lock of that token."""
+        """Whether the lock with that token is visible to this process."""
         for _ in range(TRIES):
-            with contextlib.suppress(Exception):  # whatever the reason
+            with contextlib.suppress(Exception):  # any error means not visible yet
                 if _token(self._read()) == token:
                     return True
             time.sleep(LOOK)
         return False
 
     def renew(self) -> None:
-        """Gives a sign of life; calls `lost` if the directory is another program's now."""
+        """Writes a heartbeat, or calls `lost` if another program holds the lock."""
         with self._alone():
             found = self._renewed()
         if found is not None:
             self._closed.set()
             self._lost(
                 f"{self._path.parent} was taken over by another program, {_who(found)}, while "
-                "this one stood still; it ends so as not to write there too."
+                "this one was suspended; exiting so that only one of them writes there."
             )
 
     def _renewed(self) -> str | None:
-        """Writes a sign of life; returns another program's lock instead, if that is there."""
+        """Writes a heartbeat, or returns the lock of another program."""
         found = self._read()
-        if found is None:  # somebody has removed it
+        if found is None:  # it was removed by hand
             self._create(self._record())
         elif _token(found) == self.token:
             self._signs += 1
@@ -189,17 +204,17 @@ class Lock:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """One program at a time, as far as the file system locks directories.
+        """Mutual exclusion by flock, where the file system supports it.
 
-        Where it does not (a bucket, NFS), two that take over at once can both succeed for LOOK
-        seconds; then one of them notices and ends.
+        Elsewhere (a bucket, NFS) two programs that take over at the same time can both succeed for
+        LOOK seconds; then one of them detects it and exits.
         """
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
                 if not self._bucket:
                     opened = os.open(self._path.parent, os.O_RDONLY)
                     stack.callback(os.close, opened)
-                    fcntl.flock(opened, fcntl.LOCK_EX)  # gone with a kill
+                    fcntl.flock(opened, fcntl.LOCK_EX)  # released by a kill
             yield
 
     def _attempt(self) -> bool:
@@ -215,12 +230,16 @@ class Lock:
         if not self._has_ended(found):
             return False
         if not self._remove(found):
-            return False  # another program was quicker
-        self._say(f"{NAME}: {_who(found)} has ended without removing it; taken over.")
+            return False  # another program was faster
+        self._say(f"{NAME}: {_who(found)} ended without removing its lock; taken over.")
         return self._create_own()
 
     def _has_ended(self, found: str) -> bool:
-        """Whether the owner is gone; False: not known yet."""
+        """Whether the owner has ended; False: unknown so far.
+
+        Raises:
+          ConfigError: it is running.
+        """
         owner = _program(found)
         gone = None if owner is None else is_gone(owner, self._program, self._started)
         if gone is not None:
@@ -234,8 +253,8 @@ class Lock:
             raise self._refusal(found)
         self._watched = (found, self._clock())
         self._say(
-            f"{NAME} names {_who(found)}, which cannot be seen from here: taken over if it gives "
-            f"no sign of life for {PATIENCE:.0f} s."
+            f"{NAME} is held by {_who(found)}, which cannot be checked from here: taking over if "
+            f"it sends no heartbeat for {PATIENCE:.0f} s."
         )
         return False
 
@@ -243,7 +262,7 @@ class Lock:
         values = _values(found)
         return ConfigError(
             f"{self._path.parent} belongs to another program, {_who(found)}, which is running. "
-            f"Wait until it has ended, stop it (kill {values.get('pid')} on {values.get('host')}), "
+            f"Wait for it to end, stop it (kill {values.get('pid')} on {values.get('host')}), "
             "or choose another --workdir=DIR."
         )
 
@@ -251,7 +270,7 @@ class Lock:
         if not self._create(self._record()):
             return False
         if self._bucket:
-            self._written = self._clock()  # of several who write at once the last one owns it
+            self._written = self._clock()  # after concurrent writes the last writer owns it
             return False
         return self._taken()
 
@@ -261,10 +280,10 @@ class Lock:
         return True
 
     def _keep(self) -> None:
-        """Signs of life; a program that stood still notices at once."""
-        renewed = time.time()  # goes on while the machine sleeps
+        """Heartbeat thread; detects a takeover at once after a suspension."""
+        renewed = time.time()  # unlike time.monotonic, advances while the machine sleeps
         while not self._closed.wait(LOOK):
-            with contextlib.suppress(Exception):  # storage may be away for a while
+            with contextlib.suppress(Exception):  # storage may be unavailable for a while
                 late = abs(time.time() - renewed) >= RENEW
                 if late or (not self._bucket and _token(self._read()) != self.token):
                     self.renew()
@@ -281,13 +300,16 @@ class Lock:
             return None
 
     def _create(self, text: str) -> bool:
-        """False if it is there; in a bucket two may both have written it."""
+        """Creates the lock; False if it exists.
+
+        In a bucket concurrent writers all get True.
+        """
         if self._bucket:
             self._path.write_text(text)
             return True
         self._aside.write_text(text)
         try:
-            os.link(self._aside, self._path)  # whole from the first moment
+            os.link(self._aside, self._path)  # atomic: never visible half-written
         except FileExistsError:
             return False
         except OSError:  # a file system without links
@@ -304,7 +326,11 @@ class Lock:
         self._aside.replace(self._path)
 
     def _remove(self, found: str) -> bool:
-        """Takes the lock of an owner that is gone away; False if that is not the lock any more."""
+        """Removes a stale lock; False if it has changed meanwhile.
+
+        Args:
+          found: content of the stale lock.
+        """
         if self._bucket:
             return self._read() == found
         try:
@@ -312,7 +338,7 @@ class Lock:
         except FileNotFoundError:
             return False
         moved = self._aside.read_text()
-        if moved != found:  # of one who has taken it over meanwhile: back to its place
+        if moved != found:  # another program has taken it over in the meantime: put it back
             self._create(moved)
         self._aside.unlink(missing_ok=True)
         return moved == found
@@ -320,16 +346,16 @@ class Lock:
 
 @contextlib.contextmanager
 def only(directory: epath.Path, say: Callable[[str], None] = print) -> Iterator[None]:
-    """The block runs as the owner of the run directory, on every process.
+    """Context that holds the lock of a run directory, on all processes.
 
     Raises:
-      ConfigError: another program is running there, or not every process sees the directory.
-      Preempted: SIGTERM came before it was known whether the owner is gone.
+      ConfigError: another program is running there, or a process cannot see the directory.
+      Preempted: SIGTERM came while waiting for the lock.
     """
     lock = Lock(directory, say=say)
     try:
         while not processes.decided_by_first(lock.attempt):
-            processes.stop_if_asked("before it began")
+            processes.stop_if_asked("before the run started")
             time.sleep(LOOK)
         token = int(processes.from_first(np.uint32(lock.token)))
         processes.require_shared(lock.sees(token), f"--workdir={directory}")
@@ -353,7 +379,7 @@ def _now() -> str:
 
 
 def _values(text: str | None) -> dict[str, Any]:
-    """Of a lock; none of one that is just being written, or was cut short by a kill."""
+    """The fields of a lock; empty if it is half-written or truncated."""
     try:
         found = json.loads(text or "")
         return found if isinstance(found, dict) else {}
@@ -373,5 +399,5 @@ def _program(text: str) -> Program | None:
 def _who(text: str) -> str:
     values = _values(text)
     if not values:
-        return "a program that is not known"
+        return "an unknown program"
     return f"process {values.get('pid')} on {values.get('host')} since {values.get('since')}"

@@ -1,6 +1,6 @@
-"""Several processes that act as one, and the request to stop that a scheduler sends.
+"""Multi-process runs: initialization, collectives, and stopping on SIGTERM.
 
-Every process runs the same program in the same order; only the first writes files that are not
+Every process runs the same program in the same order; only the first writes files other than
 checkpoints. Called from main.py, and wherever processes must agree.
 """
 
@@ -21,28 +21,31 @@ from jax.experimental import multihost_utils
 from simjax.errors import ConfigError
 from simjax.runtime import storage
 
-NO_CLUSTER = "coordinator_address should be defined"  # what JAX says where it detects none
+NO_CLUSTER = "coordinator_address should be defined"  # JAX's message if it detects no cluster
 
 _calls = itertools.count()
 _signalled = False
 
 
 class Preempted(SystemExit):
-    """SIGTERM came and all is saved: ends the program with exit status 0."""
+    """Ends the program with exit status 0 after SIGTERM, everything saved."""
 
 
 def listen() -> None:
-    """From here on SIGTERM is a request to stop, see `asked_to_stop`; a second one ends it."""
+    """Makes SIGTERM a request to stop (see `asked_to_stop`).
+
+    A second SIGTERM ends the process at once.
+    """
     global _signalled
     _signalled = False
     signal.signal(signal.SIGTERM, _note_signal)
 
 
 def join() -> None:
-    """Joins the other processes of a TPU pod, a SLURM step or a JobSet; alone anywhere else.
+    """Initializes jax.distributed on TPU pods, SLURM steps and GKE JobSets.
 
-    JAX detects these. Elsewhere JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID say it. JAX then listens to SIGTERM itself.
+    JAX detects these. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID; without them the process runs alone. jax.distributed handles SIGTERM itself.
 
     Raises:
       ConfigError: some of the variables are missing, or not numbers.
@@ -67,30 +70,34 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Parts from the other processes; what ends now need not be stopped any more."""
+    """Shuts jax.distributed down and ignores SIGTERM from here on."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def require_shared(sees: bool, what: str) -> None:
-    """Refuses a place where a process does not see what the first one has written.
+    """Refuses storage that is not shared by all processes.
 
     Args:
-      sees: whether this process does.
+      sees: whether this process sees the file that the first one has written.
+      what: flag and value for the message, such as "--workdir=DIR".
 
     Raises:
-      ConfigError: on every process, if it is none of all that they share.
+      ConfigError: on every process, if any of them does not see it.
     """
     if not all_true(sees):
         raise ConfigError(
             f"not every process sees {what}: several hosts need a bucket (gs://...) or a shared "
-            "file system; choose a place there."
+            "file system; choose a path there."
         )
 
 
 def reuse_compiled() -> None:
-    """Compiled programs are kept in simjax's cache, unless JAX has been told of another place."""
+    """Turns on JAX's compilation cache, by default in simjax's cache directory.
+
+    A directory already set in JAX (JAX_COMPILATION_CACHE_DIR) is kept.
+    """
     if jax.config.jax_compilation_cache_dir is None:
         directory = storage.cache_directory() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(directory))
@@ -98,10 +105,10 @@ def reuse_compiled() -> None:
 
 @contextlib.contextmanager
 def failing_at_once() -> Iterator[None]:
-    """An error or Ctrl-C ends this process there and then, with exit status 1 or 130.
+    """Context whose errors and Ctrl-C end the process immediately.
 
-    An orderly exit would wait for the other processes, which wait for this one, and for threads
-    that still write.
+    Exit status 1 after an error, 130 after Ctrl-C. A regular exit would wait for the other
+    processes, which wait for this one, and for threads that still write.
     """
     try:
         yield
@@ -114,7 +121,7 @@ def failing_at_once() -> Iterator[None]:
 
 
 def end_at_once(reason: str, *, status: int = 1) -> NoReturn:
-    """Ends this process, from any thread; the others notice that it is gone."""
+    """Ends this process from any thread; JAX then ends the others."""
     which = f", process {jax.process_index()}" if jax.process_count() > 1 else ""
     print(f"simjax{which}: {reason}", file=sys.stderr)
     sys.stdout.flush()
@@ -124,7 +131,7 @@ def end_at_once(reason: str, *, status: int = 1) -> NoReturn:
 
 @contextlib.contextmanager
 def interrupted_later() -> Iterator[None]:
-    """Ctrl-C inside the block takes effect at its end; a second one at once."""
+    """Context that defers Ctrl-C to its end; a second one acts immediately."""
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
@@ -145,29 +152,37 @@ def interrupted_later() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this is process 0, which writes the run's files.
+
+    >>> is_first()  # always True in a single-process run
+    True
+    """
     return jax.process_index() == 0
 
 
 def from_first(value: Any) -> Any:
-    """The first process's numbers (arrays of one shape, or a tree of them) on every process."""
+    """Broadcasts numbers from the first process to all.
+
+    Args:
+      value: a tree of arrays, of the same shapes on every process.
+    """
     if jax.process_count() == 1:
         return value
     return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(value))
 
 
 def all_true(flag: bool) -> bool:
-    """Whether it is true of every process."""
+    """Whether `flag` is true on every process."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).all())
 
 
 def decided_by_first(decide: Callable[[], bool]) -> bool:
-    """What the first process decides, on every process; one that it refuses ends all of them.
+    """Runs `decide` on the first process and broadcasts its result.
 
     Raises:
-      ConfigError: of the first process; the others point to its message.
+      ConfigError: on every process, if `decide` raises one on the first.
     """
     refused, answer = None, False
     if is_first():
@@ -176,35 +191,35 @@ def decided_by_first(decide: Callable[[], bool]) -> bool:
         except ConfigError as error:
             refused = error
     if not from_first(np.int32(refused is None)):
-        raise refused or ConfigError("refused by the first process, whose message says why.")
+        raise refused or ConfigError("refused by the first process; see its message.")
     return bool(from_first(np.int32(answer)))
 
 
 def largest(value: int) -> int:
-    """The largest of every process's values."""
+    """The maximum of `value` over all processes."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def wait(name: str) -> None:
-    """Until every process is here."""
+    """Barrier: returns once every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def by_first(action: Callable[[], Any], name: str) -> None:
-    """The first process does it, and the others wait until it is done."""
+    """Runs `action` on the first process while the others wait."""
     if is_first():
         action()
     wait(name)
 
 
 def asked_to_stop() -> bool:
-    """Whether SIGTERM has come to any process.
+    """Whether any process has received SIGTERM.
 
-    Every process must ask equally often; all get the same answer to the same question, though the
-    signal reaches them at different moments.
+    A collective: every process must call it equally often. The n-th calls of all processes return
+    the same value, although the signal reaches them at different times.
     """
     if not jax.distributed.is_initialized():
         return _signalled
@@ -212,10 +227,10 @@ def asked_to_stop() -> bool:
 
 
 def stop_if_asked(state: str) -> None:
-    """Ends the program where nothing needs to be saved.
+    """Ends the program if SIGTERM has come, where nothing needs saving.
 
     Args:
-      state: what a person reads after "stopped by SIGTERM".
+      state: continues the message "stopped by SIGTERM".
 
     Raises:
       Preempted: SIGTERM has come.
@@ -231,7 +246,7 @@ def stop(state: str) -> None:
       Preempted: always.
     """
     if is_first():
-        print(f"stopped by SIGTERM {state}; the same command continues.", flush=True)
+        print(f"stopped by SIGTERM {state}; run the same command again to resume.", flush=True)
     raise Preempted(0)
 
 

@@ -1,7 +1,7 @@
-"""Paths of run directories, on a disk or in a bucket (gs://...), and where commands write.
+"""Paths of run directories and outputs, on disk or gs:// buckets.
 
-A destination is checked before anything is read or measured, and a file there is either absent or
-whole. Called by run, monitor and the commands.
+An output path is checked before anything is read or computed, and files are written atomically.
+Called by run, monitor and the commands.
 """
 
 import contextlib
@@ -17,64 +17,74 @@ from etils import epath
 from simjax.errors import ConfigError
 
 AnyPath = TypeVar("AnyPath")  # pathlib.Path or epath.Path
-GCS = ("tensorflow", "google.cloud.storage")  # epath's files of gs://, and Orbax's listings
+GCS = ("tensorflow", "google.cloud.storage")  # epath opens gs:// files, Orbax lists them
 
 
 def cache_directory() -> pathlib.Path:
     """$SIMJAX_CACHE, or ~/.cache/simjax.
 
     Raises:
-      ConfigError: neither is known.
+      ConfigError: neither the variable nor a home directory is set.
     """
     try:
         return pathlib.Path(os.environ.get("SIMJAX_CACHE") or "~/.cache/simjax").expanduser()
     except RuntimeError as error:  # in a container: no HOME, and a user without a passwd entry
         raise ConfigError(
-            "there is no home directory to keep downloads and compiled programs in; set "
-            "SIMJAX_CACHE=DIR."
+            "no home directory for downloads and compiled programs; set SIMJAX_CACHE=DIR."
         ) from error
 
 
 def in_bucket(path: epath.PathLike) -> bool:
-    """Whether files there are objects, replaced whole and only ever so."""
+    """Whether the path is in a bucket, where files cannot grow.
+
+    >>> in_bucket("gs://bucket/run"), in_bucket("runs/digits")
+    (True, False)
+    """
     return "://" in os.fspath(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """The path that Orbax takes, whatever directory the program was started in.
+    """Absolute path, as Orbax needs it; gs:// paths are unchanged.
 
     Raises:
-      ConfigError: in a bucket, whose packages are not installed.
+      ConfigError: gs:// without its packages.
+
+    >>> absolute("runs") == absolute(".") / "runs"
+    True
     """
     if os.fspath(path).startswith("gs://") and not all(map(_is_installed, GCS)):
         raise ConfigError(f'{path} is in a bucket, which needs: pip install "simjax[gcs]".')
-    path = epath.Path(path)  # whose resolve() would make gs:// a directory of this one
+    path = epath.Path(path)  # resolve() would put gs:// under the current directory
     return path if in_bucket(path) else path.expanduser().resolve()
 
 
 def new_file(given: str, flag: str) -> epath.Path:
-    """A file to be written: "~" is the home directory, its folder is made and writable.
+    """Path of an output file, whose folder is created and writable.
 
     Args:
-      flag: what a person gave it by, as "--out", for messages.
+      given: the flag's value; "~" is expanded.
+      flag: for messages, such as "--out".
 
     Raises:
-      ConfigError: a folder, no regular file, or it cannot be written.
+      ConfigError: it is a folder or another non-regular file, or cannot be written.
     """
     path = _expanded(given, flag, "FILE")
     if given.endswith(("/", os.sep)) or path.is_dir():
         raise ConfigError(f"{flag}={given} is a folder, expected a file: {flag}={path / 'NAME'}.")
     if path.exists() and not (in_bucket(path) or os.path.isfile(path)):  # /dev/null
-        raise ConfigError(f"{flag}={given} is no regular file; give the name of a new file.")
+        raise ConfigError(f"{flag}={given} is not a regular file; give the name of a new file.")
     require_writable(path.parent, f"{flag}={given}")
     return path
 
 
 def new_folder(given: str, flag: str) -> epath.Path:
-    """A folder to be written to: "~" is the home directory, it is made and writable.
+    """Path of an output folder, which is created and writable.
+
+    Args:
+      given, flag: as in `new_file`.
 
     Raises:
-      ConfigError: a file, or it cannot be made or written.
+      ConfigError: it is a file, or cannot be created or written.
     """
     path = _expanded(given, flag, "FOLDER")
     if path.exists() and not path.is_dir():
@@ -84,10 +94,13 @@ def new_folder(given: str, flag: str) -> epath.Path:
 
 
 def new_file_or_folder(given: str, flag: str, suffixes: Collection[str]) -> epath.Path:
-    """A file of one of these kinds, or else a folder: see `new_file` and `new_folder`.
+    """Path of an output file with a known suffix, or a folder.
+
+    Args:
+      given, flag: as in `new_file`.
 
     Raises:
-      ConfigError: neither, or it cannot be written.
+      ConfigError: another suffix, or it cannot be written.
     """
     known = ", ".join([*(f"NAME{suffix}" for suffix in suffixes), "FOLDER/"])
     path = _expanded(given, flag, known)
@@ -98,10 +111,13 @@ def new_file_or_folder(given: str, flag: str, suffixes: Collection[str]) -> epat
 
 
 def require_writable(folder: epath.Path, flag: str) -> None:
-    """Makes the folder, in which a file is written and deleted.
+    """Creates a folder and checks that files can be written there.
+
+    Args:
+      flag: start of the message.
 
     Raises:
-      ConfigError: that cannot be done, naming the flag that asks for it.
+      ConfigError: the folder or a test file cannot be created.
     """
     probe = folder / f"probe.{os.getpid()}.tmp"
     try:
@@ -109,13 +125,13 @@ def require_writable(folder: epath.Path, flag: str) -> None:
             raise NotADirectoryError(f"{folder} is a file")
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
-        probe.unlink(missing_ok=True)  # another host's process may have this number too
+        probe.unlink(missing_ok=True)  # a process of another host may have the same number
     except Exception as error:  # a bucket's errors have no common type
         raise ConfigError(f"{flag} cannot be written: {_reason(error)}.") from error
 
 
 def unusable(directory: epath.Path, error: Exception) -> ConfigError:
-    """What a person reads of a run directory that cannot be read or written."""
+    """The error for a run directory that cannot be read or written."""
     return ConfigError(
         f"workdir {directory} cannot be used: {_reason(error)}; choose another with --workdir=DIR."
     )
@@ -123,10 +139,17 @@ def unusable(directory: epath.Path, error: Exception) -> ConfigError:
 
 @contextlib.contextmanager
 def whole(path: AnyPath) -> Iterator[AnyPath]:
-    """A file beside `path` to write to, which takes its place at the end or is removed.
+    """Context for an atomic write; yields a temporary path.
+
+    The temporary file is renamed to `path` at the end, or removed after an error.
 
     Raises:
-      ConfigError: it cannot be written, as on a full disk.
+      ConfigError: the file cannot be written, e.g. on a full disk.
+
+    >>> with whole(pathlib.Path("numbers.txt")) as partial:
+    ...     _ = partial.write_text("1 2 3")
+    >>> pathlib.Path("numbers.txt").read_text()
+    '1 2 3'
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -141,7 +164,7 @@ def whole(path: AnyPath) -> Iterator[AnyPath]:
 
 
 def write_json(path: AnyPath, value: Any, indent: int = 2) -> None:
-    """Writes a file that is either absent or whole.
+    """Writes a JSON file atomically.
 
     Raises:
       ConfigError: it cannot be written.
@@ -156,7 +179,7 @@ def _expanded(given: str, flag: str, expected: str) -> epath.Path:
     path = epath.Path(given).expanduser()
     if os.fspath(path).startswith("~"):
         raise ConfigError(
-            f"{flag}={given}: that home directory is not known; write the whole path."
+            f"{flag}={given}: that home directory was not found; give an absolute path."
         )
     return path
 
@@ -164,7 +187,7 @@ def _expanded(given: str, flag: str, expected: str) -> epath.Path:
 def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # nor is its parent
+    except ModuleNotFoundError:  # the parent package is missing
         return False
 
 

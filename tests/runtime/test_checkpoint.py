@@ -122,7 +122,7 @@ def test_one_tree_is_read_beside_a_run_that_goes_on(saved, said):
 def test_a_damaged_tree_is_refused(saved, said, damage):
     damage(saved.directory / "2")
     only_read = reader(saved, said)
-    with pytest.raises(ConfigError, match="is damaged .* start the run again"):
+    with pytest.raises(ConfigError, match="is damaged .* resume the run"):
         for name in ("generator", "fake_score", "generator_ema"):
             only_read.restore_tree(name, make(0).generator)
 
@@ -144,7 +144,7 @@ def test_the_teacher_keeps_its_provenance_and_refuses_damage(tmp_path):
     assert provenance["source"] == "a test"
     assert provenance["sha256"] == checkpoint.params_sha256(params)
     truncate(tmp_path / "teacher")
-    with pytest.raises(ConfigError, match="delete that directory to make it again"):
+    with pytest.raises(ConfigError, match="delete that directory to rebuild it"):
         checkpoint.load_teacher(tmp_path / "teacher", params)
 
 

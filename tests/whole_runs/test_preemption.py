@@ -195,7 +195,7 @@ checkpoints.close()
     first, second = subprocesses.start(["-c", program], processes=2, devices=1)
     said, _ = first.communicate(timeout=120)
     second.kill()
-    assert first.returncode == 1 and "is not written after 5 s" in said, said
+    assert first.returncode == 1 and "was not written within 5 s" in said, said
     assert "start the same command again" in said
     assert (tmp_path / "1").exists() and not (tmp_path / "2").exists()
 
