@@ -1,6 +1,6 @@
-"""What only CPUs need: convolution in the forms that they run fast, XLA's options, kept memory.
+"""CPU-only performance: fast convolutions, XLA options and memory reuse.
 
-Convolution has stride 1; doubling and halving of images go with it.
+Convolutions have stride 1; 2x upsampling and downsampling of images are here too.
 """
 
 import contextlib
@@ -16,19 +16,20 @@ import jax.numpy as jnp
 from simjax.typing import Array, Float, Images
 
 Kernel = Float[Array, "kh kw features_in features"]
-Padding = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of height and of width
+Padding = tuple[tuple[int, int], tuple[int, int]]  # (before, after) for height and for width
 Precision = jax.lax.PrecisionLike
 
-# What XLA leaves to YNNPACK on CPUs: sums alone. Given the convolutions and products too, as is its
-# default, the gradients of kernels take up to twice as long (README.md, "Speed").
+# Restricts YNNPACK to reductions. XLA's default also gives it convolutions and matmuls, with which
+# kernel gradients take up to twice as long (simjax/perf/README.md).
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
-# A large program runs in an order that keeps few temporaries: a quarter less memory, and as fast
-# (README.md, "Speed"). A small one gains more from operations that run side by side.
+# Large programs: operations in an order with few live temporaries, a quarter less memory at the
+# same speed (simjax/perf/README.md). Small programs gain more from concurrent operations.
 LARGE_CPU_OPTIONS = CPU_OPTIONS | {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-LARGE = 10**7  # numbers in a state; our choice: digits' holds 10^6 and loses, cifar10's 3 10^8
+# Numbers in a state; our choice: the digits state (10^6) gets slower, cifar10's is 3 10^8.
+LARGE = 10**7
 
-# Parameters of mallopt(3), from malloc.h of the GNU C library.
+# Parameters of mallopt(3), from the GNU C library's malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 NEVER = -1
@@ -38,16 +39,16 @@ _FOR_CPUS: ContextVar[bool | None] = ContextVar("forms for CPUs", default=None)
 
 @contextlib.contextmanager
 def for_cpus(wanted: bool = True) -> Iterator[None]:
-    """What is traced within takes the forms for CPUs, which have gradients in reverse mode.
+    """Traces with CPU implementations of convolution, upsampling and downsampling.
 
-    JAX writes those of convolutions as convolutions over axes in other orders. XLA sorts axes for
-    CPUs, but not inside loops (`accumulate`, `steps_per_call`), where they took a hundred times as
-    long. Convolutions of doubled images are made in parts: half the time there, not measured
-    elsewhere. Blocks of 2 x 2 pixels are added as slices: XLA's sums of them took 1 to 2 % of a
-    cifar10 step.
+    They support reverse-mode gradients only. JAX expresses convolution gradients as convolutions
+    over permuted axes. XLA reorders these axes on CPUs, but not inside loops (`accumulate`,
+    `steps_per_call`), where the gradients took a hundred times as long. Convolutions of upsampled
+    images are split into four small ones: half the time on CPUs, not measured elsewhere. Blocks of
+    2 x 2 pixels are added as slices: XLA's reductions of them took 1 to 2 % of a cifar10 step.
 
     Args:
-      wanted: or not; where contexts are nested the outermost decides.
+      wanted: False selects the standard implementations; the outermost of nested contexts decides.
     """
     outer = _FOR_CPUS.get()
     token = _FOR_CPUS.set(wanted if outer is None else outer)
@@ -58,7 +59,12 @@ def for_cpus(wanted: bool = True) -> Iterator[None]:
 
 
 def convolve(x: Images, kernel: Kernel, padding: Padding, precision: Precision = None) -> Images:
-    """jax.lax.conv_general_dilated of NHWC images, stride 1; see for_cpus."""
+    """jax.lax.conv_general_dilated for NHWC images, stride 1; see for_cpus.
+
+    >>> x, kernel = jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 8))
+    >>> convolve(x, kernel, ((1, 1), (1, 1))).shape
+    (1, 4, 4, 8)
+    """
     return (_in_order if _FOR_CPUS.get() else _convolve)(x, kernel, padding, precision)
 
 
@@ -74,12 +80,20 @@ def _convolve(x, kernel, padding, precision):
 
 
 def doubled(x: Images) -> Images:
-    """Each pixel as a block of 2 x 2."""
+    """Nearest-neighbour 2x upsampling of NHWC images.
+
+    >>> doubled(jnp.array([[1.0, 2.0]]).reshape(1, 1, 2, 1))[0, ..., 0].tolist()
+    [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]
+    """
     return (_cpu_doubled if _FOR_CPUS.get() else _doubled)(x)
 
 
 def halved(x: Images) -> Images:
-    """Each block of 2 x 2 pixels as its mean."""
+    """2x downsampling of NHWC images: means over 2 x 2 blocks.
+
+    >>> halved(jnp.arange(4.0).reshape(1, 2, 2, 1)).item()
+    1.5
+    """
     return (_cpu_halved if _FOR_CPUS.get() else _halved)(x)
 
 
@@ -109,10 +123,10 @@ _cpu_halved.defvjp(lambda x: (_block_means(x), None), lambda _, dy: (_doubled(dy
 
 
 def convolve_doubled(x: Images, kernel: Kernel, precision: Precision = None) -> Images:
-    """`convolve` of doubled(x) by 3 x 3, padding 1; on CPUs without making that image.
+    """3 x 3 convolution of doubled(x) with padding 1.
 
-    Of three neighbours in one of its rows two are equal. So each output in a block is a 2 x 2
-    convolution of x itself: four of them, 4/9 of the products.
+    On CPUs the upsampled image is never formed. Two of three neighbours in its rows are equal, so
+    each of the four outputs of a 2 x 2 block is a 2 x 2 convolution of x: 4/9 of the FLOPs.
     """
     if not _FOR_CPUS.get():
         return _convolve(doubled(x), kernel, ((1, 1), (1, 1)), precision)
@@ -128,7 +142,7 @@ def convolve_doubled(x: Images, kernel: Kernel, precision: Precision = None) -> 
 
 
 def _halves(kernel: Array, axis: int) -> tuple[Array, Array]:
-    """What three taps are to the first and to the second pixel of a block: two taps each."""
+    """Three taps as two taps for each pixel of an upsampled pair."""
     first, middle, last = jnp.split(kernel, 3, axis)
     return (
         jnp.concatenate([first, middle + last], axis),
@@ -149,7 +163,7 @@ def _backward(padding, precision, operands, dy):
     rest = tuple((size - 1 - before, size - 1 - after) for size, (before, after) in sizes)
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     dx = _in_order(dy, turned, rest, precision)
-    # A kernel's gradient sums over images and pixels: channels take the place of images.
+    # The kernel gradient sums over images and pixels: channels become the batch axis.
     dkernel = _in_order(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), padding, precision)
     return dx, dkernel.transpose(1, 2, 0, 3)
 
@@ -158,7 +172,11 @@ _in_order.defvjp(_forward, _backward)
 
 
 def with_options(function: Callable, plain: Callable) -> Callable:
-    """`plain`, compiled with the options of its size unless it is part of another program."""
+    """Compiles `function` with the CPU options for its state's size.
+
+    Args:
+      plain: jitted `function` without options, used when traced as part of another program.
+    """
     jit = functools.partial(jax.jit, function, donate_argnums=0)
     small, large = jit(compiler_options=CPU_OPTIONS), jit(compiler_options=LARGE_CPU_OPTIONS)
 
@@ -177,7 +195,7 @@ def with_options(function: Callable, plain: Callable) -> Callable:
 
 @functools.cache
 def knows_options() -> bool:
-    """Whether this version of XLA knows the options: it calls one of them experimental."""
+    """Whether this XLA version accepts the options, one of which is experimental."""
     try:
         jax.jit(lambda: 0, compiler_options=LARGE_CPU_OPTIONS).lower().compile()
     except jax.errors.JaxRuntimeError:
@@ -186,19 +204,18 @@ def knows_options() -> bool:
 
 
 def keep_freed() -> None:
-    """Has malloc keep it, on CPUs and with the GNU C library; called before JAX has devices.
+    """Makes malloc reuse freed memory on CPUs, with the GNU C library.
 
-    XLA asks malloc for a call's temporaries as one block, which malloc maps from the system and
-    returns to it when the call is over. Every call then begins with pages that the system has yet
-    to find and clear: 420 000 in a cifar10 step of four images. malloc can be told to keep what the
-    main thread frees, large as it may be, but not what others do: calls are therefore not handed to
-    a thread of JAX's, and return when they are done. The process holds on to the most that it has
-    needed, and to a few blocks more: one in which something lives on is not whole again. On GPUs
-    and TPUs, and with another C library, malloc stays as it is.
+    Call it before JAX creates devices. XLA allocates a call's temporaries as one block, which
+    malloc maps from the system and unmaps after the call, so that every call starts with page
+    faults: 420 000 in a cifar10 step of batch 4. malloc can be set to keep large blocks freed by
+    the main thread, but not by other threads; asynchronous dispatch is therefore turned off. The
+    process keeps its peak memory and a few blocks more, due to fragmentation. On GPUs and TPUs only
+    the dispatch to CPU devices changes; with other C libraries nothing does.
     """
     if platform.libc_ver()[0] != "glibc":
         return
-    jax.config.update("jax_cpu_enable_async_dispatch", False)  # of CPUs alone, on any machine
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # affects CPU devices only
     if jax.default_backend() == "cpu":
         malloc = ctypes.CDLL(None)
         malloc.mallopt(M_TRIM_THRESHOLD, NEVER)

@@ -1,9 +1,8 @@
-"""What a run shows: metrics.jsonl, TensorBoard, a progress line, pictures. Process 0 only.
+"""Logging of process 0: metrics.jsonl, TensorBoard, progress line, pictures.
 
-An object of a bucket (gs://...) cannot grow: to add to it is to write it anew, whole. There, lines
-of metrics are kept back until `flush`, which the loop calls before every checkpoint: a run that is
-killed goes on from one, and would forget what came after it. TensorBoard's events are then written
-on this machine, and copied by `flush`.
+Objects in a bucket (gs://...) cannot be appended to, only rewritten. There, metrics are buffered
+until `flush`, which the loop calls before every checkpoint: a killed run resumes from a checkpoint
+and drops later metrics anyway. TensorBoard events are then written locally and copied by `flush`.
 """
 
 import datetime
@@ -30,18 +29,18 @@ from simjax.typing import Float
 if TYPE_CHECKING:
     from clu.metric_writers import MetricWriter
 
-TILE = 64  # pixels that a small image is enlarged to
-FRAME, FRAME_GREY = 4, 64  # pixels around every tile, and their level
+TILE = 64  # pixels, to which smaller images are enlarged
+FRAME, FRAME_GREY = 4, 64  # width of the frame around each image in pixels, and its grey level
 NO_TENSORBOARD = 'TensorBoard is off: pip install "simjax[tensorboard]"'
 
-# TensorFlow only writes TensorBoard's files: its start-up messages concern nobody. It reads this
-# when it is imported.
+# TensorFlow only writes TensorBoard files here: silence its start-up messages. It reads these
+# variables on import.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 class Monitor:
-    """Writes scalars and pictures under a run directory, and tells a person how it goes."""
+    """Writes scalars and pictures of a run, and its console log."""
 
     def __init__(self, workdir: epath.Path):
         self.workdir = epath.Path(workdir)
@@ -56,35 +55,38 @@ class Monitor:
             self._open_tensorboard()
 
     def say(self, text: str) -> None:
-        """One line to the console, above the progress line if there is one."""
+        """Prints a line to the console, above the progress bar if any."""
         if self.active:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def begin(self, stage: str, *, step: int, steps: int, batch: int) -> None:
-        """Starts a stage's progress at `step`; drops what a killed run logged beyond it."""
+        """Starts a stage's log at `step` and drops later metrics.
+
+        Those are from a killed run that resumes at `step`.
+        """
         if not self.active:
             return
         self._stage, self._steps, self._batch = stage, steps, batch
-        self._clock = None  # starts at the first call's end: compilation is not speed
+        self._clock = None  # starts after the first call, to exclude compilation
         self._forget_after(step)
         if sys.stdout.isatty():
             self._bar = tqdm(total=steps, initial=step, desc=stage, unit="step", dynamic_ncols=True)
 
     def advance(self, step: int) -> None:
-        """Moves the live line."""
+        """Moves the progress bar."""
         if self.active and self._clock is None:
             self._clock = (time.monotonic(), step)
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs one window's scalars, with the speed since the last ones."""
+        """Logs a window's scalars and the images/s since the last window."""
         if not self.active:
             return
         now, (before, step_before) = time.monotonic(), self._clock
         self._clock = (now, step)
-        speed = (step - step_before) / (now - before)  # 0 when the first call fills a window
+        speed = (step - step_before) / (now - before)  # 0 if the window is the first call alone
         values = dict(values) | {"images_per_second": speed * self._batch}
         self._log(step, values)
         losses = "  ".join(f"{k} {v:.4g}" for k, v in values.items() if k.endswith("/loss"))
@@ -95,10 +97,10 @@ class Monitor:
         )
         bad = {k: v for k, v in values.items() if "nonfinite" in k and v > 0}
         if bad:
-            self.say(f"warning: values that are not finite, per step: {bad}")
+            self.say(f"warning: non-finite values per step: {bad}")
 
     def measured(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs metrics of the images that training makes."""
+        """Logs evaluation metrics of the generator during training."""
         if not self.active:
             return
         self._log(step, {f"evaluation/{name}": value for name, value in values.items()})
@@ -106,7 +108,7 @@ class Monitor:
         self.say(f"{self._stage} {step}/{self._steps}  {text}")
 
     def flush(self) -> None:
-        """Writes what is kept back."""
+        """Writes buffered metrics and events."""
         if not self.active:
             return
         if self._pending:
@@ -117,7 +119,7 @@ class Monitor:
                 self._copy_events()
 
     def end(self) -> None:
-        """Closes the live line and writes what is kept back."""
+        """Closes the progress bar and writes buffered metrics and events."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -129,7 +131,12 @@ class Monitor:
             write_png(self.workdir / "samples" / f"{name}.png", grid(to_uint8(images), columns))
 
     def strip(self, name: str, sources: Sequence[str], tile_rows: int) -> None:
-        """Writes samples/<name>.png: the top row of tiles of each named picture, stacked."""
+        """Writes samples/<name>.png: the top rows of other pictures, stacked.
+
+        Args:
+          sources: names of pictures in samples/.
+          tile_rows: rows of images in each of them.
+        """
         if not self.active:
             return
         rows = []
@@ -160,7 +167,7 @@ class Monitor:
             self.say(NO_TENSORBOARD)
             return
         self._events = self.workdir / "tensorboard"
-        if self._rewrites:  # TensorFlow would write the whole object at every line
+        if self._rewrites:  # TensorFlow would rewrite the whole object for every event
             self._local = tempfile.TemporaryDirectory(prefix="simjax-tensorboard-")
             self._writer = SummaryWriter(self._local.name)
         else:
@@ -178,7 +185,7 @@ class Monitor:
         for line in self._metrics.read_text().splitlines():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:  # the line that a kill cut short
+            except json.JSONDecodeError:  # a line truncated by a kill
                 continue
             if entry["stage"] != self._stage or entry["step"] <= step:
                 kept.append(line + "\n")
@@ -188,12 +195,24 @@ class Monitor:
 
 
 def to_uint8(images: Float[np.ndarray, "n h w c"]) -> np.ndarray:
-    """[-1, 1] to 0..255 as the official evaluations do it: clamp(127.5 x + 128), truncated."""
+    """Images in [-1, 1] as uint8: clamp(127.5 x + 128), truncated.
+
+    The rounding of the official evaluations (SiD, EDM).
+
+    >>> to_uint8(np.array([-1.0, 0.0, 1.0])).tolist()
+    [0, 128, 255]
+    """
     return np.clip(images * 127.5 + 128, 0, 255).astype(np.uint8)
 
 
 def grid(images: UInt8[np.ndarray, "n h w c"], columns: int) -> np.ndarray:
-    """Framed images in rows of `columns`, small ones enlarged in whole pixels; uint8 (h, w, c)."""
+    """One uint8 picture (h, w, c) of framed images, `columns` per row.
+
+    Small images are enlarged by an integer factor.
+
+    >>> grid(np.zeros((3, 64, 64, 1), np.uint8), columns=2).shape
+    (144, 144, 1)
+    """
     enlarge = max(1, TILE // images.shape[1])
     images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     frame = [(0, 0), (FRAME, FRAME), (FRAME, FRAME), (0, 0)]
@@ -209,6 +228,6 @@ def write_png(path: epath.Path, picture: np.ndarray) -> None:
     """Writes a uint8 picture (height, width, 1 or 3)."""
     if picture.ndim == 3 and picture.shape[-1] == 1:
         picture = picture[..., 0]
-    written = io.BytesIO()  # the file's own object would write a bucket's at every flush
+    written = io.BytesIO()  # one write: a bucket rewrites the object at every flush
     Image.fromarray(picture).save(written, format="png")
     epath.Path(path).write_bytes(written.getvalue())

@@ -1,8 +1,8 @@
-"""JAX's settings on which the samples of a seed would depend, at the values that simjax takes.
+"""JAX settings that change the samples of a seed, fixed by simjax.
 
-A shell or a notebook may have set others, by JAX_ENABLE_X64=1 and the like. Commands hold ours for
-the whole process (command_line.start), functions of the API while they run. What is not here either
-changes no numbers (debugging) or is decided where it matters (matmul precision: networks/).
+A shell or notebook may have set other values, e.g. JAX_ENABLE_X64=1. Commands fix ours for the
+whole process (command_line.start), API functions while they run. Settings not listed here either
+change no numbers (debugging) or are set where they are used (matmul precision: networks/).
 """
 
 import contextlib
@@ -21,11 +21,14 @@ HELD = {  # JAX's own defaults
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
 }
-SEED_OFFSET = "jax_random_seed_offset"  # added to every seed; has no context of its own
+SEED_OFFSET = "jax_random_seed_offset"  # added to every seed; JAX has no context manager for it
 
 
 def hold() -> None:
-    """Sets them for the process, and for what it starts; JAX need not be imported yet."""
+    """Fixes the settings for this process and its child processes.
+
+    JAX need not be imported yet.
+    """
     for name, value in (HELD | {SEED_OFFSET: 0}).items():
         os.environ[name.upper()] = str(value)
         if "jax" in sys.modules:
@@ -34,12 +37,12 @@ def hold() -> None:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Sets them for a while; the caller's come back."""
+    """Context with simjax's settings; restores the caller's on exit."""
     import jax
 
     with contextlib.ExitStack() as stack:
         for name, value in HELD.items():
-            if getattr(jax.config, name) != value:  # or JAX would compile anew for the context
+            if getattr(jax.config, name) != value:  # JAX would recompile for a redundant context
                 stack.enter_context(getattr(jax, name.removeprefix("jax_"))(value))
         if offset := getattr(jax.config, SEED_OFFSET):
             stack.callback(jax.config.update, SEED_OFFSET, offset)
@@ -48,7 +51,16 @@ def held() -> Iterator[None]:
 
 
 def independent(function: Function) -> Function:
-    """Has a function run with simjax's settings, whatever its caller's are."""
+    """Decorator: runs a function with simjax's JAX settings.
+
+    >>> @independent
+    ... def x64():
+    ...     import jax
+    ...
+    ...     return jax.config.jax_enable_x64
+    >>> x64()  # also under JAX_ENABLE_X64=1
+    False
+    """
 
     @functools.wraps(function)
     def with_ours(*args: Any, **kwargs: Any) -> Any:

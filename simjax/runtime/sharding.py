@@ -1,7 +1,8 @@
-"""Where arrays live: one mesh with axes `data` and `fsdp`. The only file that names mesh axes.
+"""Sharding over a mesh with axes `data` and `fsdp`, named only here.
 
-Batches are split over both axes. Parameters, their EMA and optimizer states are split over `fsdp`
-by RULES, and gathered where a network uses them. The same program runs on one CPU and on a pod.
+Batches are sharded over both axes. Parameters, their EMA and optimizer states are sharded over
+`fsdp` by RULES, and all-gathered where a network uses them. The same program runs on one CPU and on
+a pod.
 """
 
 import functools
@@ -19,69 +20,84 @@ from simjax.typing import Params
 
 AXES = ("data", "fsdp")
 
-# Path of a leaf (names joined by /) -> how its LAST axes are split. The first match counts; an
-# axis that fsdp does not divide stays whole.
+# Path of a leaf (names joined by /) -> sharding of its LAST axes. The first match applies; an axis
+# whose size fsdp does not divide is replicated.
 RULES = (
-    (r"out_conv/kernel$", PartitionSpec("fsdp", None)),  # its outputs are image channels
+    (r"out_conv/kernel$", PartitionSpec("fsdp", None)),  # input features: outputs are channels
     (r"kernel$", PartitionSpec("fsdp")),  # output features
-    (r"", PartitionSpec()),  # biases, scales, counters: small, and a gather each
+    (r"", PartitionSpec()),  # biases, scales, counters: small, not worth an all-gather each
 )
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices of all processes; at most `fsdp` along that axis (the largest that divides)."""
+    """Mesh (data, fsdp) over all devices of all processes.
+
+    Args:
+      fsdp: size of that axis; reduced to the greatest common divisor with the device count.
+
+    >>> mesh = make_mesh(fsdp=8, devices=jax.devices()[:1])
+    >>> dict(mesh.shape)
+    {'data': 1, 'fsdp': 1}
+    """
     devices = jax.devices() if devices is None else devices
     split = math.gcd(fsdp, len(devices))
     shape = (len(devices) // split, split)
-    # Slices are tori; an axis of the mesh may need a part of one of theirs (8 of 4 x 4 x 4 chips).
+    # TPU slices are tori; a mesh axis may need part of a physical axis (8 of 4 x 4 x 4 chips).
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def local_mesh() -> Mesh:
-    """The devices of this process alone, along `data`."""
+    """Mesh of this process's devices, all along `data`."""
     return make_mesh(devices=jax.local_devices())
 
 
 def rounded_up(rows: int, mesh: Mesh) -> int:
-    """The least number of rows, not below `rows`, that the devices share evenly."""
+    """Rounds a batch size up to a multiple of the device count.
+
+    >>> rounded_up(5, make_mesh(devices=jax.devices()[:1]))
+    5
+    """
     return math.ceil(rows / mesh.size) * mesh.size
 
 
 def on_cpus(mesh: Mesh) -> bool:
-    """Whether the devices are CPUs; they are all of one kind."""
+    """Whether the mesh's devices are CPUs."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_split(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
+    """Leading axis sharded over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def split_batch(tree: Any, mesh: Mesh) -> Any:
-    """Asks the compiler to split every array's leading axis over all devices."""
+    """Constrains every array's leading axis to be sharded over all devices."""
     return jax.lax.with_sharding_constraint(tree, batch_split(mesh))
 
 
 def gathered(params: Params, mesh: Mesh) -> Params:
-    """Asks the compiler for whole parameters where a network uses them, and no longer.
+    """All-gathers parameters where a network uses them.
 
-    So are their gradients: summed over all devices, before each device updates its own part. Asked
-    for split gradients at once, the compiler (of 2026) cuts convolutions into hundreds of pieces.
+    Their gradients are all-reduced before each device updates its own shard. With a
+    reduce-scatter constraint instead, the XLA of 2026 splits convolutions into hundreds of pieces.
     """
     return jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
-STACK = "blocks"  # name of the parameters of equal blocks, which have a leading axis of blocks
+STACK = "blocks"  # path name of the stacked parameters of equal blocks; their first axis is depth
 
 
 def gathered_outside_stack(params: Params, mesh: Mesh) -> Params:
-    """`gathered`, but for the parameters of a stack of blocks: they wait for `gathered_layer`."""
+    """`gathered` for all parameters except those of a block stack.
+
+    Those are gathered block by block, by `gathered_layer`.
+    """
 
     def place(path: Any, leaf: Any) -> Any:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
@@ -91,7 +107,7 @@ def gathered_outside_stack(params: Params, mesh: Mesh) -> Params:
 
 
 def gathered_layer(layer: Params, mesh: Mesh) -> Params:
-    """Whole parameters of one block, whose gradients are split again as soon as they are there."""
+    """All-gathers one block's parameters; their gradients are resharded immediately."""
 
     @jax.custom_vjp
     def gather(layer: Params) -> Params:
@@ -105,7 +121,11 @@ def gathered_layer(layer: Params, mesh: Mesh) -> Params:
 
 
 def by_rules(tree: Any, mesh: Mesh) -> Any:
-    """The NamedSharding of every leaf (arrays or their shapes) of parameters or of a state."""
+    """NamedSharding of every leaf of parameters or of a state, by RULES.
+
+    Args:
+      tree: of arrays, or of their shapes.
+    """
     return jax.tree.map_with_path(functools.partial(_by_rules, mesh=mesh), tree)
 
 
@@ -121,7 +141,7 @@ def _by_rules(path: Any, leaf: Any, *, mesh: Mesh) -> NamedSharding:
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:
-    """Shapes, types and shardings of parameters or of a state, without their values."""
+    """ShapeDtypeStructs with shardings of parameters or of a state."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         tree,
@@ -130,7 +150,7 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
 
 
 def abstract_rows(rows: Any, mesh: Mesh) -> Any:
-    """Shapes, types and shardings of rows (n, updates, b, ...): their third axis is split."""
+    """ShapeDtypeStructs of examples (n, updates, b, ...) with b sharded."""
     where = NamedSharding(mesh, PartitionSpec(None, None, AXES))
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), rows
@@ -138,17 +158,17 @@ def abstract_rows(rows: Any, mesh: Mesh) -> Any:
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that every process holds whole, split by the rules."""
+    """Shards arrays by RULES; every process passes the full arrays."""
     return jax.tree.map(placed, tree, by_rules(tree, mesh))
 
 
 def place_whole(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that every process holds, whole on every device."""
+    """Replicates arrays on every device; every process passes the full arrays."""
     return jax.tree.map(lambda leaf: placed(leaf, replicated(mesh)), tree)
 
 
 def placed(leaf: Any, where: NamedSharding) -> jax.Array:
-    """One array that every process holds whole, where it belongs."""
+    """Places one array with a sharding; every process passes the full array."""
     if isinstance(leaf, jax.Array) and leaf.sharding == where:
         return leaf
     if where.is_fully_addressable:
@@ -158,7 +178,10 @@ def placed(leaf: Any, where: NamedSharding) -> jax.Array:
 
 
 def to_host(tree: Any) -> Any:
-    """Whole numpy arrays, one leaf after another; every process must call it, and gets all."""
+    """Full numpy arrays on every process, gathered leaf by leaf.
+
+    A collective: every process must call it.
+    """
     return jax.tree.map(_to_host, tree)
 
 

@@ -1,7 +1,7 @@
-"""Rows of a data set for a training run's calls: shuffled by epochs, read ahead, split over hosts.
+"""Data loading for training: shuffled, prefetched, sharded over hosts.
 
-What a run reads is a function of its seed and step alone, so that a resumed run reads what it would
-have read. Captions (text/prompts.py) and real images (runs/real.py) come this way.
+The examples of a step depend only on seed and step, so that a resumed run reads the same ones.
+Used for captions (text/prompts.py) and real images (runs/real.py).
 """
 
 import concurrent.futures
@@ -21,10 +21,17 @@ Indices = Int[np.ndarray, "n"]
 
 
 def order(seed: int, count: int, update: int, batch: int) -> Indices:
-    """The rows of a run's update, counted through all its steps.
+    """Indices of the examples of one update.
 
-    Epochs are permutations of all rows, one after another; the update takes `batch` of them from
-    position update * batch on. A function of these numbers alone.
+    Every epoch is a permutation of all examples, and epochs are concatenated; the update uses
+    positions update * batch to (update + 1) * batch. A pure function of its arguments.
+
+    Args:
+      count: number of examples in the data set.
+      update: number of the update, counted over all steps of the run.
+
+    >>> sorted(np.concatenate([order(0, 6, update, batch=3) for update in (0, 1)]).tolist())
+    [0, 1, 2, 3, 4, 5]
     """
     first = update * batch
     epochs, places = np.divmod(np.arange(first, first + batch), count)
@@ -35,21 +42,24 @@ def order(seed: int, count: int, update: int, batch: int) -> Indices:
     return indices
 
 
-@functools.lru_cache(2)  # an epoch and the next
+@functools.lru_cache(2)  # the current epoch and the next
 def _permutation(seed: int, count: int, epoch: int) -> Indices:
-    """By raw random numbers, whose values NumPy promises to keep, unlike its permutations'."""
+    """Permutation of an epoch, by sorting raw Philox numbers.
+
+    NumPy guarantees these in future versions, unlike its own permutations.
+    """
     random = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
     return np.argsort(random, kind="stable").astype(np.uint32 if count < 2**32 else np.uint64)
 
 
 class Stream:
-    """The rows of a run's calls; those of the next call are read meanwhile.
+    """Iterator-like source of a run's examples, prefetching one call.
 
     Args:
-      read: indices (n,) -> a tree of rows (n, ...), numpy.
-      like: shapes and types of a call's rows, leaves (steps_per_call, updates, batch, ...).
-      count: rows of the data set.
-      mesh: over which batches are split; every process reads its own rows alone.
+      read: indices (n,) -> tree of numpy examples (n, ...).
+      like: shapes and dtypes of a call's examples, leaves (steps_per_call, updates, batch, ...).
+      count: number of examples in the data set.
+      mesh: devices over which batches are sharded; every process reads only its own examples.
     """
 
     def __init__(
@@ -64,9 +74,10 @@ class Stream:
         self._ahead: tuple[int, concurrent.futures.Future] | None = None
 
     def at(self, step: int) -> Any:
-        """What the call that starts at `step` needs, leaves (steps_per_call, updates, batch, ...).
+        """Examples of the call that starts at `step`, sharded over the mesh.
 
-        The rows of step s lie at s mod steps_per_call, where train/update.py takes them.
+        Leaves have shape (steps_per_call, updates, batch, ...). The examples of step s are at index
+        s mod steps_per_call, where train/update.py reads them.
 
         Raises:
           ConfigError: the data are damaged.
@@ -74,7 +85,7 @@ class Stream:
         ahead, self._ahead = self._ahead or self._begin(step), None
         start, future = ahead
         if start != step:
-            concurrent.futures.wait([future])  # never two at a time
+            concurrent.futures.wait([future])  # at most one read at a time
             _, future = self._begin(step)
         pieces = future.result()
         steps, _, batch = self._sizes
@@ -87,24 +98,24 @@ class Stream:
                 lambda index: pieces[self._spans.index(_span(index, batch))],
             )
 
-        with jax.transfer_guard_host_to_device("allow"):  # the one copy that a call needs
+        with jax.transfer_guard_host_to_device("allow"):  # the only copy of a call
             return jax.tree.map(placed, self._like, *pieces)
 
     def _begin(self, step: int) -> tuple[int, concurrent.futures.Future]:
-        """Starts to read a call's rows, in a thread that does not keep the program alive."""
+        """Starts reading a call's examples in a daemon thread."""
         future: concurrent.futures.Future = concurrent.futures.Future()
 
         def read() -> None:
             try:
                 future.set_result(self._read(step))
-            except BaseException as error:  # raised where the rows are wanted
+            except BaseException as error:  # re-raised by `at`
                 future.set_exception(error)
 
         threading.Thread(target=read, daemon=True).start()
         return step, future
 
     def _read(self, step: int) -> list[Any]:
-        """The rows of each of this process's parts of a batch."""
+        """The examples of each local shard of a batch."""
         steps, updates, batch = self._sizes
         turns = (step + (turn - step) % steps for turn in range(steps))
         indices = np.array(
@@ -124,6 +135,6 @@ class Stream:
 
 
 def _span(index: tuple[slice, ...], batch: int) -> tuple[int, int]:
-    """Where a device's part of the third axis begins and ends."""
+    """Start and stop of a device's shard along the batch axis."""
     start, stop, _ = index[2].indices(batch)
     return start, stop

@@ -1,4 +1,4 @@
-"""Checks of the values that users give in flags and in Python. Imports no JAX."""
+"""Validation of flag values and API arguments, without importing JAX."""
 
 import math
 import operator
@@ -14,23 +14,30 @@ LARGEST_SEED = 2**32 - 1  # what jax.random.fold_in takes
 
 
 def require_known(path: str, value: str, known: Collection[str]) -> None:
-    """Refuses a name that is not one of `known`.
+    """Raises ConfigError, listing the choices, if `value` is not one of `known`.
 
-    Raises:
-      ConfigError: listing them.
+    Args:
+      path: field or flag, for the message.
     """
     if value not in known:
         raise ConfigError(f"{path} = {value!r} is not known; known: {', '.join(sorted(known))}.")
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """The value as an int.
+    """Validates an integer argument and returns it as an int.
 
     Raises:
-      ConfigError: it is something else, as 2.5, "3" or True, or not from least to most.
+      ConfigError: it is something else, such as 2.5, "3" or True, or not from least to most.
+
+    >>> whole_number("steps", 18, least=1)
+    18
+    >>> whole_number("steps", 2.5, least=1)
+    Traceback (most recent call last):
+    ...
+    simjax.errors.ConfigError: steps = 2.5: expected a whole number from 1 upwards.
     """
     upper = "" if most is None else f" to {most}"
-    expected = f"expected a whole number from {least}{upper or ' on'}"
+    expected = f"expected a whole number from {least}{upper or ' upwards'}"
     try:
         number = operator.index(value)
     except TypeError:
@@ -46,7 +53,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
 
 
 def seed(value: Any, name: str = "seed") -> int:
-    """A seed from 0 to LARGEST_SEED.
+    """Validates a random seed, an integer from 0 to LARGEST_SEED.
 
     Raises:
       ConfigError: it is something else.
@@ -60,20 +67,21 @@ def is_positive(value: float | None) -> bool:
 
 
 def instance(name: str, value: Any, kind: type, remedy: str) -> None:
-    """Refuses a value of another class.
+    """Raises ConfigError if the value is not an instance of `kind`.
 
-    Raises:
-      ConfigError: with what came, what was expected and the remedy.
+    Args:
+      name: of the argument, for the message.
+      remedy: end of the message.
     """
     if not isinstance(value, kind):
         raise ConfigError(f"{name} is {shown(value)}, expected a {kind.__name__}: {remedy}.")
 
 
 def path(name: str, value: Any) -> str:
-    """A path, URL or name as text; pathlib's objects too.
+    """Validates a path, URL or name, and returns it as text.
 
     Raises:
-      ConfigError: it is something else.
+      ConfigError: it is neither text nor a pathlib object.
     """
     try:
         found = os.fspath(value)
@@ -85,5 +93,9 @@ def path(name: str, value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: text in quotes, anything else by its class."""
+    """A value for messages: repr of text and numbers, else the class.
+
+    >>> shown("digits"), shown([1, 2])
+    ("'digits'", 'a list')
+    """
     return repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""What runs here: the versions that stored networks, reports and tables name."""
+"""Package versions, as recorded in stored networks, reports and tables."""
 
 import platform
 from importlib import metadata
@@ -7,6 +7,10 @@ SIMJAX = "0.1.0"
 
 
 def of(*packages: str) -> dict[str, str]:
-    """simjax's version and Python's, and those of other packages."""
+    """Versions of simjax, Python and the given packages.
+
+    >>> sorted(of("jax"))
+    ['jax', 'python', 'simjax']
+    """
     found = {"simjax": SIMJAX, "python": platform.python_version()}
     return found | {name: metadata.version(name) for name in packages}
