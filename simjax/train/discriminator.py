@@ -60,7 +60,10 @@ def with_discriminator(
 def parts_of(
     x0: Images, d_teacher: Images, logits: adversarial.Logits, finite: Array
 ) -> tuple[PerExample, PerExample]:
-    """1 / omega and density ratio per example; 0 and 1 for non-finite ones."""
+    """1 / omega and density ratio per example.
+
+    Non-finite examples get 0 and 1.
+    """
     inverse_omega = jnp.where(finite, adversarial.inverse_omega(x0, d_teacher), 0)
     return inverse_omega, jnp.where(finite, adversarial.density_ratio(logits), 1)
 

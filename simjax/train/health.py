@@ -23,7 +23,7 @@ SIGMA_BINS = (
 
 
 def gradients(name: str, grads: Params) -> Metrics:
-    """Global L2 norm of a gradient, and the number of its non-finite arrays.
+    """Global L2 norm of a gradient and its number of non-finite arrays.
 
     One sum of squares per array gives both: it is non-finite if an element is, or if an element's
     square overflows float32.
@@ -40,7 +40,7 @@ def gradients(name: str, grads: Params) -> Metrics:
 
 
 def finite_examples(*images: Images) -> Array:
-    """Mask (b,) of the examples that are finite in all given image batches."""
+    """Mask (b,) of examples that are finite in all image batches."""
     return jnp.all(jnp.stack([jnp.isfinite(image).all((1, 2, 3)) for image in images]), axis=0)
 
 
@@ -85,7 +85,7 @@ def discriminator(logits_real: Array, logits_generated: Array, sigma: PerExample
 
 
 def by_call(found: Metrics, calls: Array, most: int) -> Metrics:
-    """The sums of `generator` at index k - 1 of the generator call k.
+    """The sums of `generator` at index k - 1 of length-K arrays.
 
     Args:
       calls: k, a scalar for the whole batch.
@@ -150,7 +150,7 @@ def _by_name(metrics: dict[str, Array], group: str, names: Sequence[str]) -> dic
 
 
 def _of_updates_made(scalars: dict[str, float]) -> dict[str, float]:
-    """Means over the steps that updated a network, if not every step does.
+    """Means over the steps in which a network was updated.
 
     ROLE/updates is the fraction of steps with an update; the metrics of a skipped update are zeros.
     """

@@ -87,5 +87,11 @@ def ema_decay(
 
 
 def ema_update(ema: Params, params: Params, beta: Scalar) -> Params:
-    """Returns beta * ema + (1 - beta) * params, in the EMA's dtype."""
+    """EMA step: beta * ema + (1 - beta) * params.
+
+    Computed in the EMA's precision.
+
+    >>> ema_update({"w": jnp.array([1.0])}, {"w": jnp.array([3.0])}, 0.5)
+    {'w': Array([2.], dtype=float32)}
+    """
     return jax.tree.map(lambda old, new: beta * old + (1 - beta) * new, ema, params)

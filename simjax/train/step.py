@@ -68,7 +68,7 @@ class StepFns:
 def distill_step(
     state: TrainState, constants: Constants, key: Key, *, updates: Sequence[Update]
 ) -> tuple[TrainState, Metrics]:
-    """Runs the updates of one step in order, each on its own draws.
+    """Runs the updates of one step in order, with separate draws.
 
     Args:
       key: of this step alone.

@@ -1,4 +1,4 @@
-"""Updates: a network, its loss, optimizer and schedule; a step is their list.
+"""Updates of a training step: each a network, loss, optimizer and schedule.
 
 The losses of score distillation are in train/step.py; runs/setup.py builds the list.
 """
@@ -59,7 +59,10 @@ class AllImages:
 
 @struct.dataclass
 class ImageRows:
-    """Real images read for one call, leaves (n, updates that read them, b, ...)."""
+    """Real images read for one call.
+
+    Leaves have shape (n, updates that read them, b, ...).
+    """
 
     images: Array
     labels: Array | None
