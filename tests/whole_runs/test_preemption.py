@@ -196,7 +196,7 @@ checkpoints.close()
     said, _ = first.communicate(timeout=120)
     second.kill()
     assert first.returncode == 1 and "was not written within 5 s" in said, said
-    assert "start the same command again" in said
+    assert "run the same command again" in said
     assert (tmp_path / "1").exists() and not (tmp_path / "2").exists()
 
 
