@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Runs simjax on this machine's GPUs (one process drives them all), alone or as one of several.
+# Runs simjax on this machine's GPUs, one process for all of them, on one or several machines.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 launch/gpu.sh [--dry-run] [--coordinator=HOST:PORT --count=N --index=I] --config=FILE [...]
 
-One machine: nothing to say. Several: start it on each, with the same coordinator (the machine of
-index 0 and a free port), their count and this one's index (0 ... N-1); all must see the workdir.
-From --config on, every argument goes to `python -m simjax.main`. CUDA_VISIBLE_DEVICES chooses GPUs.
-  --dry-run   print the command, run nothing
+One machine needs no flags. Several: start it on each, with
+  --coordinator=  the machine of index 0 and a free port on it; the same on all machines
+  --count=        number of machines
+  --index=        of this machine, 0 ... N-1
+  --dry-run       print the command, run nothing
+All machines must see the workdir. Arguments from --config on are passed to
+`python -m simjax.main`. CUDA_VISIBLE_DEVICES selects GPUs.
 TEXT
 }
 
@@ -27,7 +30,7 @@ while (($#)); do
     --count=*) count=${1#*=} ;;
     --index=*) index=${1#*=} ;;
     --config=*) break ;;
-    *) fail "unknown argument $1; own flags come before --config=FILE, see --help." ;;
+    *) fail "unknown argument $1; flags of this script precede --config=FILE, see --help." ;;
   esac
   shift
 done
@@ -46,6 +49,6 @@ if [[ -n $dry_run ]]; then
   exit
 fi
 gpus=$(nvidia-smi --list-gpus) && [[ $gpus == *GPU* ]] ||
-  fail "nvidia-smi lists no GPU here; check the driver, or that the container was given its GPUs."
+  fail "nvidia-smi lists no GPU here; check the driver, or the container's access to the GPUs."
 echo "$gpus"
-exec "${command[@]}" # SIGTERM reaches the program itself, which saves and exits with 0
+exec "${command[@]}" # exec: SIGTERM reaches the program, which saves and exits with 0

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs simjax on a Cloud TPU slice: creates or reuses it, installs, runs on all workers, follows,
-# and after a preemption makes it anew and continues, until WORKDIR/report.json exists.
+# Runs simjax on a Cloud TPU slice: creates or reuses it, installs, runs on all workers, follows the
+# log, and after a preemption recreates it and resumes, until WORKDIR/report.json exists.
 set -euo pipefail
 
 usage() {
@@ -8,22 +8,23 @@ usage() {
 launch/tpu_pod.sh --name=NAME --zone=ZONE --type=TYPE --runtime=VERSION [flags] \
     --config=FILE --workdir=gs://BUCKET/RUN [--config.FIELD=VALUE ...]
 
-From --config on, every argument goes to `python -m simjax.main` on every worker.
-  --name=     slice and queued resource [TPU_NAME]
+Arguments from --config on are passed to `python -m simjax.main` on every worker. Defaults can be
+set by the environment variables in brackets.
+  --name=     of the slice and its queued resource [TPU_NAME]
   --zone=     e.g. us-west4-a [TPU_ZONE]
   --type=     accelerator type, e.g. v5litepod-16 [TPU_TYPE]
   --runtime=  v2-alpha-tpuv5-lite (v5e), v2-alpha-tpuv5 (v5p), v2-alpha-tpuv6e (v6e),
               tpu-ubuntu2204-base (v4) [TPU_RUNTIME]
   --project=  default: gcloud's [TPU_PROJECT]
-  --spot      may be preempted, costs less
-  --create=F  another flag for `queued-resources create`, e.g. --create=--reserved; repeatable
+  --spot      preemptible and cheaper
+  --create=F  extra flag for `queued-resources create`, e.g. --create=--reserved; repeatable
   --attempts= starts before giving up, default 20
-  --poll=     seconds between looks at the slice, default 30
+  --poll=     seconds between checks of the slice's state, default 30
   --logs=     directory of the workers' logs, default runs/launch
   --delete    delete the slice at the end, also after an error
   --dry-run   print the commands of a first run, run nothing
-SIMJAX_CACHE and JAX_COMPILATION_CACHE_DIR, where set, are passed on.
-Ctrl-C stops following, not the run; the same command follows again.
+SIMJAX_CACHE and JAX_COMPILATION_CACHE_DIR are passed to the workers if set.
+Ctrl-C stops following the log, not the run; the same command follows it again.
 TEXT
 }
 
@@ -66,7 +67,7 @@ while (($#)); do
     --delete) delete=1 ;;
     --dry-run) dry_run=1 ;;
     --config=*) break ;;
-    *) fail "unknown argument $1; own flags come before --config=FILE, see --help." ;;
+    *) fail "unknown argument $1; flags of this script precede --config=FILE, see --help." ;;
   esac
   shift
 done
@@ -78,7 +79,7 @@ for argument in "$@"; do
   case $argument in --workdir=*) workdir=${argument#*=} ;; esac
 done
 [[ $workdir == gs://* ]] ||
-  fail "--workdir=${workdir:-?} must be in a bucket (gs://...): it outlives the slice."
+  fail "--workdir=${workdir:-?} must be in a bucket (gs://...), which outlives the slice."
 
 where=("--zone=$zone")
 [[ -z $project ]] || where+=("--project=$project")
@@ -98,7 +99,7 @@ delete_slice() {
   run "${queued[@]}" delete "$name" "${where[@]}" --force --quiet
 }
 
-# ABSENT, or the queued resource's state; where that is ACTIVE but the node not READY, the node's.
+# Prints ABSENT, the queued resource's state, or, if that is ACTIVE, the state of a non-READY node.
 slice_state() {
   local state
   if ! state=$("${queued[@]}" describe "$name" "${where[@]}" \
@@ -107,7 +108,7 @@ slice_state() {
     echo ABSENT
     return
   fi
-  state=${state##*$'\n'} # gcloud may put a notice before it
+  state=${state##*$'\n'} # gcloud may print a notice first
   if [[ $state == ACTIVE ]]; then
     state=$("${vm[@]}" describe "$name" "${where[@]}" '--format=value(state)') || state=UNKNOWN
     state=${state/#READY/ACTIVE}
@@ -115,7 +116,7 @@ slice_state() {
   echo "$state"
 }
 
-# Returns once the slice is usable; 1 when one that was just created did not become so.
+# Returns 0 once the slice is usable, 1 if a slice that it created failed.
 secure_slice() {
   local state seen='' created=''
   while true; do
@@ -130,14 +131,14 @@ secure_slice() {
         create_slice || exit
         created=1
         ;;
-      *) sleep "$poll" ;; # waiting in the queue, being made or being taken away
+      *) sleep "$poll" ;; # queued, being created or being deleted
     esac
   done
 }
 
-# The workers' own Python may be older than simjax needs: uv brings one.
+# The workers' Python may be too old for simjax: uv installs one.
 setup='set -e
-flock -n ~/simjax.lock true || exit 0  # a run is going on: leave its code alone
+flock -n ~/simjax.lock true || exit 0  # a run is in progress: keep its code
 rm -rf ~/simjax && mkdir ~/simjax && tar -xzf ~/simjax.tar.gz -C ~/simjax
 command -v ~/.local/bin/uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 test -d ~/simjax-venv || ~/.local/bin/uv venv --quiet --python 3.12 ~/simjax-venv
@@ -155,8 +156,8 @@ environment=(env)
 for variable in SIMJAX_CACHE JAX_COMPILATION_CACHE_DIR; do
   [[ -z ${!variable:-} ]] || environment+=("$variable=${!variable}")
 done
-# Starts the program unless it runs already (its lock is held), follows its log, takes its status.
-# It outlives this connection. Killed, it leaves no status: 75, which is tried again.
+# Starts the program unless it is running (its lock is held), follows its log, returns its status.
+# The program survives the connection. A killed one leaves no status: 75, which is retried.
 start=$(
   cat <<TEXT
 exec 9>~/simjax.lock
@@ -186,7 +187,7 @@ follow() {
   run "${vm[@]}" ssh "$name" --worker=all "${where[@]}" --quiet "--output-directory=$log" \
     "--command=$start" || status=$?
   if [[ -z $dry_run ]]; then
-    sleep 0.2 && kill "$follower" # after its last look at the file
+    sleep 0.2 && kill "$follower" # after it has read the last lines
     say "logs of all workers: $log"
     ((status == 0)) || tail -n 5 "$log"/*.log >&2
   fi
@@ -207,7 +208,7 @@ follower=''
 trap '[[ -z $follower ]] || kill "$follower" 2>/dev/null || true' EXIT
 bucket=${workdir#gs://}
 gcloud storage ls "gs://${bucket%%/*}" >/dev/null ||
-  fail "gs://${bucket%%/*} cannot be read with this gcloud; $workdir must be."
+  fail "gs://${bucket%%/*} cannot be read with this gcloud; check the login and --workdir=$workdir."
 attempt=0
 until finished &>/dev/null; do
   attempt=$((attempt + 1))
@@ -223,7 +224,7 @@ until finished &>/dev/null; do
   status=1
   install && { follow && status=0 || status=$?; }
   finished &>/dev/null && break
-  sleep "$poll" # a preemption takes a moment to show
+  sleep "$poll" # a preemption takes a moment to show in the state
   if ((status == 1)) && [[ $(slice_state) == ACTIVE ]]; then
     say "the program, or its installation, failed on a healthy slice: see the message above"
     leave 1
