@@ -1,4 +1,4 @@
-"""The launch scripts, executed against stand-ins for what they call; the JobSet, by field."""
+"""The launch scripts, run against fake gcloud, srun and scontrol; the JobSet, field by field."""
 
 import math
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 FILES = sorted(path.name for path in LAUNCH.iterdir() if path.is_file())  # not aot/
 SCRIPTS = sorted(path.name for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
-ODD = """--config.sample_every=it's "7" $HOME `a` \\ *"""  # must arrive as it is
+ODD = """--config.sample_every=it's "7" $HOME `a` \\ *"""  # must arrive unchanged
 CONFIG = "--config=configs/cifar10.py"
 PROGRAM = ["-m", "simjax.main", CONFIG]
 
@@ -32,7 +32,7 @@ def executable(path: Path, text: str) -> Path:
 
 
 def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """The script in the repository's root, with nothing of the caller's TPU or JAX settings."""
+    """Runs a script in the repository's root, without the caller's TPU or JAX variables."""
     inherited = {k: v for k, v in os.environ.items() if not re.match("TPU_|JAX_|SIMJAX_|SLURM", k)}
     return subprocess.run(
         ["bash", str(LAUNCH / script), *arguments],
@@ -49,7 +49,7 @@ def commands(printed: str) -> list[list[str]]:
 
 
 def _without_ansi_c(line: str) -> str:
-    """Bash's $'...', which shlex does not know, as a quoted word."""
+    """Bash's $'...', which shlex cannot parse, as a quoted word."""
     escapes = {"\\n": "\n", "\\'": "'", "\\\\": "\\", '\\"': '"'}
 
     def plain(match: re.Match) -> str:
@@ -59,8 +59,8 @@ def _without_ansi_c(line: str) -> str:
 
 
 def fakes(directory: Path, **programs: str) -> str:
-    """A PATH on which these come first; each notes its arguments in directory/calls."""
-    for name, body in programs.items():  # workers call at once: a note is written under a lock
+    """A PATH with fake programs first; each logs its arguments to directory/calls."""
+    for name, body in programs.items():  # workers call concurrently: the log is locked
         note = f"""{{ flock 8; printf '%s\\0' {name} "$@"; echo; }} 8>>{directory}/calls >&8"""
         executable(directory / "bin" / name, f"#!/bin/bash\n{note}\n{body}\n")
     return f"{directory}/bin:{Path(sys.executable).parent}:/usr/bin:/bin"
@@ -75,13 +75,13 @@ def calls(directory: Path) -> list[list[str]]:
 # All scripts
 
 
-def test_the_four_ways_to_launch_are_here():
+def test_all_launch_files_exist():
     assert SCRIPTS == ["gpu.sh", "slurm.sbatch", "tpu_pod.sh"]
     assert (LAUNCH / "gke_jobset.yaml").exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_bash_and_shellcheck_have_nothing_to_say(script):
+def test_bash_and_shellcheck_report_nothing(script):
     path = LAUNCH / script
     assert os.access(path, os.X_OK)
     assert "set -euo pipefail" in path.read_text()
@@ -91,7 +91,7 @@ def test_bash_and_shellcheck_have_nothing_to_say(script):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_what_the_files_name_exists(file):
+def test_paths_fields_and_flags_in_the_files_exist(file):
     text = (LAUNCH / file).read_text()
     for path in re.findall(r"(?<![\w/])(?:configs|launch|tests)/[\w/]+\.\w+", text):
         assert (ROOT / path).is_file(), path
@@ -103,7 +103,7 @@ def test_what_the_files_name_exists(file):
         assert f"  {flag.split('=')[0]}" in usage, flag
 
 
-def test_no_script_has_hyper_parameters():
+def test_no_script_sets_hyperparameters():
     for file in FILES:
         if file != "README.md":
             assert not re.search(r"--config\.[a-z]", (LAUNCH / file).read_text()), file
@@ -119,7 +119,7 @@ def test_gpu_dry_run_prints_the_command_and_runs_nothing(tmp_path):
     assert not calls(tmp_path)
 
 
-def test_gpu_sets_the_variables_that_join_several_machines(tmp_path):
+def test_gpu_sets_the_jax_variables_for_several_machines(tmp_path):
     shown = 'echo "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"; exit 3'
     path = fakes(tmp_path, python=shown, **{"nvidia-smi": "echo GPU 0: H100"})
     own = ["--coordinator=host0:1234", "--count=2", "--index=1"]
@@ -130,7 +130,7 @@ def test_gpu_sets_the_variables_that_join_several_machines(tmp_path):
     assert commands(dry.stdout)[0][:2] == ["env", "JAX_COORDINATOR_ADDRESS=host0:1234"]
 
 
-def test_gpu_becomes_the_program_so_that_signals_reach_it(tmp_path):
+def test_gpu_execs_the_program_so_that_signals_reach_it(tmp_path):
     path = fakes(tmp_path, python="echo $$", **{"nvidia-smi": "echo GPU 0: H100"})
     command = ["bash", str(LAUNCH / "gpu.sh"), CONFIG]
     script = subprocess.Popen(command, env={"PATH": path}, stdout=subprocess.PIPE, text=True)
@@ -160,7 +160,7 @@ SRUN = ["srun", "--kill-on-bad-exit=1", "--gpu-bind=none", "python", *PROGRAM]
 
 
 def slurm(directory: Path, *, step: str, state: str = "RUNNING", **environment: str):
-    """The job's script, with a step that does `step`, in a job in that state."""
+    """Runs the job script with `step` as srun's body and the job in `state`."""
     path = fakes(directory, srun=step, scontrol=f"echo JobState={state} Reason=None")
     workdir = f"--workdir={directory}/run dir"
     environment = {"PATH": path, "SLURM_JOB_ID": "41"} | environment
@@ -179,46 +179,46 @@ def test_slurm_dry_run_prints_the_step_and_the_requeue(tmp_path):
     assert not calls(tmp_path)
 
 
-def test_slurm_requeues_a_run_that_stopped_before_its_report(tmp_path):
+def test_slurm_requeues_a_run_without_a_report(tmp_path):
     assert slurm(tmp_path, step="exit 0").returncode == 0
     assert calls(tmp_path)[0] == [*SRUN, f"--workdir={tmp_path}/run dir", ODD]
     assert requeued(tmp_path)
 
 
-def test_slurm_leaves_a_finished_run(tmp_path):
+def test_slurm_does_not_requeue_a_finished_run(tmp_path):
     report = f'mkdir "{tmp_path}/run dir" && touch "{tmp_path}/run dir/report.json"'
     assert slurm(tmp_path, step=report).returncode == 0
     assert not requeued(tmp_path)
 
 
-@pytest.mark.parametrize("state", ["CANCELLED", "PENDING"])  # scancel; SLURM's own requeue
-def test_slurm_leaves_a_job_that_slurm_ends(state, tmp_path):
+@pytest.mark.parametrize("state", ["CANCELLED", "PENDING"])  # scancel; requeued by SLURM
+def test_slurm_does_not_requeue_a_cancelled_or_preempted_job(state, tmp_path):
     assert slurm(tmp_path, step="exit 0", state=state).returncode == 0
     assert not requeued(tmp_path)
 
 
-def test_slurm_does_not_repeat_a_failure(tmp_path):
+def test_slurm_does_not_requeue_a_failed_step(tmp_path):
     assert slurm(tmp_path, step="exit 7").returncode == 7
     assert not requeued(tmp_path)
 
 
-def test_slurm_gives_up_after_many_restarts(tmp_path):
+def test_slurm_gives_up_after_max_restarts(tmp_path):
     done = slurm(tmp_path, step="exit 0", SLURM_RESTART_COUNT="3", MAX_RESTARTS="3")
     assert done.returncode == 1 and "not finished after 3 restarts" in done.stderr
     assert not requeued(tmp_path)
 
 
-def test_slurm_outlives_a_sigterm_of_its_own_while_the_step_saves(tmp_path):
+def test_slurm_script_survives_sigterm_while_the_step_saves(tmp_path):
     saves = f"kill -TERM $PPID; sleep 0.3; touch {tmp_path}/saved"
     assert slurm(tmp_path, step=saves).returncode == 0
     assert (tmp_path / "saved").exists() and requeued(tmp_path)
 
 
-def test_slurm_asks_for_what_jax_detects():
+def test_slurm_options_match_what_jax_detects():
     options = re.findall(r"^#SBATCH --(\S+)$", (LAUNCH / "slurm.sbatch").read_text(), re.M)
     options = dict(option.partition("=")[::2] for option in options)
     assert options["ntasks-per-node"] == options["gpus-per-node"]  # one task per GPU
-    assert "gpus-per-task" not in options  # would hide the others, which JAX counts
+    assert "gpus-per-task" not in options  # would hide GPUs that JAX counts
     assert options["signal"] == "TERM@120" and "requeue" in options
     assert options["open-mode"] == "append"  # a requeued job continues its log
 
@@ -230,8 +230,8 @@ def test_slurm_needs_a_workdir():
 
 # tpu_pod.sh
 
-# Cloud TPU as files: `state` is the queued resource's, `node` the node's; each worker is a home
-# directory, in which --command really runs.
+# A fake Cloud TPU: the file `state` has the queued resource's state, `node` the node's; each worker
+# is a home directory in which --command really runs.
 GCLOUD = r"""
 cloud=CLOUD
 [[ "$*" != *--output-directory=* ]] || logs=$(grep -o -- '--output-directory=.*' <<<"$*")
@@ -265,7 +265,7 @@ case "$*" in
   *) echo "unexpected: $*" >&2; exit 64 ;;
 esac
 """
-# On each worker: an installer that brings uv, a uv that brings a Python, a Python that is simjax.
+# On each worker: an installer that creates uv, which creates a Python, which plays simjax.
 UV = r"""#!/bin/bash
 case $1 in
   venv) mkdir -p ~/simjax-venv/bin && cp CLOUD/program ~/simjax-venv/bin/python ;;
@@ -289,7 +289,7 @@ WORKDIR = "--workdir=gs://bucket/run"
 
 
 class Cloud:
-    """The stand-in for Google Cloud in a directory, and what the script did with it."""
+    """A fake Google Cloud in a directory, which logs the script's calls."""
 
     def __init__(self, directory: Path, program: str):
         self.directory = directory
@@ -304,7 +304,7 @@ class Cloud:
         return text.replace("CLOUD", str(self.directory))
 
     def exists(self, state: str, node: str = "READY", then: str = "") -> "Cloud":
-        """A slice in this state, and in state `then` when looked at again."""
+        """Adds a slice in this state, and in state `then` at the second look."""
         (self.directory / "state").write_text(f"{state}\n")
         (self.directory / "node").write_text(f"{node}\n")
         if then:
@@ -320,7 +320,7 @@ class Cloud:
         return run("tpu_pod.sh", *own, CONFIG, WORKDIR, ODD, **environment)
 
     def did(self) -> list[str]:
-        """The verbs of the calls that change something, in order."""
+        """Verbs of the gcloud calls other than describe, in order."""
         mine = [call for call in calls(self.directory) if call[0] == "gcloud"]
         return [call[4] for call in mine if call[4:] and call[4] != "describe"]
 
@@ -333,7 +333,7 @@ class Cloud:
 INSTALLED_AND_RUN = ["scp", "ssh", "ssh"]
 
 
-def test_pod_makes_a_slice_and_runs_on_all_workers(tmp_path):
+def test_pod_creates_a_slice_and_runs_on_all_workers(tmp_path):
     cloud = Cloud(tmp_path, f"{FINISHES}; sleep 0.5")
     done = cloud.launch("--spot", JAX_COMPILATION_CACHE_DIR="gs://b/a cache")
     assert done.returncode == 0, done.stderr
@@ -342,8 +342,8 @@ def test_pod_makes_a_slice_and_runs_on_all_workers(tmp_path):
         [f"{tmp_path}/worker0/simjax", "gs://b/a cache", *PROGRAM, WORKDIR, ODD]
     ]
     create = next(call for call in calls(tmp_path) if "create" in call)
-    asked = {"--spot", "--zone=z-a", "--node-id=pod", "--accelerator-type=v5litepod-16"}
-    assert asked | {f"--runtime-version={RUNTIME}"} < set(create)
+    flags = {"--spot", "--zone=z-a", "--node-id=pod", "--accelerator-type=v5litepod-16"}
+    assert flags | {f"--runtime-version={RUNTIME}"} < set(create)
     for worker in (0, 1):
         assert (tmp_path / f"logs/pod/1/{worker}.log").read_text() == f"worker {worker} speaks\n"
     assert "worker 0 speaks" in done.stdout  # followed
@@ -381,7 +381,7 @@ def test_pod_resumes_after_a_preemption(status, tmp_path):
     assert (tmp_path / "logs/pod/2/0.log").exists()
 
 
-def test_pod_stops_at_a_mistake_of_the_user(tmp_path):
+def test_pod_stops_at_a_user_error(tmp_path):
     cloud = Cloud(tmp_path, "echo 'simjax: no such field'; exit 1")
     done = cloud.launch()
     assert done.returncode == 1 and "failed on a healthy slice" in done.stderr
@@ -403,7 +403,7 @@ def test_pod_gives_up_after_the_attempts(tmp_path):
     assert len(cloud.started()) == 2
 
 
-def test_pod_does_not_ask_forever_for_what_it_cannot_have(tmp_path):
+def test_pod_gives_up_on_a_slice_that_cannot_be_created(tmp_path):
     cloud = Cloud(tmp_path, FINISHES)
     (tmp_path / "after_create").write_text("FAILED\n")
     done = cloud.launch("--attempts=2")
@@ -411,14 +411,14 @@ def test_pod_does_not_ask_forever_for_what_it_cannot_have(tmp_path):
     assert cloud.did() == ["create", "delete", "create"]
 
 
-def test_pod_makes_nothing_for_a_finished_run(tmp_path):
+def test_pod_creates_nothing_for_a_finished_run(tmp_path):
     cloud = Cloud(tmp_path, FINISHES)
     (tmp_path / "report.json").touch()
     assert cloud.launch().returncode == 0
     assert cloud.did() == []
 
 
-def test_pod_follows_a_run_that_outlived_its_connection(tmp_path):
+def test_pod_reconnects_to_a_running_program(tmp_path):
     slow = "sleep 1; echo 'worker still speaks'; touch CLOUD/report.json"
     cloud = Cloud(tmp_path, slow).exists("ACTIVE")
     own = (*POD, "--poll=0.1", f"--logs={tmp_path}/logs", CONFIG, WORKDIR)
@@ -431,14 +431,14 @@ def test_pod_follows_a_run_that_outlived_its_connection(tmp_path):
     )
     for worker in (0, 1):
         _until(lambda w=worker: (tmp_path / f"logs/pod/1/{w}.log").read_text())
-    os.killpg(lost.pid, signal.SIGKILL)  # the loop, gcloud and its connections
+    os.killpg(lost.pid, signal.SIGKILL)  # the loop, gcloud and their connections
     lost.wait()
     (tmp_path / "worker0/simjax/mark").touch()
     done = cloud.launch()
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "logs/pod/2/0.log").read_text() == "worker 0 speaks\nworker still speaks\n"
     assert len(cloud.started()) == 1
-    assert (tmp_path / "worker0/simjax/mark").exists()  # the running code was left alone
+    assert (tmp_path / "worker0/simjax/mark").exists()  # the running code was not replaced
 
 
 def _until(true, seconds: float = 10) -> None:
@@ -453,7 +453,7 @@ def _until(true, seconds: float = 10) -> None:
     pytest.fail(f"not true within {seconds} s")
 
 
-def test_pod_dry_run_prints_a_first_run_and_needs_no_gcloud(tmp_path):
+def test_pod_dry_run_prints_all_commands_and_calls_nothing(tmp_path):
     cloud = Cloud(tmp_path, FINISHES)
     done = cloud.launch("--dry-run", "--spot", "--project=p", "--create=--network=n", "--delete")
     assert done.returncode == 0 and not calls(tmp_path) and not (tmp_path / "logs").exists()
@@ -481,14 +481,14 @@ def test_pod_dry_run_prints_a_first_run_and_needs_no_gcloud(tmp_path):
         ((*POD, CONFIG, "--workdir=gs://other/run"), "gs://other cannot be read"),
     ],
 )
-def test_pod_refuses_before_anything_costs(arguments, message, tmp_path):
+def test_pod_refuses_bad_flags_before_creating_anything(arguments, message, tmp_path):
     cloud = Cloud(tmp_path, FINISHES)
     done = run("tpu_pod.sh", *arguments, PATH=cloud.path)
     assert done.returncode == 1 and message in done.stderr
     assert cloud.did() == []
 
 
-def test_pod_takes_its_flags_from_the_environment(tmp_path):
+def test_pod_reads_flags_from_the_environment(tmp_path):
     names = {"TPU_NAME": "n", "TPU_ZONE": "z", "TPU_TYPE": "t", "TPU_RUNTIME": "r"}
     done = run("tpu_pod.sh", "--dry-run", CONFIG, WORKDIR, TPU_PROJECT="p", **names)
     create = commands(done.stdout)[0]
@@ -507,7 +507,7 @@ def pod_of(jobset: dict) -> dict:
     return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
 
 
-def test_jobset_is_one_slice_with_a_pod_for_each_host(jobset):
+def test_jobset_is_one_slice_with_one_pod_per_host(jobset):
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     placement = jobset["metadata"]["annotations"]
     assert placement == {
@@ -525,7 +525,7 @@ def test_jobset_is_one_slice_with_a_pod_for_each_host(jobset):
     assert job["completionMode"] == "Indexed"
 
 
-def test_jobset_restarts_what_was_interrupted_without_counting_it(jobset):
+def test_jobset_does_not_count_restarts_after_interruptions(jobset):
     policy = jobset["spec"]["failurePolicy"]
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     (container,) = pod_of(jobset)["containers"]
@@ -540,7 +540,7 @@ def test_jobset_restarts_what_was_interrupted_without_counting_it(jobset):
     assert evicted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     codes = {"containerName": container["name"], "operator": "In", "values": [75]}
     assert saved["onExitCodes"] == codes
-    assert pod_of(jobset)["restartPolicy"] == "Never"  # podFailurePolicy asks for it
+    assert pod_of(jobset)["restartPolicy"] == "Never"  # required by podFailurePolicy
     assert pod_of(jobset)["terminationGracePeriodSeconds"] >= 60
 
 
@@ -552,14 +552,14 @@ def test_jobset_opens_the_ports_of_libtpu_and_jax(jobset):
     assert ports == [8471, int(cloud_tpu_cluster.coordinator_port)]
 
 
-def test_jobset_placeholders_are_the_ones_that_the_readme_lists(jobset):
+def test_jobset_placeholders_are_listed_in_the_readme(jobset):
     placeholders = set(re.findall(r"REPLACE_WITH_\w+", yaml.safe_dump(jobset)))
     listed = re.findall(r"^\| `(REPLACE_WITH_\w+)` \|", (LAUNCH / "README.md").read_text(), re.M)
     assert placeholders == set(listed) and len(listed) == 3
 
 
 def jobset_container(jobset: dict, directory: Path, program: str) -> subprocess.Popen:
-    """The container's process; `python -m simjax.main` is `program`, any other python is real."""
+    """Starts the container's command; `python -m simjax.main` runs `program` instead."""
     (container,) = pod_of(jobset)["containers"]
     python = f'[[ "$1" == -m ]] || exec {sys.executable} "$@"\n{program}'
     path = fakes(directory, python=python)
@@ -575,13 +575,13 @@ def jobset_container(jobset: dict, directory: Path, program: str) -> subprocess.
     [("touch REPORT", 0), ("exit 0", 75), ("exit 1", 1), ("exit 134", 134)],
     ids=["finished", "saved", "mistake", "aborted"],
 )
-def test_jobset_container_says_how_the_program_ended(jobset, program, status, tmp_path):
+def test_jobset_container_exits_with_the_status_that_gke_needs(jobset, program, status, tmp_path):
     program = program.replace("REPORT", f"{tmp_path}/report.json")
     assert jobset_container(jobset, tmp_path, program).wait(timeout=20) == status
     assert calls(tmp_path)[0] == ["python", *PROGRAM, f"--workdir={tmp_path}"]
 
 
-def test_jobset_container_passes_sigterm_on_and_waits_for_the_checkpoint(jobset, tmp_path):
+def test_jobset_container_forwards_sigterm_and_waits_for_the_checkpoint(jobset, tmp_path):
     saves = f"trap 'sleep 0.5; touch {tmp_path}/saved; exit 0' TERM; touch {tmp_path}/ready"
     container = jobset_container(jobset, tmp_path, f"{saves}; while :; do sleep 0.05; done")
     _until((tmp_path / "ready").exists)

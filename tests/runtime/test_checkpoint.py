@@ -1,4 +1,4 @@
-"""Checkpoints: restored bit by bit, onto any mesh, and damage is noticed."""
+"""Checkpoints: bitwise restores, detected damage, fallback to the previous one."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def saved(tmp_path, said):
-    """A directory with checkpoints 1 and 2, and the object that wrote them."""
+    """The writer of a directory with checkpoints 1 and 2."""
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2, say=said.append)
     for step in (1, 2):
         checkpoints.save(make(step))
@@ -42,19 +42,19 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_the_newest_comes_back_bit_by_bit(saved, said):
+def test_the_newest_checkpoint_is_restored_bitwise(saved, said):
     assert_same(saved.restore_latest(make(0)), make(2))
     assert not said
 
 
-def test_nothing_saved_is_none(tmp_path):
+def test_restoring_without_a_checkpoint_returns_none(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path / "none", keep=1, say=print)
     assert checkpoints.restore_latest(make(0)) is None
     checkpoints.close()
 
 
 def array_files(directory):
-    """The files that hold a tree's numbers, largest first."""
+    """Files with a tree's arrays, largest first."""
     files = [f for f in Path(directory).rglob("*") if f.is_file() and f.parent.name == "d"]
     return sorted(files, key=lambda f: -f.stat().st_size)
 
@@ -84,17 +84,17 @@ def empty_note(step_directory):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_bits, remove_item, empty_note])
-def test_a_damaged_one_is_reported_and_the_previous_one_used(saved, said, damage):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_restored(saved, said, damage):
     damage(saved.directory / "2")
     assert_same(saved.restore_latest(make(0)), make(1))
     assert len(said) == 1
     assert "checkpoint 2 is damaged" in said[0]
-    saved.save(make(2))  # its place is free again
+    saved.save(make(2))  # its directory is free again
     saved.wait()
     assert_same(saved.restore_latest(make(0)), make(2))
 
 
-def test_numbers_that_changed_without_a_broken_file_are_noticed(saved, said, monkeypatch):
+def test_changed_values_in_readable_files_fail_the_checksum(saved, said, monkeypatch):
     real = checkpoint._checksums
     monkeypatch.setattr(
         checkpoint, "_checksums", lambda trees: {k: v + 1 for k, v in real(trees).items()}
@@ -107,19 +107,19 @@ def reader(saved, said):
     return checkpoint.Checkpoints(saved.directory, keep=None, say=said.append)
 
 
-def test_one_tree_is_read_beside_a_run_that_goes_on(saved, said):
+def test_a_reader_restores_one_tree_while_a_run_is_saving(saved, said):
     unfinished = saved.directory / "3.orbax-checkpoint-tmp"
     unfinished.mkdir()
     only_read = reader(saved, said)
     tree, step = only_read.restore_tree("generator", make(0).generator)
     assert step == 2
     assert_same(tree, make(2).generator)
-    assert unfinished.exists()  # what another process is writing stays
+    assert unfinished.exists()  # the other process's save in progress is kept
     only_read.close()
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_bits, remove_item, empty_note])
-def test_a_damaged_tree_is_refused(saved, said, damage):
+def test_restoring_a_damaged_tree_is_refused(saved, said, damage):
     damage(saved.directory / "2")
     only_read = reader(saved, said)
     with pytest.raises(ConfigError, match="is damaged .* resume the run"):
@@ -127,7 +127,7 @@ def test_a_damaged_tree_is_refused(saved, said, damage):
             only_read.restore_tree(name, make(0).generator)
 
 
-def test_nothing_to_read_is_said(tmp_path, said):
+def test_reading_without_a_checkpoint_is_refused(tmp_path, said):
     with pytest.raises(ConfigError, match="nothing was saved there yet"):
         checkpoint.Checkpoints(tmp_path / "none", keep=None, say=said.append)
     (tmp_path / "empty").mkdir()
@@ -135,7 +135,7 @@ def test_nothing_to_read_is_said(tmp_path, said):
         checkpoint.Checkpoints(tmp_path / "empty", keep=None, say=said.append).restore_tree("x", {})
 
 
-def test_the_teacher_keeps_its_provenance_and_refuses_damage(tmp_path):
+def test_a_stored_teacher_keeps_its_provenance_and_damage_is_refused(tmp_path):
     params = make(3).generator
     checkpoint.save_teacher(tmp_path / "teacher", params, {"source": "a test"})
     restored = checkpoint.load_teacher(tmp_path / "teacher", params)
@@ -148,7 +148,7 @@ def test_the_teacher_keeps_its_provenance_and_refuses_damage(tmp_path):
         checkpoint.load_teacher(tmp_path / "teacher", params)
 
 
-def test_a_teacher_whose_numbers_changed_is_refused(tmp_path, monkeypatch):
+def test_a_teacher_with_changed_values_is_refused(tmp_path, monkeypatch):
     params = make(3).generator
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_checksums", lambda trees: {"params": 7})
@@ -157,7 +157,7 @@ def test_a_teacher_whose_numbers_changed_is_refused(tmp_path, monkeypatch):
         checkpoint.load_teacher(tmp_path / "teacher", params)
 
 
-def test_the_hash_of_parameters_sees_names_shapes_and_bits():
+def test_params_sha256_depends_on_names_shapes_dtypes_and_bits():
     params = {"a": np.zeros((2, 3), np.float32)}
     variants = [
         {"b": params["a"]},
@@ -178,13 +178,13 @@ def test_checksums_of_host_and_devices_agree(dtype):
     assert checkpoint._leaf_checksums(swapped) != on_devices
 
 
-def test_a_stored_checksum_is_that_of_earlier_versions():
+def test_checksums_equal_those_of_earlier_versions():
     leaves = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.float32([1, -1])}
     assert checkpoint._checksums({"params": leaves}) == {"params": 228589568}  # by commit 365bb59
 
 
 @pytest.mark.parametrize("dtype", ["float", "int"])
-def test_wide_leaves_have_the_checksum_of_what_devices_hold(dtype):
+def test_64_bit_leaves_have_the_checksum_of_their_32_bit_cast(dtype):
     wide = np.arange(12).reshape(3, 4).astype(f"{dtype}64") - 5
     narrow = [wide.astype(f"{dtype}32")]
     assert checkpoint._leaf_checksums([wide]) == checkpoint._leaf_checksums(narrow)

@@ -1,4 +1,4 @@
-"""Gradients of a convolution against JAX's own, and the order of axes that compilers are given."""
+"""CPU convolutions: gradients against JAX's, and the axis order that XLA compiles."""
 
 import functools
 import re
@@ -40,7 +40,7 @@ def squares(convolve, padding, x, kernel):
     "size, padding",
     [(1, ((0, 0), (0, 0))), (3, SAME), (3, ((0, 0), (0, 0))), (4, ((2, 1), (0, 3)))],
 )
-def test_gradients_are_those_of_jax(size, padding):
+def test_gradients_equal_those_of_jax(size, padding):
     for argument in (0, 1):
         ours, theirs = (
             jax.grad(functools.partial(squares, function, padding), argument)(*operands(size))
@@ -49,7 +49,7 @@ def test_gradients_are_those_of_jax(size, padding):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
-def test_second_derivatives_are_those_of_jax():
+def test_second_derivatives_equal_those_of_jax():
     def slope(function, x, kernel):
         gradient = jax.grad(functools.partial(squares, function, SAME))
         return jnp.sin(gradient(x, kernel)).sum()
@@ -70,7 +70,7 @@ def in_four_parts(x, kernel, padding):
         return convolve_doubled(x, kernel)
 
 
-def test_the_convolution_of_a_doubled_image_needs_no_doubled_image():
+def test_convolve_doubled_equals_upsampling_then_convolution():
     ours, theirs = in_four_parts(*operands(), SAME), doubled_first(*operands(), SAME)
     assert ours.shape == (2, 12, 10, 4)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -82,7 +82,7 @@ def test_the_convolution_of_a_doubled_image_needs_no_doubled_image():
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-3)
 
 
-def test_the_convolution_of_a_doubled_image_makes_four_ninths_of_the_products():
+def test_convolve_doubled_needs_four_ninths_of_the_flops():
     x, kernel = jnp.ones((1, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
     ours, theirs = (
         jax.jit(function, static_argnums=2).lower(x, kernel, SAME).compile().cost_analysis()
@@ -92,7 +92,7 @@ def test_the_convolution_of_a_doubled_image_makes_four_ninths_of_the_products():
 
 
 @pytest.mark.parametrize("function", [doubled, halved])
-def test_blocks_of_pixels_on_a_cpu_are_slices_with_the_gradients_of_jax(function):
+def test_resampling_on_cpus_compiles_to_slices_with_the_gradients_of_jax(function):
     x = operands()[0][:, :, :4]
     dy = jnp.sin(jnp.arange(function(x).size, dtype=jnp.float32)).reshape(function(x).shape)
 
@@ -109,8 +109,8 @@ def test_blocks_of_pixels_on_a_cpu_are_slices_with_the_gradients_of_jax(function
         np.testing.assert_allclose(our, their, rtol=1e-6, atol=1e-6)
 
 
-def test_a_loop_on_a_cpu_holds_no_convolution_out_of_order():
-    """XLA runs any other order of axes a hundred times slower there, without a word."""
+def test_convolutions_in_loops_on_cpus_have_the_fast_axis_order():
+    """XLA silently runs any other axis order a hundred times slower there."""
     conv = functools.partial(layers.conv, 4, 4, init=layers.glorot(), rngs=nnx.Rngs(0))
     graphdef, params = nnx.split([conv(3, dtype=jnp.float32), conv(1, dtype=jnp.float32)])
 
@@ -129,7 +129,7 @@ def test_a_loop_on_a_cpu_holds_no_convolution_out_of_order():
     assert set(re.findall(r"dim_labels=([^,\s]+)", text)) == {"b01f_01io->b01f"}
 
 
-def test_elsewhere_gradients_are_what_jax_writes():
+def test_outside_for_cpus_gradients_lower_as_those_of_jax():
     ours, theirs = (
         jax.jit(jax.grad(functools.partial(squares, function, SAME), (0, 1)))
         .lower(*operands())

@@ -1,4 +1,4 @@
-"""What a call frees serves the next: it takes no fresh pages from the system."""
+"""Memory freed by a call is reused by the next one, without page faults."""
 
 import platform
 import subprocess
@@ -26,22 +26,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another one")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.whole_runs)])
-def test_a_call_takes_the_pages_that_the_last_one_freed(devices):
+def test_a_call_reuses_the_memory_freed_by_the_previous_one(devices):
     faults = int(subprocesses.on_devices(devices, PROGRAM))
-    # Afresh, each call has 2^14 of 4 KiB. A few have: what lives on may lie in a freed block.
+    # Without reuse every call has 2^14 faults of 4 KiB. A few calls have, due to fragmentation.
     assert faults < 60 * 2**14 / 4, faults
 
 
 @pytest.mark.parametrize("command", ["main", "commands.benchmark"])
-def test_commands_that_train_ask_for_it(command):
+def test_commands_that_train_call_keep_freed(command):
     program = f"""
 import sys
 import simjax.{command}
 from simjax.runtime import cpu
-cpu.keep_freed = lambda: print("asked")
-sys.argv = ["{command}", "--config=configs/digits.py", "--config.batch=0"]  # refused, but later
+cpu.keep_freed = lambda: print("called")
+sys.argv = ["{command}", "--config=configs/digits.py", "--config.batch=0"]  # refused afterwards
 simjax.{command}.main()
 """
     done = subprocess.run(
@@ -50,5 +50,5 @@ simjax.{command}.main()
         text=True,
         env=subprocesses.environment(),
     )
-    assert done.stdout == "asked\n", done
+    assert done.stdout == "called\n", done
     assert "batch" in done.stderr

@@ -1,4 +1,4 @@
-"""TensorBoard through clu's metric writer, on a disk and in a bucket; and a run without it."""
+"""Metrics in TensorBoard (clu's writer), on disk and in a bucket, and without TensorBoard."""
 
 import builtins
 import json
@@ -12,7 +12,7 @@ from simjax.runtime import monitor, storage
 
 
 class FakeWriter:
-    """clu's SummaryWriter, which needs TensorFlow: writes a line a call, at once."""
+    """clu's SummaryWriter without TensorFlow: writes one line per call, unbuffered."""
 
     def __init__(self, logdir: str):
         self.file = Path(logdir) / "events"
@@ -44,7 +44,7 @@ def events(directory) -> list:
     return [json.loads(line) for line in (directory / "tensorboard" / "events").open()]
 
 
-def test_scalars_go_to_tensorboard_with_their_stage_and_step(clu, tmp_path):
+def test_tensorboard_scalars_have_stage_and_step(clu, tmp_path):
     made = begun(tmp_path)
     made.scalars(2, {"generator/loss": 0.5})
     made.measured(4, {"pixels/frechet": 1.5})
@@ -54,7 +54,7 @@ def test_scalars_go_to_tensorboard_with_their_stage_and_step(clu, tmp_path):
     assert [json.loads(line)["step"] for line in lines.splitlines()] == [2, 4]
 
 
-def test_a_bucket_gets_whole_files_and_only_when_asked(clu, tmp_path, monkeypatch):
+def test_files_in_a_bucket_are_written_only_on_flush(clu, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "in_bucket", lambda path: True)
     made = begun(tmp_path)
     made.scalars(2, {"generator/loss": 0.5})
@@ -69,7 +69,7 @@ def test_a_bucket_gets_whole_files_and_only_when_asked(clu, tmp_path, monkeypatc
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_without_tensorflow_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_without_tensorflow_one_line_names_the_missing_package(tmp_path, monkeypatch, capsys):
     real = builtins.__import__
 
     def without(name, *args, **kwargs):

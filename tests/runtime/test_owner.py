@@ -1,4 +1,4 @@
-"""One owner of a run directory: who is refused, who takes over and when, and who wins a race."""
+"""The lock of a run directory: refusals, takeovers and races."""
 
 import dataclasses
 import errno
@@ -18,7 +18,7 @@ from simjax.runtime import owner, processes, storage
 from simjax.runtime.owner import Lock, Program
 
 HERE = Program(host="here", boot="boot", namespace="pid:[1]", pid=10, started="100")
-ELSEWHERE = [  # places that cannot be seen, though hosts may have one name and numbers are alike
+ELSEWHERE = [  # places whose processes cannot be checked, though host and pid may coincide
     dataclasses.replace(HERE, host="there"),
     dataclasses.replace(HERE, boot="another"),
     dataclasses.replace(HERE, namespace="pid:[2]"),
@@ -27,7 +27,7 @@ ELSEWHERE = [  # places that cannot be seen, though hosts may have one name and 
 
 
 class World:
-    """Processes and the time, as locks see them; and what they say."""
+    """Fake processes and clock for locks, with their messages."""
 
     def __init__(self, directory):
         self.directory, self.now, self.said, self.lost = directory, 0.0, [], []
@@ -35,7 +35,7 @@ class World:
         self.locks: list[Lock] = []
 
     def program(self, pid: int, place: Program = HERE, began: str = "100") -> Lock:
-        """A lock of a process that is running."""
+        """A lock of a running process."""
         self.running[pid] = began
         lock = Lock(
             self.directory,
@@ -49,7 +49,7 @@ class World:
         return lock
 
     def kill(self, lock: Lock) -> None:
-        """It gives no sign any more, and removes nothing."""
+        """Ends the process without a release; its heartbeat stops."""
         lock._closed.set()
         if lock._thread is not None:
             lock._thread.join()
@@ -80,18 +80,18 @@ def test_a_second_program_is_refused_in_one_message(world):
     assert world.files() == {owner.NAME}
 
 
-def test_an_orderly_end_leaves_nothing_and_lets_the_next_one_in(world):
+def test_releasing_removes_all_files_and_lets_the_next_program_in(world):
     first, second = world.program(10), world.program(11)
     assert first.attempt()
-    (world.directory / "owner.1.tmp").write_text("")  # a program was killed while it looked
+    (world.directory / "owner.1.tmp").write_text("")  # from a program killed during an attempt
     first.release()
     assert world.files() == set()
     assert second.attempt()
-    first.release()  # no longer its own
+    first.release()  # no effect: no longer its lock
     assert world.owner() == second.token
 
 
-def test_a_killed_owner_is_followed_at_once(world):
+def test_the_lock_of_a_killed_owner_is_taken_over_at_once(world):
     first, second = world.program(10), world.program(11)
     first.attempt()
     world.kill(first)
@@ -99,7 +99,7 @@ def test_a_killed_owner_is_followed_at_once(world):
     assert "process 10 on here" in world.said[0]
 
 
-def test_a_number_used_again_is_another_process(world):
+def test_a_reused_process_number_is_another_process(world):
     first = world.program(10)
     first.attempt()
     world.kill(first)
@@ -107,11 +107,11 @@ def test_a_number_used_again_is_another_process(world):
     assert world.program(11).attempt()
 
 
-def test_a_process_that_may_not_be_seen_is_watched(world):
+def test_a_process_hidden_from_this_user_is_judged_by_its_heartbeat(world):
     first = world.program(10)
     first.attempt()
     world.kill(first)
-    world.running[10] = None  # another user's, hidden
+    world.running[10] = None  # another user's process, hidden in /proc
     second = world.program(11)
     assert not second.attempt()
     world.now += owner.PATIENCE
@@ -119,7 +119,7 @@ def test_a_process_that_may_not_be_seen_is_watched(world):
 
 
 @pytest.mark.parametrize("place", ELSEWHERE)
-def test_an_owner_elsewhere_is_followed_when_it_gives_no_sign(world, place):
+def test_a_remote_owner_without_a_heartbeat_loses_the_lock(world, place):
     first = world.program(10)
     first.attempt()
     world.kill(first)
@@ -129,11 +129,11 @@ def test_an_owner_elsewhere_is_followed_when_it_gives_no_sign(world, place):
     assert not second.attempt()
     world.now += 1
     assert second.attempt() and world.owner() == second.token
-    assert len(world.said) == 2  # that it waits, and that it has taken over
+    assert len(world.said) == 2  # messages: waiting, taken over
 
 
 @pytest.mark.parametrize("place", ELSEWHERE)
-def test_an_owner_elsewhere_that_gives_a_sign_is_not_followed(world, place):
+def test_a_remote_owner_with_a_heartbeat_keeps_the_lock(world, place):
     first, second = world.program(10), world.program(10, place)
     first.attempt()
     assert not second.attempt()
@@ -143,7 +143,7 @@ def test_an_owner_elsewhere_that_gives_a_sign_is_not_followed(world, place):
     assert world.owner() == first.token
 
 
-def test_an_owner_elsewhere_that_ends_is_followed_without_a_wait(world):
+def test_a_lock_released_by_a_remote_owner_is_taken_at_once(world):
     first, second = world.program(10), world.program(11, ELSEWHERE[0])
     first.attempt()
     assert not second.attempt()
@@ -152,7 +152,7 @@ def test_an_owner_elsewhere_that_ends_is_followed_without_a_wait(world):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
-def test_a_lock_that_a_kill_cut_short_is_followed(world, content):
+def test_a_truncated_lock_is_taken_over(world, content):
     (world.directory / owner.NAME).write_text(content)
     second = world.program(11)
     assert not second.attempt()
@@ -160,7 +160,7 @@ def test_a_lock_that_a_kill_cut_short_is_followed(world, content):
     assert second.attempt()
 
 
-def test_an_owner_that_stood_still_too_long_ends_and_writes_nothing(world):
+def test_a_suspended_owner_that_lost_its_lock_ends_without_writing(world):
     first, second = world.program(10), world.program(11, ELSEWHERE[0])
     first.attempt()
     second.attempt()
@@ -173,7 +173,7 @@ def test_an_owner_that_stood_still_too_long_ends_and_writes_nothing(world):
     assert world.owner() == second.token
 
 
-def test_an_owner_renews_its_sign_and_notices_its_loss_by_itself(world, monkeypatch):
+def test_the_heartbeat_thread_renews_the_lock_and_detects_its_loss(world, monkeypatch):
     monkeypatch.setattr(owner, "LOOK", 0.01)
     monkeypatch.setattr(owner, "RENEW", 0.02)
     first = world.program(10)
@@ -193,7 +193,7 @@ def wait_until(condition) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_of_many_that_come_at_once_one_owns_it(world, monkeypatch, links):
+def test_exactly_one_of_many_concurrent_programs_gets_the_lock(world, monkeypatch, links):
     if not links:
         monkeypatch.setattr(os, "link", refuse_links)
     for turn in range(20):
@@ -223,7 +223,7 @@ def refuse_links(*_):
     raise OSError(errno.EPERM, "no links here")
 
 
-def test_one_program_looks_and_takes_over_before_the_next_one_looks(world):
+def test_checking_and_taking_over_a_stale_lock_is_atomic(world):
     gone, first, second = (world.program(pid) for pid in (5, 10, 11))
     gone.attempt()
     world.kill(gone)
@@ -251,12 +251,12 @@ def come(lock: Lock, together: threading.Barrier, results: list[bool]) -> None:
                 return results.append(True)
         except ConfigError:
             return results.append(False)
-        time.sleep(0.001)  # a lock that is just being written
+        time.sleep(0.001)  # the lock is half-written
     return None
 
 
-def test_who_looked_before_another_took_over_gives_the_lock_back(world, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", refuse_locks)  # on a file system that locks no directory
+def test_a_lock_taken_over_by_another_program_meanwhile_is_put_back(world, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", refuse_locks)  # a file system without directory locks
     gone, quick, slow = (world.program(pid) for pid in (5, 10, 11))
     gone.attempt()
     world.kill(gone)
@@ -275,10 +275,10 @@ def test_who_looked_before_another_took_over_gives_the_lock_back(world, monkeypa
         slow.attempt()
 
 
-def test_in_a_bucket_the_last_of_those_who_write_at_once_owns_it(world, monkeypatch):
+def test_in_a_bucket_the_last_of_concurrent_writers_gets_the_lock(world, monkeypatch):
     monkeypatch.setattr(storage, "in_bucket", lambda path: True)
     first, second = world.program(10), world.program(11)
-    monkeypatch.setattr(first, "_read", lambda: None)  # both look before one writes
+    monkeypatch.setattr(first, "_read", lambda: None)  # both read before either writes
     assert not first.attempt()
     monkeypatch.undo()
     monkeypatch.setattr(second, "_read", lambda: None)
@@ -300,39 +300,39 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("end", [ValueError, KeyboardInterrupt, processes.Preempted])
-def test_every_end_but_a_kill_removes_the_lock(tmp_path, end):
+def test_every_exit_except_a_kill_removes_the_lock(tmp_path, end):
     with pytest.raises(end), owner.only(tmp_path):
         assert (tmp_path / owner.NAME).exists()
         raise end
     assert not list(tmp_path.iterdir())
 
 
-def test_sigterm_ends_the_wait_for_an_owner_elsewhere(world, monkeypatch):
+def test_sigterm_ends_the_wait_for_a_remote_owner(world, monkeypatch):
     world.program(10, ELSEWHERE[0]).attempt()
     monkeypatch.setattr(processes, "_signalled", True)
     with pytest.raises(processes.Preempted), owner.only(world.directory):
-        pytest.fail("it is another program's")
+        pytest.fail("the lock is another program's")
     assert world.files() == {owner.NAME}
 
 
-def test_processes_that_do_not_see_the_first_ones_lock_are_refused(tmp_path, monkeypatch):
+def test_a_workdir_that_is_not_shared_by_all_processes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(owner, "TRIES", 1)
     monkeypatch.setattr(owner, "LOOK", 0.0)
     answers = [1, 1, 7]  # not refused, taken, the token of the first process
     monkeypatch.setattr(processes, "from_first", lambda value: np.int32(answers.pop(0)))
     refused = pytest.raises(ConfigError, match="not every process sees .*--workdir")
     with refused, owner.only(tmp_path):
-        pytest.fail("it is not the first one's directory")
+        pytest.fail("the directory is not shared")
 
 
-def test_the_other_processes_are_refused_with_the_first(monkeypatch):
+def test_an_error_of_the_first_process_is_raised_on_all(monkeypatch):
     monkeypatch.setattr(processes, "is_first", lambda: False)
     monkeypatch.setattr(processes, "from_first", lambda value: np.int32(0))
     with pytest.raises(ConfigError, match="the first process"):
         processes.decided_by_first(lambda: pytest.fail("the first process decides"))
 
 
-def test_real_processes_are_told_apart():
+def test_running_and_killed_processes_are_distinguished():
     assert Program.this() == Program.this()
     assert owner.is_gone(Program.this(), Program.this(), owner.started) in (False, None)
     process = subprocess.Popen(["sleep", "60"])
@@ -340,10 +340,10 @@ def test_real_processes_are_told_apart():
         Program.this(), pid=process.pid, started=owner.started(process.pid) or ""
     )
     if not other.boot:
-        pytest.skip("no /proc: every owner is watched")
+        pytest.skip("no /proc: owners are judged by their heartbeat")
     assert owner.is_gone(other, Program.this(), owner.started) is False
     process.send_signal(signal.SIGKILL)
-    wait_until(lambda: owner.started(process.pid) == "")  # before anybody waits for it
+    wait_until(lambda: owner.started(process.pid) == "")  # a zombie, before process.wait()
     assert owner.is_gone(other, Program.this(), owner.started)
     process.wait()
     assert owner.is_gone(other, Program.this(), owner.started)

@@ -1,4 +1,4 @@
-"""How a program ends: at once when it fails, in order when it is asked to stop or interrupted."""
+"""Exits: immediate after errors, regular after SIGTERM, deferred Ctrl-C."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from simjax.runtime import processes
 
 
 class EndedError(Exception):
-    """Stands for the end of the process; threads or open files do not delay it."""
+    """Raised in place of os._exit, which waits for no threads or files."""
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def ended(monkeypatch) -> list[int]:
         (KeyboardInterrupt(), 130, False),
     ],
 )
-def test_a_single_process_that_fails_ends_there_and_then(ended, capsys, error, status, traceback):
+def test_a_failing_process_exits_immediately(ended, capsys, error, status, traceback):
     with pytest.raises(EndedError), processes.failing_at_once():
         raise error
     said = capsys.readouterr().err
@@ -43,7 +43,7 @@ def test_a_single_process_that_fails_ends_there_and_then(ended, capsys, error, s
     assert f"simjax: {error or 'interrupted.'}" in said
 
 
-def test_an_orderly_end_stays_one(ended):
+def test_regular_exits_are_unchanged(ended):
     with processes.failing_at_once():
         pass
     with pytest.raises(processes.Preempted), processes.failing_at_once():
@@ -51,7 +51,7 @@ def test_an_orderly_end_stays_one(ended):
     assert not ended
 
 
-def test_ctrl_c_waits_until_the_end_of_the_block():
+def test_ctrl_c_is_deferred_to_the_end_of_the_block():
     before, done = signal.getsignal(signal.SIGINT), []
     with pytest.raises(KeyboardInterrupt), processes.interrupted_later():
         os.kill(os.getpid(), signal.SIGINT)
@@ -60,5 +60,5 @@ def test_ctrl_c_waits_until_the_end_of_the_block():
     with pytest.raises(KeyboardInterrupt), processes.interrupted_later():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("the second one ends the block")
+        pytest.fail("the second Ctrl-C must end the block")
     assert signal.getsignal(signal.SIGINT) is before

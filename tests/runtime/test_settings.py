@@ -1,4 +1,4 @@
-"""A seed's samples do not depend on JAX's settings in a shell; and what a machine may lack."""
+"""Samples of a seed are independent of the caller's JAX settings; missing system features."""
 
 import contextlib
 import importlib
@@ -29,7 +29,7 @@ OTHERS = {
 
 
 @contextlib.contextmanager
-def a_notebook_of_others():
+def a_callers_settings():
     with contextlib.ExitStack() as stack:
         for name, value in OTHERS.items():
             stack.enter_context(getattr(jax, name)(value))
@@ -39,14 +39,14 @@ def a_notebook_of_others():
 
 
 def denoise(params, xt, sigma, cond):
-    """E[x0 | xt] of N(0, a^2), and something of the class."""
+    """E[x0 | xt] of N(0, a^2), shifted by a class-dependent constant."""
     variance = params["a"] ** 2
     shrunk = variance / (variance + sigma[:, None, None, None] ** 2) * xt
     return shrunk + 0.1 * (cond @ params["b"])[:, None, None, None]
 
 
 def samples_and_a_step() -> dict[str, np.ndarray]:
-    """Of a function of one's own, with all that is drawn: labels, noise and churn."""
+    """Draws by a user's JAX function: labels, noise, churn and a training step."""
     given = simjax.Config(batch=4, steps=10)
     given.teacher.sampler.churn = 20
     params = {"a": jnp.array(0.3), "b": jnp.linspace(0, 1, 3)}  # float64 with x64
@@ -71,9 +71,9 @@ def samples_of_a_network() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("made", [samples_and_a_step, samples_of_a_network])
-def test_samples_of_a_seed_are_bitwise_the_same_in_any_notebook(made):
+def test_samples_of_a_seed_do_not_depend_on_the_callers_jax_settings(made):
     expected = made()
-    with a_notebook_of_others():
+    with a_callers_settings():
         found = made()
         assert jnp.ones(1).dtype == np.float64  # the caller's settings are back
         assert jax.random.key(0).dtype != jax.random.key(0, impl="threefry2x32").dtype
@@ -82,16 +82,16 @@ def test_samples_of_a_seed_are_bitwise_the_same_in_any_notebook(made):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def test_a_thread_that_ends_late_leaves_its_callers_seed_offset():
-    with settings.held():  # of a thread that was started while simjax held the settings
-        jax.config.update(settings.SEED_OFFSET, 7)  # the caller's, which has come back meanwhile
+def test_a_late_thread_keeps_the_callers_seed_offset():
+    with settings.held():  # in a thread that outlives the main thread's held()
+        jax.config.update(settings.SEED_OFFSET, 7)  # the caller's value, restored meanwhile
     try:
         assert getattr(jax.config, settings.SEED_OFFSET) == 7
     finally:
         jax.config.update(settings.SEED_OFFSET, 0)
 
 
-def test_commands_hold_the_settings_for_the_whole_process(monkeypatch):
+def test_commands_fix_the_settings_for_the_whole_process(monkeypatch):
     for name in (*settings.HELD, settings.SEED_OFFSET):
         monkeypatch.setenv(name.upper(), "1")
     seen = {}
@@ -106,16 +106,16 @@ def test_commands_hold_the_settings_for_the_whole_process(monkeypatch):
     finally:
         jax.config.update("jax_enable_x64", False)
     assert seen == settings.HELD
-    assert os.environ["JAX_ENABLE_X64"] == "False"  # of processes that it starts
+    assert os.environ["JAX_ENABLE_X64"] == "False"  # inherited by child processes
 
 
-def test_a_system_that_does_not_lock_files_is_refused_in_one_line(monkeypatch):
+def test_a_system_without_file_locks_is_refused_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(ImportError, match="runs on Linux and macOS; on Windows, use it in WSL 2"):
         importlib.reload(simjax)
 
 
-def test_without_a_home_directory_the_cache_is_asked_for(monkeypatch):
+def test_without_a_home_directory_the_error_names_simjax_cache(monkeypatch):
     def nobody(number):
         raise KeyError(number)
 
@@ -127,7 +127,7 @@ def test_without_a_home_directory_the_cache_is_asked_for(monkeypatch):
 
 
 @pytest.mark.parametrize("missing", storage.GCS)
-def test_a_bucket_without_its_packages_says_what_to_install(missing, monkeypatch):
+def test_a_bucket_without_its_packages_names_the_extra(missing, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == missing else found(name)

@@ -1,4 +1,4 @@
-"""Destinations: checked before work, "~" is home, and files are either absent or whole."""
+"""Output paths: checked before work, "~" expanded, files written atomically."""
 
 import errno
 import json
@@ -30,14 +30,14 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_destination_is_expanded_and_its_folders_are_made(home):
+def test_output_paths_are_expanded_and_their_folders_created(home):
     assert storage.new_file("~/a/m.json", "--out") == home / "a" / "m.json"
     assert storage.new_folder("~/b/c", "--out") == home / "b" / "c"
     for given in ("~/d/x.npz", "~/d/new", "~/d/x.y/"):
         storage.new_file_or_folder(given, "--out", KINDS)
     assert {path.name for path in (home / "d").iterdir()} == {"new", "x.y"}
     assert (home / "a").is_dir() and (home / "b" / "c").is_dir()
-    assert storage.new_file("file", "--out") == Path("file")  # to be replaced
+    assert storage.new_file("file", "--out") == Path("file")  # existing files are replaced
     assert left(home.parent) == ["file"]
 
 
@@ -56,7 +56,7 @@ def test_a_destination_is_expanded_and_its_folders_are_made(home):
         (storage.new_folder, "/proc/no", "--out=/proc/no cannot be written: "),
     ],
 )
-def test_what_cannot_be_written_is_refused_at_once(make, given, message, tmp_path):
+def test_unwritable_outputs_are_refused_before_work(make, given, message, tmp_path):
     with pytest.raises(ConfigError) as error:
         make(given, "--out")
     assert message in str(error.value)
@@ -64,7 +64,7 @@ def test_what_cannot_be_written_is_refused_at_once(make, given, message, tmp_pat
 
 
 @pytest.mark.parametrize("given", ["x.jpg", "folder.png", "file", "file/in"])
-def test_one_of_several_kinds_or_a_folder_is_expected(given, tmp_path):
+def test_an_output_has_a_known_suffix_or_is_a_folder(given, tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ConfigError, match=f"--out={given}"):
         storage.new_file_or_folder(given, "--out", KINDS)
@@ -84,7 +84,7 @@ def raising(error):
     return write
 
 
-def test_a_full_disk_leaves_what_was_there_and_nothing_half_written(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_old_file_and_removes_the_partial_one(tmp_path, monkeypatch):
     path = tmp_path / "file"
     with pytest.raises(ConfigError) as error, storage.whole(path) as partial:
         raising(FULL)(partial)
@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_half_written(tmp_path, mo
     assert (left(tmp_path), path.read_text()) == (["file"], "kept")
 
 
-def test_every_writer_removes_what_it_began(tmp_path, monkeypatch):
+def test_every_writer_removes_its_partial_file(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "savez", raising(FULL))
     with pytest.raises(ConfigError, match="a.npz cannot be written: No space left"):
         images.write_npz(tmp_path / "a.npz", np.zeros((1, 2, 2, 1), np.uint8))
@@ -107,7 +107,7 @@ def test_every_writer_removes_what_it_began(tmp_path, monkeypatch):
     assert left(tmp_path) == ["file"]
 
 
-def test_of_a_folder_of_images_those_before_a_full_disk_stay(tmp_path, monkeypatch):
+def test_images_written_before_a_full_disk_are_kept(tmp_path, monkeypatch):
     write, written = images.write_png, []
 
     def full_after_three(path, picture):
@@ -125,8 +125,8 @@ def test_of_a_folder_of_images_those_before_a_full_disk_stay(tmp_path, monkeypat
     assert left(tmp_path / "out") == [f"{n:06d}.png" for n in range(3)]
 
 
-def test_a_folder_that_is_there_and_takes_no_file_is_refused(monkeypatch):
-    def refuse(*_):  # as on a read-only disk, whose folders exist
+def test_an_existing_read_only_folder_is_refused(monkeypatch):
+    def refuse(*_):  # like a read-only disk with existing folders
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(type(storage.absolute("folder")), "write_text", refuse)
