@@ -1,4 +1,4 @@
-"""bfloat16 inside the networks: the losses, and the direction of every block's gradient, stay."""
+"""bfloat16 networks: losses and gradient directions of every block equal float32's."""
 
 import dataclasses
 
@@ -16,12 +16,12 @@ from tests.helpers.configs import load
 
 
 def losses_and_gradients(options, dtype):
-    """Of both updates on the same draws, for three random networks."""
+    """Loss and gradient of both updates on the same draws, for three random networks."""
     options = dataclasses.replace(options, compute_dtype=dtype)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     denoise, like = build.blank(options)
     teacher = programs.random_params(like)
-    generator = jax.tree.map(np.flip, teacher)  # another network of the same law
+    generator = jax.tree.map(np.flip, teacher)  # another network from the same distribution
     fake_score = jax.tree.map(lambda a, b: 0.8 * a + 0.6 * b, teacher, generator)
     fns = setup.step_fns(options, denoise, mesh)
     of_fake_score, of_generator = setup.updates_of(options, fns, mesh)
@@ -41,7 +41,7 @@ def losses_and_gradients(options, dtype):
 
 
 def blocks(grads) -> dict[str, np.ndarray]:
-    """One vector for each block of the network."""
+    """Gradients flattened to one vector per block of the network."""
     found = {}
     for path, leaf in jax.tree.leaves_with_path(grads):
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
@@ -61,7 +61,7 @@ def exact_and_rough():
 def test_losses_and_gradients_in_bfloat16(update, exact_and_rough):
     (loss, grads), (rough_loss, rough) = (found[update] for found in exact_and_rough)
     np.testing.assert_allclose(rough_loss, loss, rtol=0.02)
-    assert rough_loss != loss  # it is another arithmetic
+    assert rough_loss != loss  # bfloat16 is really used
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rough))
     rough = blocks(rough)
     for name, exact in blocks(grads).items():

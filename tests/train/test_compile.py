@@ -1,4 +1,4 @@
-"""What the training jit asks of the compiler on CPUs, and that it can do without."""
+"""Compiler options of the training jit on CPUs, and compilers without them."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def descend(state: State, images, key) -> tuple[State, dict]:
 
 
 def descend_many(state: State, images, key) -> tuple[State, dict]:
-    """Twenty images that nothing orders, each needed once more: all are held, or one at a time."""
+    """Twenty independent convolutions, each used once: all live at the same time, or one by one."""
     ways = [convolve(images, state.kernel + n, ((1, 1), (1, 1))) for n in range(20)]
     return state.replace(step=state.step + 1), {"loss": sum(jnp.sort(y).mean() for y in ways)}
 
@@ -43,26 +43,26 @@ def lowered(step=descend) -> jax.stages.Lowered:
 
 
 @pytest.fixture
-def asked_anew():
+def fresh_options():
     cpu.knows_options.cache_clear()
     yield
     cpu.knows_options.cache_clear()
 
 
-def test_convolutions_on_a_cpu_are_xlas_own():
-    """YNNPACK's stand in computations of their own, which a fusion calls."""
+def test_convolutions_on_cpus_are_not_compiled_by_ynnpack():
+    """YNNPACK's would be in separate computations, called by a fusion."""
     text = lowered().compile().as_text()
     within = [part for part in text.split("\n\n") if " convolution(" in part]
     assert [part.split()[0] for part in within] == ["ENTRY"]
 
 
-def test_a_compiler_that_does_not_know_the_options_is_not_asked(asked_anew, monkeypatch):
+def test_a_compiler_without_the_options_compiles_without_them(fresh_options, monkeypatch):
     monkeypatch.setattr(cpu, "LARGE_CPU_OPTIONS", {"xla_cpu_of_another_version": "1"})
     monkeypatch.setattr(cpu, "LARGE", 0)
     assert " convolution(" in lowered().compile().as_text()
 
 
-def test_a_large_program_holds_few_temporaries(monkeypatch):
+def test_a_large_program_has_less_temporary_memory(monkeypatch):
     def temporaries():
         return lowered(step=descend_many).compile().memory_analysis().temp_size_in_bytes
 
@@ -71,7 +71,7 @@ def test_a_large_program_holds_few_temporaries(monkeypatch):
     assert temporaries() < 0.5 * side_by_side
 
 
-def test_a_step_can_be_part_of_another_program():
+def test_a_step_can_be_traced_in_another_program():
     mesh = sharding.make_mesh()
     call = training.compile_steps(descend, mesh=mesh, steps_per_call=1)
     state = State(np.int32(0), np.full((3, 3, 32, 32), 0.01, np.float32))

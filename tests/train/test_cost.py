@@ -1,6 +1,6 @@
-"""What one step costs: at most 1.05 times 11 forwards (two of G, 3 + 4 of the scores, 2 of G).
+"""FLOPs of one step: at most 1.05 times 11 forwards (two of G, 3 + 4 of the scores, 2 of G).
 
-Every further update of the fake score costs four: one of G, three of the score.
+Every extra fake-score update costs four: one of G, three of the fake score.
 """
 
 import jax
@@ -25,7 +25,7 @@ def flops(function, *args) -> float:
 
 @pytest.mark.whole_runs
 @pytest.mark.parametrize(("loss", "updates"), [("sim", 1), ("sid", 1), ("sim", 2)])
-def test_one_step_costs_eleven_forwards_and_four_a_further_fake_score_update(loss, updates):
+def test_a_step_costs_eleven_forwards_plus_four_per_extra_fake_score_update(loss, updates):
     options = config.Config(
         batch=8,
         fake_score_updates=updates,
@@ -38,7 +38,7 @@ def test_one_step_costs_eleven_forwards_and_four_a_further_fake_score_update(los
 
 
 def costs(options: config.Config) -> tuple[float, float]:
-    """Flops of a step, and of a forward of its batch."""
+    """FLOPs of a step, and of a forward pass on its batch."""
     denoise, params = as_denoise(build.module(options))
     training = setup.distillation(options, denoise, sharding.make_mesh(devices=jax.devices()[:1]))
     like = setup.real_like(options, 1)
@@ -52,7 +52,7 @@ def costs(options: config.Config) -> tuple[float, float]:
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_a_discriminator_costs_at_most_fifteen_percent(updates):
-    """SiDA beside SiD: an encoder's forward of real images, and its way back."""
+    """SiDA against SiD: the encoder's forward and backward pass on real images."""
     options = config.Config(
         batch=8, network=LARGER, fake_score_updates=updates, loss=config.Loss(name="sid")
     )
@@ -65,8 +65,8 @@ def test_a_discriminator_costs_at_most_fifteen_percent(updates):
 
 @pytest.mark.whole_runs
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_a_step_of_four_calls_costs_two_forwards_more_for_each_before_the_last(k, monkeypatch):
-    """With k constant and the loop written out: the analysis counts a loop's body once."""
+def test_each_earlier_call_of_a_four_step_generator_costs_two_forwards(k, monkeypatch):
+    """With constant k and an unrolled loop: XLA's cost analysis counts a loop's body once."""
     options = config.Config(batch=8, network=LARGER, generator=config.Generator(steps=4))
 
     def written_out(begin, end, body, carry):

@@ -1,4 +1,4 @@
-"""Results do not depend on the number of devices, on accumulation, or on steps per call."""
+"""Results are independent of device count, accumulation and steps per call."""
 
 import dataclasses
 
@@ -17,8 +17,8 @@ from simjax.train.step import Constants
 from simjax.train.update import ImageRows
 from tests.helpers import subprocesses
 
-TOLERANCE = 1e-5  # of the largest number of an array
-TWO_LOSSES = 1e-4  # likewise, of real and generated images, whose gradients cancel in part
+TOLERANCE = 1e-5  # relative to the largest element of an array
+TWO_LOSSES = 1e-4  # likewise, with real images: gradients of the two losses partly cancel
 STEPS = 5
 
 
@@ -34,7 +34,7 @@ def options(**changes) -> config.Config:
         attention_resolutions=(),
         dropout=0.3,
     )
-    # A large eps keeps gradients that are zero but for rounding from becoming whole steps.
+    # A large eps: otherwise Adam turns rounding errors of zero gradients into full steps.
     optim = config.Optim(lr=0.01, eps=1.0)
     return config.Config(
         batch=8,
@@ -46,7 +46,7 @@ def options(**changes) -> config.Config:
 
 
 def stack() -> config.Config:
-    """A small PixArt, trained as `options` is."""
+    """`options` with a small PixArt network."""
     network = config.PixArt(
         resolution=8, width=48, depth=2, heads=3, caption_channels=16, caption_length=6
     )
@@ -57,14 +57,14 @@ def stack() -> config.Config:
 
 
 def chain(**changes) -> config.Config:
-    """As `options`, a generator of four calls with new noise."""
+    """`options` with a four-step generator and fresh noise."""
     changed = options(**changes)
     changed.generator.steps = 4
     return changed
 
 
 def with_real(method: str = "sida", **changes) -> config.Config:
-    """As `options`, with real images: SiDA, weights of a divergence, or RealUID."""
+    """`options` with real images: SiDA, f-divergence weights, or RealUID."""
     changed = options(**changes)
     changed.real.source = "digits"
     if method == "real_uid":
@@ -81,7 +81,7 @@ def with_real(method: str = "sida", **changes) -> config.Config:
 
 
 def real_images(settings: config.Config, mesh: Mesh, as_rows: bool) -> object:
-    """The digits, on every device or as rows that were read for calls of one step."""
+    """The digits, replicated or as examples read for calls of one step."""
     dataset = real.open_images(settings)
     if dataset is None:
         return None
@@ -103,7 +103,7 @@ def real_images(settings: config.Config, mesh: Mesh, as_rows: bool) -> object:
 def few_steps(
     settings: config.Config, mesh: Mesh, steps: int = STEPS, as_rows: bool = False
 ) -> dict[str, np.ndarray]:
-    """Every array of the state and every step's metrics, after a few steps from the same start."""
+    """All arrays of the state and the metrics of every step, after a few steps."""
     denoise, params = as_denoise(build.module(settings))
     training = setup.distillation(settings, denoise, mesh)
     params = sharding.place(sharding.to_host(params), mesh)
@@ -121,7 +121,7 @@ def few_steps(
         seen.append(metrics)
     where = sharding.by_rules(state, mesh)
     kept = jax.tree.map(lambda x, w: x.sharding.is_equivalent_to(w, x.ndim), state, where)
-    assert all(jax.tree.leaves(kept))  # split as it began
+    assert all(jax.tree.leaves(kept))  # shardings are unchanged
     leaves = jax.tree.leaves_with_path(sharding.to_host((state, seen)))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
@@ -143,7 +143,7 @@ def reference() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.whole_runs
-def test_the_steps_move_the_parameters(reference):
+def test_parameters_change_by_more_than_the_tolerance(reference):
     _, params = as_denoise(build.module(options()))
     paths = [path for path in reference if path.startswith("[0].roles['generator'].params[")]
     moved = [
@@ -163,7 +163,7 @@ def test_accumulation_and_scanned_steps_change_nothing(changes, reference):
 @pytest.mark.whole_runs
 @pytest.mark.parametrize("fsdp", [1, 4, 8])
 def test_eight_devices_equal_one(fsdp, reference, tmp_path):
-    """Data 8; fsdp 8; data 2 x fsdp 4: losses, gradients' norms and second moments, parameters."""
+    """Data 8; fsdp 8; data 2 x fsdp 4: losses, gradient norms, second moments, parameters."""
     subprocesses.on_devices(8, PROGRAM.format(fsdp=fsdp, file=tmp_path / "found.npz"))
     with np.load(tmp_path / "found.npz") as found:
         assert_close(dict(found), reference)
@@ -171,8 +171,8 @@ def test_eight_devices_equal_one(fsdp, reference, tmp_path):
 
 @pytest.mark.whole_runs
 @pytest.mark.parametrize("fsdp", [8, 4])
-def test_a_stack_on_eight_devices_equals_one(fsdp, tmp_path):
-    """Blocks gathered one by one, captions split over devices, a guided teacher."""
+def test_scanned_blocks_on_eight_devices_equal_one(fsdp, tmp_path):
+    """Blocks gathered one by one, captions sharded over devices, a guided teacher."""
     settings, program = "t.stack()", PROGRAM.replace("t.options()", "t.stack()")
     assert settings in program
     subprocesses.on_devices(8, program.format(fsdp=fsdp, file=tmp_path / "found.npz"))
@@ -182,7 +182,7 @@ def test_a_stack_on_eight_devices_equals_one(fsdp, tmp_path):
 
 @pytest.mark.whole_runs
 def test_two_processes_equal_one(reference, tmp_path):
-    """Two processes of two devices each, joined over the network."""
+    """Two processes of two devices each, connected over the network."""
     files = [tmp_path / f"{fsdp}.npz" for fsdp in (1, 4)]
     programs = (
         PROGRAM.format(fsdp=fsdp, file=file) for fsdp, file in zip((1, 4), files, strict=True)
@@ -197,8 +197,8 @@ def test_two_processes_equal_one(reference, tmp_path):
 
 
 @pytest.mark.whole_runs
-def test_four_calls_on_eight_devices_and_in_slices_equal_one(tmp_path):
-    """All devices and slices have one k, and an example the same noise wherever it is."""
+def test_a_four_step_generator_on_eight_devices_or_in_microbatches_equals_one(tmp_path):
+    """All devices and microbatches share one k; an example's noise is placement-independent."""
     expected = few_steps(chain(), sharding.make_mesh())
     assert len({path for path in expected if "calls/" in path}) == 5 * STEPS
     counts = [value for path, value in expected.items() if "calls/steps" in path]
@@ -214,8 +214,8 @@ def test_four_calls_on_eight_devices_and_in_slices_equal_one(tmp_path):
 @pytest.mark.whole_runs
 @pytest.mark.parametrize("as_rows", [False, True])
 @pytest.mark.parametrize("method", ["sida", "js", "real_uid"])
-def test_real_images_on_eight_devices_and_in_slices_equal_one(method, as_rows, tmp_path):
-    """The discriminator's means, and a divergence's, are of the whole batch."""
+def test_real_images_on_eight_devices_or_in_microbatches_equal_one(method, as_rows, tmp_path):
+    """Means of the discriminator and of the f-divergence are over the full batch."""
     alone = sharding.make_mesh()
     expected = few_steps(with_real(method), alone, as_rows=as_rows)
     sliced = few_steps(with_real(method, accumulate=4), alone, as_rows=as_rows)
@@ -229,8 +229,8 @@ def test_real_images_on_eight_devices_and_in_slices_equal_one(method, as_rows, t
 
 
 @pytest.mark.parametrize("method", ["sida", "js"])
-def test_the_discriminator_counts_for_the_generator_from_its_start_on(method):
-    """At 16 images, two steps of 8: what it adds is seen in the third."""
+def test_the_discriminator_affects_the_generator_from_its_start_on(method):
+    """Start after 16 images, i.e. two steps of 8: its loss appears in the third step."""
     mesh, without = sharding.make_mesh(), with_real(method)
     without.adversarial.start = 10**6
     same = [
@@ -248,7 +248,7 @@ def test_the_discriminator_counts_for_the_generator_from_its_start_on(method):
 
 
 @pytest.mark.whole_runs
-def test_one_program_trains_every_k():
+def test_one_compiled_program_trains_every_k():
     settings = chain()
     denoise, params = as_denoise(build.module(settings))
     training = setup.distillation(settings, denoise, sharding.make_mesh())
@@ -279,7 +279,7 @@ print(jax.device_count(), "devices")
 """
 
 
-def test_the_call_takes_a_bf16_teacher_and_keeps_everything_else_in_float32():
+def test_with_a_bf16_teacher_the_state_stays_float32():
     settings = options(teacher=config.Teacher(dtype="bfloat16"), compute_dtype="bfloat16")
     denoise, params = as_denoise(build.module(settings))
     training = setup.distillation(settings, denoise, sharding.make_mesh())
@@ -290,8 +290,8 @@ def test_the_call_takes_a_bf16_teacher_and_keeps_everything_else_in_float32():
     assert {str(x.dtype) for x in jax.tree.leaves(after)} == {"float32", "int32"}
 
 
-def test_states_are_split_over_fsdp():
-    """Of the state of CIFAR-10's network each of eight devices holds little over an eighth."""
+def test_states_are_sharded_over_fsdp():
+    """Each of eight devices holds little over an eighth of the CIFAR-10 state."""
     share = float(
         subprocesses.on_devices(8, "from tests.train import test_devices as t\nt.share()")
     )
@@ -299,7 +299,7 @@ def test_states_are_split_over_fsdp():
 
 
 def share() -> None:
-    """Prints the largest part of the state's bytes on any device, of the arrays that are there."""
+    """Prints the largest fraction of the state's bytes on one device, from the actual arrays."""
     settings = config.Config(network=config.SongUNet(label_dim=10), fsdp=8)
     shapes = jax.eval_shape(lambda: as_denoise(build.module(settings))[1])
     training = setup.distillation(settings, lambda *_: None, build.mesh(settings))

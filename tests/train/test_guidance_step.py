@@ -1,4 +1,4 @@
-"""Which network of a step is guided by which scale, and where conditions are dropped."""
+"""Guidance scale of each network in a step, and condition dropout."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ CLASSES, BATCH = 3, 4
 
 
 def denoise(params, xt, sigma, cond, **options):
-    """Moves with the class, and is 2 times the parameter without one."""
+    """Shifts xt by a class-dependent multiple of the parameter, 2 without a class."""
     return 0.5 * xt + params * (2 + cond @ jnp.arange(1.0, CLASSES + 1))[:, None, None, None]
 
 
@@ -30,7 +30,7 @@ def options(**fields) -> config.Config:
 
 
 def scales(made: config.Config) -> list[float]:
-    """Of the fake score while it learns, in the generator's update, of teacher and generator."""
+    """Scales of the fake score in its own and the generator's update, of teacher and generator."""
     fns = setup.step_fns(made, denoise, sharding.make_mesh(devices=jax.devices()[:1]))
     xt, sigma, cond = (
         jnp.zeros((BATCH, 2, 2, 3)),
@@ -60,12 +60,12 @@ def test_each_network_has_its_own_scale_and_the_generator_none():
         ("anti_cfg", 1.0, [1, -1, 1, 1]),
     ],
 )
-def test_presets_are_scales_by_name(name, teacher, expected):
+def test_guidance_presets_set_the_scales(name, teacher, expected):
     assert scales(options(guidance=name, teacher__guidance=teacher)) == pytest.approx(expected)
 
 
 def dropped(made: config.Config) -> list[float]:
-    """Shares of examples without a class in the fake score's and the generator's draws."""
+    """Fractions of examples without a class in the draws of fake score and generator."""
     made = dataclasses.replace(made, batch=2000)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     updates = setup.updates_of(made, setup.step_fns(made, denoise, mesh), mesh)
@@ -84,13 +84,13 @@ def dropped(made: config.Config) -> list[float]:
         ({"guidance": "lsg", "teacher__guidance": 2.0, "fake_score__drop_condition": 0.0}, 0.0),
     ],
 )
-def test_classes_are_dropped_where_a_guided_fake_score_learns_and_nowhere_else(fields, share):
+def test_classes_are_dropped_only_in_updates_of_a_guided_fake_score(fields, share):
     of_fake_score, of_generator = dropped(options(**fields))
     assert of_fake_score == pytest.approx(share, abs=0.02) and (of_fake_score > 0) == (share > 0)
     assert of_generator == 0
 
 
-def test_with_equal_scales_the_gap_begins_at_exactly_zero():
+def test_with_equal_scales_the_initial_gap_is_exactly_zero():
     teacher = simjax.from_function(denoise, jnp.float32(1), shape=(2, 2, 3), classes=CLASSES)
 
     def first_loss(**fields):
@@ -101,7 +101,7 @@ def test_with_equal_scales_the_gap_begins_at_exactly_zero():
     assert abs(first_loss(teacher__guidance=2.5)) > 1e-3
 
 
-def test_what_a_preset_leaves_without_effect_is_refused():
+def test_a_field_without_effect_under_a_preset_is_refused():
     lsg = options(guidance="lsg", fake_score__guidance=2.0)
     with pytest.raises(config.registries.ConfigError, match="fake_score.guidance = 2.0 with guida"):
         check.check(dataclasses.replace(lsg, teacher=config.Teacher(source="x.pkl")), devices=1)
@@ -110,7 +110,7 @@ def test_what_a_preset_leaves_without_effect_is_refused():
         check.check(dataclasses.replace(anti, network=None), devices=1)
 
 
-def test_fgm_is_sim_in_velocities():
+def test_fgm_equals_sim_in_velocity_units():
     rng = np.random.default_rng(0)
     x0, eps, xt_teacher, xt_fake = (rng.normal(size=(2, 2, 2, 1)) for _ in range(4))
     sigma = np.array([0.3, 5.0])
@@ -124,4 +124,4 @@ def test_fgm_is_sim_in_velocities():
     same = sim.generator_loss(x0, xt_teacher, xt_fake, weight, distance=distances.l2_squared)
     np.testing.assert_array_equal(found, same)
     plain = fgm.generator_loss(x0, xt_teacher, xt_fake, np.ones(2))
-    assert not np.allclose(plain, expected, rtol=0.1)  # the weight left out
+    assert not np.allclose(plain, expected, rtol=0.1)  # without the weight

@@ -1,4 +1,4 @@
-"""The numbers that a training step reports of itself."""
+"""Health metrics of a training step."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from simjax.train import health
 
 
-def test_gradients_that_are_not_finite_are_counted_by_array():
+def test_non_finite_gradients_are_counted_by_array():
     grads = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([[12.0]]), "c": jnp.zeros(3)}
     found = health.gradients("net", grads)
     assert float(found["net/grad_norm"]) == pytest.approx(13.0)
@@ -16,8 +16,8 @@ def test_gradients_that_are_not_finite_are_counted_by_array():
     assert float(health.gradients("net", grads)["net/nonfinite_grads"]) == 2
 
 
-def test_means_are_of_the_updates_that_were_made():
-    """Of two steps whose first left the generator alone: its metrics there are zeros."""
+def test_metrics_are_averaged_over_steps_with_an_update():
+    """Two steps, the first without a generator update: its generator metrics are zeros."""
     metrics = {"generator/updates": 0.5, "generator/loss": 1.0, "samples/mean": 0.2}
     found = health.summarize(metrics | {"fake_score/loss": 3.0})
     assert found == {
@@ -28,8 +28,8 @@ def test_means_are_of_the_updates_that_were_made():
     }
 
 
-def test_sums_of_calls_give_each_k_its_own_distance_gap_and_contrast():
-    """Two windows of one step each, k = 1 and k = 3 of three: the mean of metrics, as logged."""
+def test_each_generator_call_has_its_own_distance_gap_and_contrast():
+    """Means of the metrics of two steps, k = 1 and k = 3 of three, as logged."""
     metrics = [
         {
             "bins/count": jnp.array([1.0, 3.0]),

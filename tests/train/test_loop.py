@@ -1,4 +1,4 @@
-"""The loop itself, with steps that only count: quick, SIGTERM saves, hidden copies are errors."""
+"""The training loop with a counting step: overhead, SIGTERM, implicit copies, resuming."""
 
 import json
 import os
@@ -63,16 +63,16 @@ def run(directory, steps=6, constants=None, hooks=(), steps_per_call=1, log_ever
         checkpoints.close()
 
 
-def test_a_hidden_copy_to_the_device_is_an_error(tmp_path):
+def test_an_implicit_copy_to_the_device_raises(tmp_path):
     with pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
         run(tmp_path, constants=np.float32(1))
 
 
-def test_it_adds_little_to_a_call(tmp_path):
+def test_the_loop_adds_little_to_a_call(tmp_path):
     times = []
     run(tmp_path, steps=100, hooks=[loop.Hook(1, lambda *_: times.append(time.perf_counter()))])
     between = np.median(np.diff(times))
-    assert between < 0.05 * 0.5, between  # ten steps of the digits, in one call, take 0.5 s or more
+    assert between < 0.05 * 0.5, between  # a call of ten digits steps takes 0.5 s or more
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def listening():
     processes._signalled = False
 
 
-def test_sigterm_saves_at_once_and_exits_with_0(listening, tmp_path, capsys):
+def test_sigterm_saves_immediately_and_exits_with_0(listening, tmp_path, capsys):
     def terminate(state, step):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -101,7 +101,7 @@ def test_sigterm_saves_at_once_and_exits_with_0(listening, tmp_path, capsys):
     assert (int(finished.step), float(finished.tree["total"])) == (6, 6.0)
 
 
-def test_a_stopped_run_goes_on_in_longer_calls_and_logs_every_step_once(listening, tmp_path):
+def test_a_run_resumed_with_longer_calls_logs_every_step_once(listening, tmp_path):
     def terminate(state, step):
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)

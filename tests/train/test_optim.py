@@ -1,4 +1,4 @@
-"""Adam, the EMA and its ramp, against their formulas."""
+"""Adam, the EMA and its ramp-up, against their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,13 @@ def test_adam_is_bias_corrected_with_eps_outside_the_root(beta1):
         np.testing.assert_allclose(updates, expected, rtol=1e-5)
 
 
-def test_gradients_that_are_not_finite_are_replaced():
+def test_non_finite_gradients_are_replaced():
     tx = optim.finite_gradients()
     updates, _ = tx.update(jnp.array([np.nan, np.inf, -np.inf, 2.0]), tx.init(None))
     np.testing.assert_array_equal(updates, [0, 1e5, -1e5, 2])
 
 
-def test_a_clipped_gradient_moves_as_one_within_the_bounds():
+def test_clipping_equals_adam_on_clipped_gradients():
     clipped, plain = make(clip=0.5), make()
     opt, expected_opt = (tx.init(jnp.zeros(4)) for tx in (clipped, plain))
     for g in ([np.nan, np.inf, -3.0, 0.2], [0.1, 0.6, -0.1, 0.2]):
@@ -44,7 +44,7 @@ def test_a_clipped_gradient_moves_as_one_within_the_bounds():
         np.testing.assert_array_equal(updates, expected)
 
 
-def test_rate_warms_up_linearly_then_falls_as_a_cosine():
+def test_learning_rate_has_linear_warm_up_and_cosine_decay():
     # The update of a constant gradient is -lr(step).
     tx = make(warmup_steps=2, final_lr=0.1)
     opt = tx.init(jnp.zeros(1))
@@ -59,12 +59,12 @@ def test_rate_warms_up_linearly_then_falls_as_a_cosine():
 @pytest.mark.parametrize(
     ("images", "half_life"), [(0, 0.0), (1000, 50.0), (10_000, 500.0), (1e9, 500.0)]
 )
-def test_ema_halves_after_its_half_life_and_ramps_up(images, half_life):
+def test_ema_half_life_and_its_ramp_up(images, half_life):
     beta = optim.ema_decay(jnp.float32(images), 64, half_life_kimg=0.5, rampup_ratio=0.05)
     np.testing.assert_allclose(beta, 0.5 ** (64 / half_life) if half_life else 0.0, rtol=1e-6)
 
 
-def test_ema_without_a_ramp_is_constant():
+def test_ema_decay_without_ramp_up_is_constant():
     beta = optim.ema_decay(jnp.float32(0), 64, half_life_kimg=0.5, rampup_ratio=0.0)
     np.testing.assert_allclose(beta, 0.5 ** (64 / 500), rtol=1e-6)
 
@@ -74,7 +74,7 @@ def test_ema_update_is_a_convex_combination():
     np.testing.assert_allclose(found["a"], 0.25)
 
 
-def test_beta1_zero_keeps_one_number_a_parameter():
+def test_adam_with_beta1_zero_stores_one_number_per_parameter():
     numbers = {beta1: _size(make(beta1=beta1).init(jnp.zeros(400))) for beta1 in (0.0, 0.9)}
     assert 400 <= numbers[0.0] < 410
     assert 800 <= numbers[0.9] < 810

@@ -1,6 +1,6 @@
-"""What reaches which network in a step: augmentation belongs to the fake score's training alone.
+"""Inputs of each network in a step, e.g. augmentation only when the fake score is trained.
 
-And a step whose updates share their samples is the two updates on these samples.
+Also microbatch gradients, and captions of each update.
 """
 
 import functools
@@ -22,7 +22,7 @@ AUGMENT_LABELS = jnp.full((2, 9), 0.5)
 
 
 class Recorder:
-    """A denoiser that returns its parameters, and keeps what it was asked."""
+    """A denoiser that returns its parameters and records its inputs."""
 
     def __init__(self):
         self.calls = []
@@ -59,7 +59,7 @@ def draws() -> Draws:
     )
 
 
-def test_the_fake_score_learns_augmented_images_with_their_labels():
+def test_the_fake_score_is_trained_on_augmented_images_with_their_labels():
     # G = 3; augmented: 13 and 23; D_fake = 1: the loss sums (12^2 + 22^2) / 2 over 16 pixels.
     denoise = Recorder()
     loss, _ = step.fake_score_loss(jnp.ones(()), jnp.full((), 3.0), draws(), fns=fns(denoise))
@@ -72,7 +72,7 @@ def test_the_fake_score_learns_augmented_images_with_their_labels():
     assert dropout is not None
 
 
-def test_the_generator_loss_knows_no_augmentation():
+def test_the_generator_loss_uses_no_augmentation():
     denoise = Recorder()
     values = (jnp.full((), 3.0), jnp.ones(()), jnp.ones(()))
     step.generator_loss(*values, draws(), fns=fns(denoise))
@@ -85,7 +85,7 @@ def test_the_generator_loss_knows_no_augmentation():
 
 
 @pytest.mark.parametrize("classes", [0, 3])
-def test_slices_of_a_batch_have_the_mean_of_its_gradients(classes):
+def test_microbatch_gradients_average_to_the_batch_gradient(classes):
     many = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf + 1]), draws())
     many = many.replace(cond=jnp.eye(4, classes))
 
@@ -101,7 +101,7 @@ def test_slices_of_a_batch_have_the_mean_of_its_gradients(classes):
     np.testing.assert_allclose(sliced[2], whole[2], rtol=1e-6)
 
 
-def test_each_update_of_a_step_takes_its_own_captions():
+def test_each_update_of_a_step_reads_its_own_captions():
     numbers = jnp.arange(3 * 2 * 4.0).reshape(3, 2, 4, 1, 1)
     captions = Caption(numbers, numbers[..., 0] >= 0, numbers[..., 0, 0] < 0)
     taken = [

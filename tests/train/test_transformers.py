@@ -1,4 +1,4 @@
-"""A guided distillation step of transformers against one written out from losses and denoisers."""
+"""A guided distillation step of DiT and PixArt against one written out from the formulas."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ HUBER = 1e-3
 
 
 def options_of(name, **changes):
-    adam = config.Optim(lr=0.1, eps=1.0)  # so large an eps that steps are nearly gradients
+    adam = config.Optim(lr=0.1, eps=1.0)  # a large eps: updates are nearly gradients
     law = {"mean": -1.0, "std": 1.0, "low": 0.01, "high": 156.6155}
     made = config.Config(
         batch=4,
@@ -45,7 +45,7 @@ def options_of(name, **changes):
 
 
 def random_network(options):
-    """The denoiser, and three networks that differ, of which nothing is zero."""
+    """The denoiser and three different parameter trees without zeros."""
     denoise, like = build.blank(options)
     teacher = programs.random_params(like)
     generator = jax.tree.map(np.flip, teacher)
@@ -54,7 +54,7 @@ def random_network(options):
 
 
 def step_of(options):
-    """State before and after a step, its metrics, its draws, and the networks."""
+    """State before and after a step, its metrics and draws, and the networks."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     denoise, teacher, generator, fake_score = random_network(options)
     training = setup.distillation(options, denoise, mesh)
@@ -77,7 +77,7 @@ def none_like(cond):
 
 
 def drops(cond):
-    """Whether any example has none."""
+    """Whether any example's condition is dropped."""
     none = cond.dropped if isinstance(cond, Caption) else ~np.any(cond, axis=1)
     return bool(np.any(none))
 
@@ -88,7 +88,7 @@ def adam_first_step(grads):
 
 
 def distance_of(ours, expected):
-    """Of whole trees, relative."""
+    """Relative L2 distance of two trees."""
     difference = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - b, ours, expected)
     norm = lambda tree: np.sqrt(sum(np.sum(np.square(a)) for a in jax.tree.leaves(tree)))  # noqa: E731
     return norm(difference) / norm(jax.tree.map(lambda a: np.asarray(a, np.float64), expected))
@@ -96,10 +96,10 @@ def distance_of(ours, expected):
 
 @pytest.mark.whole_runs
 @pytest.mark.parametrize("name", ["pixart", "dit"])
-def test_a_step_is_what_the_losses_and_the_denoiser_say(name):
+def test_a_step_equals_one_written_out_from_losses_and_denoiser(name):
     before, after, metrics, (fake, gen), denoise, teacher = step_of(options_of(name))
 
-    channels = {"pixart": 4, "dit": 3}[name]  # the first, which guidance acts on
+    channels = {"pixart": 4, "dit": 3}[name]  # number of leading channels with guidance
     assert [drops(draws.cond) for draws in (fake, gen)] == [True, False]
 
     def generate(params, draws):
@@ -148,7 +148,7 @@ def test_a_step_is_what_the_losses_and_the_denoiser_say(name):
     ],
     ids=str,
 )
-def test_how_a_step_is_computed_changes_little(change, bound, exact_step):
+def test_remat_scan_and_precision_change_a_step_little(change, bound, exact_step):
     before, after, metrics, *_ = step_of(options_of("pixart", **change))
     expected_after, expected_metrics = exact_step
     for network in ("generator", "fake_score"):

@@ -1,7 +1,7 @@
-"""Updates on a Gaussian: every parameter after a step is a closed form of the step's draws.
+"""Updates on a Gaussian: parameters after a step in closed form from the step's draws.
 
-Teacher, fake score and generator are denoisers of N(mean, S2), which differ in their means: with
-k = sigma^2 / (S2 + sigma^2), y = k (fake - teacher), and G(z) moves by b times its mean.
+Teacher, fake score and generator are denoisers of N(mean, S2) with different means: with
+k = sigma^2 / (S2 + sigma^2), y = k (fake - teacher), and G(z) is linear in its mean.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def denoise(params, xt, sigma, cond):
 
 
 def made(change=lambda updates: updates, **fields) -> simjax.Distillation:
-    """A distillation by gradient descent, whose networks begin at different means."""
+    """A distillation by gradient descent, with different initial means."""
     options = config.Config(batch=BATCH, steps=100)
     options.loss.distance = "l2_squared"
     for path, value in fields.items():
@@ -46,12 +46,12 @@ def made(change=lambda updates: updates, **fields) -> simjax.Distillation:
 
 
 def means(state) -> np.ndarray:
-    """Of the fake score, the generator and its EMA."""
+    """Means of the fake score, the generator and its EMA."""
     return np.array([state.fake_score["mean"], state.generator["mean"], state.ema["mean"]])
 
 
 class Expected:
-    """The same steps in NumPy."""
+    """The same steps in NumPy, in closed form."""
 
     def __init__(self, found: simjax.Distillation):
         self.options, self.key, self.updates = found._model.config, found._key, found._updates
@@ -96,7 +96,7 @@ class Expected:
 
 
 def differences(found: simjax.Distillation, steps: int, every: int = 1, twin=None) -> float:
-    """The largest after any of the steps."""
+    """The largest difference from the closed form after any step."""
     expected, worst = Expected(twin or found), 0.0
     for number in range(steps):
         found.train(1)
@@ -116,7 +116,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_step_is_its_closed_form(name):
+def test_a_step_equals_its_closed_form(name):
     assert differences(made(**FIELDS[name]), steps=4) < 2e-6
 
 
@@ -137,7 +137,7 @@ def at_once(updates):
 
 
 def pulled_before(updates):
-    """The fake score is pulled before the generator moves."""
+    """Pulls the fake score before the generator update instead of after it."""
     *firsts, last = updates
     then = last.then
 
@@ -173,25 +173,25 @@ def pulled_the_wrong_way(updates):
         ("pull", pulled_the_wrong_way),
     ],
 )
-def test_a_mutant_is_no_closed_form(name, mutant):
+def test_mutants_differ_from_the_closed_form(name, mutant):
     fields = FIELDS[name]
     assert differences(made(mutant, **fields), steps=4, twin=made(**fields)) > 1e-4
 
 
-def test_a_pull_of_one_makes_the_fake_score_the_generator():
+def test_a_pull_of_one_copies_the_generator_to_the_fake_score():
     found = made(fake_score__pull=1.0)
     found.train(1)
     assert found.state.fake_score["mean"] == found.state.generator["mean"] != -0.7
 
 
-def test_an_update_may_be_made_every_so_many_steps():
+def test_an_update_may_run_every_second_step():
     def rarely(updates):
         return [*updates[:-1], dataclasses.replace(updates[-1], every=2)]
 
     assert differences(made(rarely), steps=5, every=2) < 2e-6
 
 
-def test_metrics_are_of_the_updates_that_were_made():
+def test_metrics_of_skipped_updates_are_left_out():
     found = made(generator__start=2 * BATCH)
     found.train(3)
     before, _, after = found.metrics
@@ -201,8 +201,8 @@ def test_metrics_are_of_the_updates_that_were_made():
     assert {"fake_score/loss"} <= set(before)
 
 
-def test_an_own_rule_trains_the_fake_score_twice():
-    """The list of a step is the user's: as fake_score_updates = 2, of the same draws."""
+def test_a_user_defined_list_trains_the_fake_score_twice():
+    """Equals fake_score_updates = 2, with the same draws."""
     twice = made(lambda updates: [updates[0], *updates])
     assert differences(twice, steps=3) < 2e-6
     same = made(fake_score_updates=2)
@@ -210,7 +210,7 @@ def test_an_own_rule_trains_the_fake_score_twice():
     np.testing.assert_array_equal(means(twice.state), means(same.state))
 
 
-def test_a_late_generator_decays_its_rate_over_the_steps_that_are_left():
+def test_a_generator_with_a_late_start_decays_over_the_remaining_steps():
     options = config.Config(batch=BATCH, steps=10, network=config.SongUNet())
     options.generator.start = 4 * BATCH
     options.generator.optim = config.Optim(lr=1.0, final_lr=0.1)

@@ -1,4 +1,4 @@
-"""A run in a bucket: killed, damaged, continued, finished, shown again; and one that is refused."""
+"""A run in a bucket: killed, damaged, resumed, finished; and an unwritable bucket."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from tests.helpers.command import command, refused
 pytestmark = pytest.mark.whole_runs
 
 WORKDIR = f"gs://{fake_gcs.BUCKET}/runs/x"
-FLAGS = [  # nothing is learnt, and little is compiled
+FLAGS = [  # a tiny network: nothing is learnt, compilation is short
     "--config.network.channels=4",
     "--config.network.channel_mult=(1,)",
     "--config.network.attention_resolutions=()",
@@ -47,7 +47,7 @@ def bucket(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(bucket) -> dict[str, str]:
-    """Leads to the bucket."""
+    """Environment variables that point to the fake bucket."""
     return os.environ | bucket.environment
 
 
@@ -57,7 +57,7 @@ def run(environment: dict[str, str], workdir: str = WORKDIR) -> subprocess.Compl
 
 @pytest.fixture(scope="module")
 def local(environment, tmp_path_factory):
-    """The same run on a disk."""
+    """The same run on disk."""
     workdir = tmp_path_factory.mktemp("local") / "run"
     done = run(environment, workdir)
     assert done.returncode == 0, done.stderr
@@ -66,10 +66,10 @@ def local(environment, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(bucket, environment, local):
-    """Killed while it wrote the checkpoint of step 6; what kills at other moments leave is added.
+    """Kills the run while it writes checkpoint 6, and adds remains of kills at other moments.
 
-    Of the checkpoint of step 4 a byte is changed, the teacher lacks the file that is written last,
-    and so does a best generator beside the one of step 0.
+    One byte of checkpoint 4 is changed; the teacher and a second best generator lack the file that
+    is written last.
     """
     bucket.refuses = "checkpoints/6/commit_success.txt"
     process = subprocess.Popen(
@@ -102,15 +102,15 @@ def continued(killed, environment) -> subprocess.CompletedProcess:
     return done
 
 
-def test_it_goes_on_from_the_newest_whole_checkpoint(continued, bucket):
+def test_it_resumes_from_the_newest_intact_checkpoint(continued, bucket):
     assert "checkpoint 4 is damaged" in continued.stdout
     assert "sim: continuing from step 2" in continued.stdout
     assert bucket.names("runs/x/checkpoints_damaged/4/generator/d/")
     assert bucket.names("runs/x/checkpoints/8/commit_success.txt")
-    assert not bucket.names("runs/x/checkpoints/2/")  # two are kept
+    assert not bucket.names("runs/x/checkpoints/2/")  # keep_checkpoints is 2
 
 
-def test_it_ends_like_a_run_on_a_disk(continued, bucket, local):
+def test_its_result_equals_that_of_a_run_on_disk(continued, bucket, local):
     here = json.loads((local / "report.json").read_text())
     there = json.loads(bucket.text("runs/x/report.json"))
     assert there["generator_sha256"] == here["generator_sha256"]
@@ -119,13 +119,13 @@ def test_it_ends_like_a_run_on_a_disk(continued, bucket, local):
     assert bucket.text(note) == (local / "checkpoints" / "8" / "note" / "metadata").read_text()
 
 
-def test_metrics_have_every_step_once(continued, bucket):
+def test_every_step_is_logged_once(continued, bucket):
     lines = map(json.loads, bucket.text("runs/x/metrics.jsonl").splitlines())
     steps = [line["step"] for line in lines if "generator/loss" in line]
     assert steps == list(range(1, 9))
 
 
-def test_pictures_can_be_read(continued, bucket, local):
+def test_pictures_equal_those_on_disk(continued, bucket, local):
     def picture(written: bytes) -> np.ndarray:
         return np.asarray(Image.open(io.BytesIO(written)))
 
@@ -134,14 +134,14 @@ def test_pictures_can_be_read(continued, bucket, local):
     np.testing.assert_array_equal(there, here)
 
 
-def test_the_best_generator_is_kept_once(continued, bucket, local):
+def test_only_the_best_generator_is_kept(continued, bucket, local):
     (kept,) = (local / "best").iterdir()
     assert {name.split("/")[3] for name in bucket.names("runs/x/best/")} == {kept.name, ""}
     note = json.loads(bucket.text(f"runs/x/best/{kept.name}/provenance/metadata"))
     assert note["step"] == int(kept.name)
 
 
-def test_nothing_else_is_left(continued, bucket):
+def test_no_other_files_remain(continued, bucket):
     names = {name.split("/")[2] for name in bucket.names("runs/x/")}
     assert names - {""} == {
         "config.json",
@@ -164,7 +164,7 @@ def test_a_finished_run_prints_its_report(continued, environment):
     assert again.stdout.split("its report:\n\n")[1] in continued.stdout
 
 
-def test_a_bucket_that_cannot_be_written_is_refused(bucket, environment):
+def test_an_unwritable_bucket_is_refused(bucket, environment):
     bucket.refuses, bucket.status = "", 403
     done = run(environment, f"gs://{fake_gcs.BUCKET}/another")
     bucket.refuses = None
@@ -176,8 +176,8 @@ def test_a_bucket_that_cannot_be_written_is_refused(bucket, environment):
     assert message.count("\n") == 1
 
 
-def test_files_of_a_bucket_are_written_when_asked_not_at_every_line(bucket, environment):
-    # An addition to an object rewrites it: a line at a time, a long run would write terabytes.
+def test_objects_are_rewritten_on_flush_not_for_every_line(bucket, environment):
+    # Appending rewrites the whole object: line by line, a long run would write terabytes.
     program = f"""
 from simjax.runtime.monitor import Monitor
 monitor = Monitor("gs://{fake_gcs.BUCKET}/long")
@@ -194,4 +194,4 @@ monitor.flush()
     assert bucket.written.count("long/metrics.jsonl") == 1
     (events,) = bucket.names("long/tensorboard/events")
     assert len(bucket.blobs[events].content) > 50 * 4 * len("sim/a")
-    assert bucket.written.count(events) <= 4  # begun, asked for, ended
+    assert bucket.written.count(events) <= 4  # at start, flush and end

@@ -1,4 +1,4 @@
-"""A checkpoint written on one mesh comes back bit by bit on every other one."""
+"""A checkpoint written on one mesh is restored bitwise on every other."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ STEP = 3
 
 
 def known(mesh) -> state.TrainState:
-    """A state whose every number is known, split over the mesh."""
+    """A state with known values, sharded over the mesh."""
     made = jax.eval_shape(
         lambda p: state.init_distillation(p, p, fake_score_tx=TX, generator_tx=TX),
         {"layer": {"kernel": jnp.zeros((24, 48)), "bias": jnp.zeros(48)}},
@@ -46,7 +46,7 @@ def write(directory: epath.Path, mesh) -> None:
 
 
 def read(directory: epath.Path, mesh) -> None:
-    """Restores onto the mesh and compares every bit, and where it lies."""
+    """Restores onto the mesh and compares all values and shardings."""
     checkpoints = checkpoint.Checkpoints(epath.Path(directory), keep=None, say=print)
     like = blank(mesh)
     found, expected = checkpoints.restore_latest(like), known(mesh)
@@ -55,7 +55,7 @@ def read(directory: epath.Path, mesh) -> None:
     jax.tree.map(np.testing.assert_array_equal, sharding.to_host(found), sharding.to_host(expected))
 
 
-def test_meshes_and_processes_read_each_other(tmp_path):
+def test_checkpoints_restore_on_every_mesh_and_process_count(tmp_path):
     one_process = """
 from tests.whole_runs import test_checkpoint_meshes as t
 for name in t.MESHES:
@@ -86,7 +86,7 @@ for written in ("two1", "two4"):
     subprocesses.on_devices(8, back.format(tmp_path))
 
 
-def test_damage_that_one_process_sees_makes_all_fall_back(tmp_path):
+def test_damage_seen_by_one_process_makes_all_fall_back(tmp_path):
     program = f"""
 import pathlib
 from simjax.runtime import processes, sharding, checkpoint

@@ -1,7 +1,7 @@
-"""A run of two processes, stopped at random moments, loses nothing and ends as if it never was.
+"""A run of two processes, stopped at random moments, equals an uninterrupted one.
 
 SIGTERM to one or both: all save the same step and exit with 0. SIGKILL of one or both: the survivor
-ends by itself, with another status, and nothing before the last checkpoint is lost.
+exits by itself with another status, and nothing before the last checkpoint is lost.
 """
 
 import json
@@ -31,7 +31,7 @@ FLAGS = [
     "--config.teacher.steps=40",
     "--config.evaluation.features=('pixels',)",
 ]
-GRACE = 60  # seconds that a process may take to end; a pod's is 30, two cores compile more slowly
+GRACE = 60  # seconds for a process to exit; 30 on a pod, but two cores compile more slowly
 
 
 class Run:
@@ -52,7 +52,7 @@ class Run:
         lines.extend(iter(process.stdout.readline, ""))
 
     def wait_for(self, pattern: str) -> None:
-        """Until the first process has said so, or has ended."""
+        """Waits until the first process prints the pattern, or has ended."""
         while self.processes[0].poll() is None and not re.search(pattern, self.said()):
             time.sleep(0.02)
 
@@ -60,7 +60,7 @@ class Run:
         return "".join(self.outputs[0])
 
     def codes(self, seconds: float = GRACE) -> list[int]:
-        """Exit statuses; fails when a process does not end."""
+        """Exit statuses; raises TimeoutExpired if a process does not end."""
         deadline = time.monotonic() + seconds
         codes = [p.wait(max(deadline - time.monotonic(), 1)) for p in self.processes]
         for reader in self._readers:
@@ -97,7 +97,7 @@ def last_logged(workdir: Path) -> int:
 
 
 def stop(run: Run, workdir: Path, number: int, whom: list[subprocess.Popen]) -> None:
-    """Sends the signal and looks at how the run ends."""
+    """Sends the signal and checks how the run ends."""
     for process in whom:
         process.send_signal(number)
     try:
@@ -110,17 +110,17 @@ def stop(run: Run, workdir: Path, number: int, whom: list[subprocess.Popen]) -> 
         assert codes == [0, 0], run.outputs
         found = re.search(r"stopped by SIGTERM at step (\d+) of \d+ \(sim\)", run.said())
         assert found or finished or "stopped by SIGTERM" in run.said(), run.said()
-        if found:  # nothing at all is lost
+        if found:  # no step is lost
             assert int(found[1]) == last_checkpoint(workdir) >= last_logged(workdir)
     elif not finished:
         assert all(code != 0 for code in codes), (codes, run.outputs)
-    # A save goes on beside the next steps: one that the kill cut off does not count.
+    # Saves run in the background: one that the kill interrupted does not count.
     cut_off = any((workdir / "checkpoints").glob("*tmp*"))
     assert last_checkpoint(workdir) >= last_logged(workdir) - EVERY * (2 if cut_off else 1)
 
 
 def both_end_well(program: str) -> None:
-    """Runs it as two processes."""
+    """Runs the program as two processes, which must exit with 0."""
     started = subprocesses.start(["-c", program], processes=2, devices=1)
     try:
         said = [process.communicate(timeout=60)[0] for process in started]
@@ -130,8 +130,8 @@ def both_end_well(program: str) -> None:
             process.kill()
 
 
-def test_a_run_that_has_come_far_stops_as_soon(tmp_path):
-    """Orbax and the loop do not confuse JAX, which agrees with all processes on when to stop."""
+def test_a_run_at_a_late_step_stops_as_soon(tmp_path):
+    """Orbax's and the loop's use of JAX's preemption counter do not conflict."""
     program = f"""
 import itertools, os, signal, time
 from tests.whole_runs import test_checkpoint_meshes as t
@@ -146,8 +146,8 @@ for count in itertools.count():
     if count == 5:
         checkpoints.save(far)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(3)  # they agree while Orbax was the last who asked
-    assert count < 200, "it goes on"
+        time.sleep(3)  # JAX agrees on the stop after Orbax's query
+    assert count < 200, "it does not stop"
     time.sleep(0.05)
 checkpoints.close()
 processes.leave()
@@ -155,7 +155,7 @@ processes.leave()
     both_end_well(program)
 
 
-def test_what_one_process_stores_alone_does_not_part_them(tmp_path):
+def test_a_save_by_one_process_keeps_all_processes_in_sync(tmp_path):
     program = f"""
 from tests.whole_runs import test_checkpoint_meshes as t
 from simjax.runtime import checkpoint, processes, sharding
@@ -174,7 +174,7 @@ processes.leave()
     both_end_well(program)
 
 
-def test_a_save_that_does_not_end_ends_the_run(tmp_path):
+def test_a_save_that_hangs_ends_the_run(tmp_path):
     program = f"""
 import os, signal, tensorstore, time
 from tests.whole_runs import test_checkpoint_meshes as t
@@ -185,9 +185,9 @@ checkpoints = checkpoint.Checkpoints(where, keep=2, say=print, limit=5)
 mesh = sharding.make_mesh(2)
 checkpoints.save(t.known(mesh).replace(step=sharding.place(t.np.int32(1), mesh)))
 checkpoints.wait()
-time.sleep(8)  # a save that has ended is not late
+time.sleep(8)  # longer than the limit: a finished save does not count as late
 later = t.known(mesh).replace(step=sharding.place(t.np.int32(2), mesh))
-if not processes.is_first():  # stands still before its part is written
+if not processes.is_first():  # stop this process before it writes its shards
     tensorstore.open = lambda *_, **__: os.kill(os.getpid(), signal.SIGSTOP)
 checkpoints.save(later)
 checkpoints.close()
@@ -200,7 +200,7 @@ checkpoints.close()
     assert (tmp_path / "1").exists() and not (tmp_path / "2").exists()
 
 
-def test_stopped_at_random_moments_it_ends_equal(uninterrupted, tmp_path):
+def test_a_run_killed_at_random_moments_equals_an_uninterrupted_one(uninterrupted, tmp_path):
     draw = random.Random(0)
     workdir = tmp_path / "run"
     stages = ["simjax .* processes", "teacher 2/", "sim, pseudo_huber"]
