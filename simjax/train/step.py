@@ -6,8 +6,8 @@
     EMA of the generator
 
 With real images x' (losses/real_images.py, losses/adversarial.py) the fake score is trained on them
-too, and SiDA's generator loss is the mean of L and a GAN loss. runs/setup.py (`updates_of`) builds
-the list of updates, with n fake-score updates per step.
+too, and SiDA's generator loss is half of L plus half of a GAN loss. runs/setup.py (`updates_of`)
+builds the list of updates, with n fake-score updates per step.
 Everything is a pure function of (state, draws); the caller compiles and shards it. As in the
 official SiD loop, dropout is active only in the network being updated.
 
