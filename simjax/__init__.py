@@ -6,8 +6,8 @@
     simjax.show(simjax.draw(generator, 20, labels=[3, 7]))
 
 `load`, `from_function`, `draw`, `show` and `Distillation` are in simjax/api.py, `Config` in
-simjax/config; `distill(config, directory)` is what `python -m simjax.main` does. They come when
-they are first asked for: a command that only refuses its flags need not import JAX.
+simjax/config; `distill(config, workdir)` is the function behind `python -m simjax.main`. Names are
+imported on first access, so that commands can reject wrong flags without importing JAX.
 """
 
 import importlib
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from simjax.runs.distill import distill
     from simjax.runs.probe import probe
 
-if importlib.util.find_spec("fcntl") is None:  # locks files, and Windows has none
+if importlib.util.find_spec("fcntl") is None:  # file locks; missing on Windows
     raise ImportError("simjax runs on Linux and macOS; on Windows, use it in WSL 2.")
 
 __version__ = versions.SIMJAX

@@ -1,4 +1,4 @@
-"""What a notebook cell calls: load, sample, look, distil. Exported by simjax/__init__.py.
+"""The notebook API: load, from_function, draw, show, Distillation. Exported by simjax.
 
     import simjax
 
@@ -7,7 +7,7 @@
     distillation.train(200)
     simjax.show(simjax.draw(distillation.generator, 20))
 
-Everything stays in memory; `simjax.distill` is the command's run, which resumes.
+Everything stays in memory. `simjax.distill` writes a run directory and resumes from it.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from simjax.train.update import Update
 from simjax.typing import Condition, Denoise, Float, Int, Metrics, Params, Scalar
 
 LOAD = "simjax.load(SOURCE) makes one, or simjax.from_function"
-FETCH = 20  # steps between looks at the metrics; our choice
+FETCH = 20  # steps between device-to-host copies of the metrics; our choice
 
 
 @settings.independent
@@ -52,21 +52,31 @@ def load(
     encoder: str | os.PathLike[str] = "",
     autoencoder: str | os.PathLike[str] = "",
 ) -> Model:
-    """A run's generator or teacher; an export; published weights: a known name, a URL, a file.
+    """Loads a generator or a teacher from a run, an export or published weights.
+
+        generator = simjax.load("runs/digits")
+        teacher = simjax.load("runs/digits", network="teacher")
+        teacher = simjax.load("edm-cifar10-32x32-cond-vp")  # downloads about 220 MB, once
+        teacher = simjax.load("DiT-XL-2-256x256.pt", family="dit", autoencoder="sd-vae-ft-ema")
 
     Args:
-      source: as --source of simjax sample.
-      network: of a run directory, "generator" (the newest, its EMA; the default), "best" (the one
-        that evaluation.best has kept) or "teacher".
-      family: "dit" or "sit", for a .pt file of either, which does not tell which.
-      config: of published weights, the settings that they are distilled and sampled with; a run
-        and an export have their own.
-      encoder: folder of the T5 encoder that reads prompts, with its tokenizer; a run that wrote
-        its captions has its own.
-      autoencoder: folder of diffusers' AutoencoderKL; without one, latents are drawn as they are.
+      source: a run directory, a folder written by `simjax export`, or published weights: a known
+        name (simjax/porting/zoo.py), a URL, a file or a diffusers folder.
+      network: which network of a run to load: "generator" (EMA at the newest checkpoint; the
+        default), "best" (the one that config.evaluation.best selected) or "teacher".
+      family: "dit", "sit" or "sit_gvp", for a .pt file: DiT and SiT have the same tensors.
+      config: settings for sampling and distilling published weights; a run and an export bring
+        their own.
+      encoder: folder of a T5 encoder with its tokenizer, for prompts; a run whose captions come
+        from templates brings its own.
+      autoencoder: folder of a diffusers AutoencoderKL, which decodes latents to images; without
+        it, latents are returned.
+
+    Returns:
+      A Model, for `draw`, `probe` and `Distillation`.
 
     Raises:
-      ConfigError: it cannot be had, or an argument has no effect on this source.
+      ConfigError: the source cannot be loaded, or an argument has no effect on this source.
     """
     source, encoder, autoencoder = (
         values.path(name, value)
@@ -79,7 +89,9 @@ def load(
     run = stored.find_run(source)
     is_own = run is None and not is_export(source)  # published weights have no config of their own
     if network is not None and run is None:
-        raise ConfigError(f"{source} is no run directory, and has one network; leave network out.")
+        raise ConfigError(
+            f"{source} is not a run directory and has only one network; leave network out."
+        )
     if config is not None and not is_own:
         what = "an export" if run is None else "a run"
         raise ConfigError(f"{source} is {what} with its own config; leave config out.")
@@ -106,18 +118,34 @@ def from_function(
     classes: int = 0,
     config: c.Config | None = None,
 ) -> Model:
-    """A teacher of your own: any JAX function that denoises, and its parameters.
+    """Makes a teacher from a JAX denoiser function and its parameters.
 
     Args:
-      denoise: (params, xt, sigma, cond) -> E[x0 | xt]: xt (b, h, w, c), sigma (b,), cond one-hot
-        (b, classes). Fake score and generator are the same function of other parameters.
-      params: any tree of float arrays; float64 becomes float32.
-      shape: (height, width, channels) of a sample; squares only. Points of the plane: (1, 1, 2).
-      classes: 0 if there is no condition.
-      config: settings; by default simjax.config's.
+      denoise: (params, xt, sigma, cond) -> E[x0 | xt], of xt's shape, where xt = x0 + sigma eps:
+        xt (b, h, w, c), sigma (b,) the noise standard deviation in data units, cond (b, classes)
+        one-hot. It must be differentiable in params and xt. Fake score and generator are the same
+        function with other parameters.
+      params: pytree of float arrays; float64 becomes float32.
+      shape: (height, width, channels) of a sample, height = width; (1, 1, 2) for 2-D points.
+      classes: number of classes; 0 for an unconditional teacher.
+      config: settings of sampling and distillation; default: simjax.Config().
+
+    Returns:
+      A Model, for `draw`, `probe` and `Distillation`.
 
     Raises:
-      ConfigError: what it returns has another shape than what it is given.
+      ConfigError: an argument is out of range, or denoise returns another shape than xt's.
+
+    Example, the exact denoiser of Gaussian data N(0, scale^2):
+
+    >>> import jax.numpy as jnp
+    >>> import simjax
+    >>> def denoise(params, xt, sigma, cond):
+    ...     variance = params["scale"] ** 2
+    ...     return variance / (variance + sigma[:, None, None, None] ** 2) * xt
+    >>> teacher = simjax.from_function(denoise, {"scale": jnp.float32(0.5)}, shape=(8, 8, 1))
+    >>> round(float(simjax.draw(teacher, 64, steps=50).std()), 1)
+    0.5
     """
     if not callable(denoise):
         raise ConfigError(f"denoise is {values.shown(denoise)}, expected a function.")
@@ -129,7 +157,7 @@ def from_function(
         values.instance("config", config, c.Config, "simjax.Config(...) makes one")
     height, width, channels = shape
     if height != width:
-        raise ConfigError(f"shape = {shape}: samples are squares, of equal height and width.")
+        raise ConfigError(f"shape = {shape}: height and width must be equal.")
     network = c.Own(resolution=height, image_channels=channels, label_dim=classes)
     given = config or c.Config()
     config = c.complete(given, network, given.teacher.precondition, given.teacher.sigma_data)
@@ -144,7 +172,7 @@ def from_function(
     out = jax.eval_shape(denoise, params, images, sigma, cond)
     found = getattr(out, "shape", type(out))
     if found != images.shape:
-        raise ConfigError(f"denoise returns {found} for xt of {images.shape}: not the same.")
+        raise ConfigError(f"denoise returns {found}, expected the shape of xt, {images.shape}.")
     mesh = build.mesh(config)
     provenance = {"source": f"the function {getattr(denoise, '__name__', denoise)}"}
     return Model(config, mesh, denoise_plainly, sharding.place(params, mesh), {}, provenance)
@@ -160,29 +188,49 @@ def draw(
     seed: int = 0,
     steps: int = 0,
 ) -> Float[np.ndarray, "count h w c"]:
-    """Samples in data units, images in [-1, 1]; sample i of a seed is the same for every count.
+    """Draws samples from a generator or a teacher.
 
-    A generator makes them by the calls that it was trained for; a teacher by its sampler.
+    Sample i of a seed is the same for every count.
 
     Args:
-      labels: classes, in turn; by default all of them.
-      prompts: in turn, of a text-to-image model; or one prompt.
-      steps: calls of a generator, by default those of its training; with another number a warning
-        tells the levels. Of other models steps of the teacher's sampler, with the guidance of
-        model.config.teacher; 0: called as model.config.generator says, once at sigma_init.
+      model: from `load`, `from_function` or `Distillation`.
+      count: number of samples.
+      labels: class indices, cycled over the samples; default: all classes.
+      prompts: a list of strings, cycled over the samples, or one string; text-to-image models
+        only.
+      seed: random seed, from 0 to 2**32 - 1.
+      steps: generator: network calls per sample (NFE), default the number it was trained for;
+        another number warns with the noise levels it uses. Teacher: steps of its sampler, with
+        model.config.teacher.guidance (Heun: 2 steps - 1 NFE); 0 samples as the generator that
+        model.config.generator describes, by default one call at sigma_init.
+
+    Returns:
+      Samples in data units, images in [-1, 1]; latents where the model has no autoencoder.
 
     Raises:
-      ConfigError: a number is out of range, the model has no such condition, or the samples are
-        not finite.
+      ConfigError: an argument is out of range, the model does not have this kind of condition, or
+        samples are not finite.
+
+    Example, a class-conditional function as teacher:
+
+    >>> import jax.numpy as jnp
+    >>> import simjax
+    >>> def denoise(params, xt, sigma, cond):  # each class is one grey level
+    ...     return jnp.broadcast_to((cond @ params)[:, None, None, None], xt.shape)
+    >>> levels = jnp.array([-1.0, 0.0, 1.0])
+    >>> teacher = simjax.from_function(denoise, levels, shape=(8, 8, 1), classes=3)
+    >>> images = simjax.draw(teacher, 4, labels=[0, 2])
+    >>> images.shape, images[:, 0, 0, 0].tolist()
+    ((4, 8, 8, 1), [-1.0, 1.0, -1.0, 1.0])
     """
     values.instance("model", model, Model, LOAD)
     count, steps = values.whole_number("count", count, 1), values.whole_number("steps", steps, 0)
     seed = values.seed(seed)
     cond = _condition(model, labels, prompts)
     if steps and model.is_generator:
-        config, told = with_calls(model.config, steps)
-        if told:
-            warnings.warn(told, stacklevel=3)
+        config, note = with_calls(model.config, steps)
+        if note:
+            warnings.warn(note, stacklevel=3)
         model, steps = dataclasses.replace(model, config=config), 0
     if steps:
         sampler = samplers.many_steps(model, steps)
@@ -195,15 +243,23 @@ def draw(
 def show(
     images: Float[np.ndarray, "n h w c"] | UInt8[np.ndarray, "n h w c"], *, columns: int = 0
 ) -> Image.Image:
-    """A grid of images, which a notebook draws.
+    """Arranges images in a grid, as a PIL image that notebooks display.
 
     Args:
-      images: floats in [-1, 1] or uint8 in 0..255, of 1 or 3 channels; or one image, (h, w, c) or
-        (h, w).
-      columns: 0: about square.
+      images: floats in [-1, 1] or uint8 in 0..255, with 1 or 3 channels; a batch (n, h, w, c) or
+        one image (h, w, c) or (h, w). Small images are enlarged by whole factors.
+      columns: images per row; 0 makes the grid about square.
+
+    Returns:
+      A PIL.Image.Image; `.save("grid.png")` writes it.
 
     Raises:
-      ConfigError: none, of other shapes or types, or not finite.
+      ConfigError: there are no images, another shape or dtype, or values that are not finite.
+
+    >>> import numpy as np
+    >>> import simjax
+    >>> simjax.show(np.zeros((6, 8, 8, 1)), columns=3).size  # 8 x 8 pixels, enlarged and framed
+    (216, 144)
     """
     found = np.asarray(images)
     if found.ndim == 2:
@@ -227,20 +283,40 @@ def show(
 
 
 class Distillation:
-    """Distils a teacher in memory, as many steps at a time as a cell asks for.
+    """Distils a teacher in memory, any number of steps at a time.
 
     Args:
       teacher: from `load` or `from_function`.
-      config: settings; by default the teacher's. `config.steps` is what learning rates decay over.
-      distance: d of SIM, one example's y (h, w, c) to a scalar, instead of the config's; or the
-        name of one.
-      loss: (x0, d_teacher, d_fake, sigma) -> loss of each example, instead of the config's; its
-        gradient is taken with respect to the generator. Or the name of one.
-      generator: how it samples (models/generator.py), instead of the config's.
-      updates: the updates of a step (train/update.py) from those of the config: a list to a list.
+      config: settings; default: the teacher's. Learning rates decay over `config.steps`.
+      distance: replaces config.loss.distance: the name of a distance, or a function d from one
+        example's y = D_fake - D_teacher (h, w, c) to a scalar.
+      loss: replaces config.loss: the name of a loss, or a function (x0, d_teacher, d_fake, sigma)
+        -> per-example loss (b,), differentiated with respect to the generator. Images have shape
+        (b, h, w, c) in data units, sigma has (b,).
+      generator: replaces config.generator: a OneStep or Chain of simjax.models.generator.
+      updates: function from the list of a step's updates to another such list
+        (simjax/train/update.py), e.g. `lambda updates: [updates[0], *updates]` for two fake-score
+        updates per generator update.
 
     Attributes:
-      state: parameters and optimizer states (train/state.py).
+      state: parameters and optimizer states (simjax/train/state.py).
+      generator, fake_score: the current networks, for `draw`.
+      metrics: one dict per step so far.
+
+    Raises:
+      ConfigError: an argument or a setting is wrong; the message has the remedy.
+
+    Example, a teacher of 2-D Gaussian data N(0, scale^2):
+
+        def denoise(params, xt, sigma, cond):
+            variance = params["scale"] ** 2
+            return variance / (variance + sigma[:, None, None, None] ** 2) * xt
+
+        teacher = simjax.from_function(denoise, {"scale": jnp.float32(2)}, shape=(1, 1, 2))
+        distillation = simjax.Distillation(teacher, simjax.Config(batch=64), distance="huber")
+        distillation.train(300)
+        points = simjax.draw(distillation.generator, 1000)  # (1000, 1, 1, 2)
+        distillation.metrics[-1]["fake_score/loss"]
     """
 
     @settings.independent
@@ -281,8 +357,8 @@ class Distillation:
             roles = sorted({each.role for each in self._updates})
             if roles != ["fake_score", "generator"]:
                 raise ConfigError(
-                    f"updates are of {', '.join(roles) or 'nothing'}: expected some of fake_score "
-                    "and of generator, as lambda found: [found[0], *found]."
+                    f"updates have roles {', '.join(roles) or 'none'}: expected fake_score and "
+                    "generator, e.g. lambda updates: [updates[0], *updates]."
                 )
         arguments = (self._model.config, teacher.denoise, teacher.mesh, self._updates)
         training = setup.distillation(*arguments)
@@ -294,17 +370,17 @@ class Distillation:
         )
         self.state = training.init(teacher.params, teacher.params)
         self._metrics: list[dict[str, float]] = []
-        self._late: list[Metrics] = []  # still on the device: to look at every step's would stop it
+        self._late: list[Metrics] = []  # on the device: reading each step's would block dispatch
 
     @settings.independent
     def train(self, steps: int) -> None:
-        """Goes on for so many steps; the bar shows both losses."""
+        """Trains for this many more steps; the progress bar shows both losses."""
         steps = values.whole_number("steps", steps, 0)
         begun = int(self.state.step)
         with tqdm(range(begun, begun + steps), unit="step") as bar:
             for number in bar:
                 constants = self._constants_at(number)
-                with processes.interrupted_later():  # the state that a call is given is gone
+                with processes.interrupted_later():  # the call donates the old state
                     self.state, found = self._call(self.state, constants, self._key)
                     self._late.append(found)
                 if len(self._late) == FETCH or number == begun + steps - 1:
@@ -313,7 +389,7 @@ class Distillation:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """Of every step so far, also after an interrupted `train`; as metrics.jsonl has them."""
+        """Metrics of every step so far, with the keys of a run's metrics.jsonl."""
         with processes.interrupted_later():
             found = [health.summarize(each) for each in jax.device_get(self._late)]
             self._metrics += found
@@ -322,17 +398,17 @@ class Distillation:
 
     @property
     def generator(self) -> Model:
-        """The moving average of the generator, as it is now."""
+        """EMA of the generator at the current step."""
         return dataclasses.replace(self._with(self.state.ema), is_generator=True)
 
     @property
     def fake_score(self) -> Model:
-        """The denoiser of the generator's samples, as it is now."""
+        """Fake score (denoiser of the generator's samples) at the current step."""
         return self._with(self.state.fake_score)
 
     @settings.independent
     def loss_and_grad(self, seed: int = 0) -> tuple[Scalar, Params]:
-        """The generator's loss on one batch and its gradient, without a step."""
+        """Generator loss on one batch and its gradient; updates nothing."""
         seed = values.seed(seed)
 
         number = max(i for i, each in enumerate(self._updates) if each.role == "generator")
@@ -349,7 +425,7 @@ class Distillation:
 
     @settings.independent
     def _with(self, params: Params) -> Model:
-        """A model of its own: the state is donated to the next step."""
+        """Model with copied parameters: the next step donates the state."""
         return dataclasses.replace(self._model, params=jax.tree.map(jax.numpy.copy, params))
 
 
@@ -359,7 +435,7 @@ def _chosen(
     loss: step.GeneratorLoss | str | None,
     generator: Generator | None,
 ) -> c.Config:
-    """The config with what was named, and the generator's settings, in place of its own."""
+    """The config with the chosen loss, distance and generator."""
     if isinstance(loss, str):
         config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, name=loss))
     if isinstance(distance, str):
@@ -368,8 +444,8 @@ def _chosen(
     if generator is not None:
         if not isinstance(generator, Generator):
             raise ConfigError(
-                f"generator is {values.shown(generator)}, expected a OneStep or Chain: "
-                "models/generator.py has them."
+                f"generator is {values.shown(generator)}, expected a OneStep or Chain of "
+                "simjax.models.generator."
             )
         config = with_generator(config, generator)
     return config
@@ -383,36 +459,41 @@ def _at_most_float32(leaf: Any) -> Any:
 def _condition(
     model: Model, labels: Sequence[int] | np.ndarray | None, prompts: Sequence[str] | None
 ) -> Condition:
-    """What samples are conditioned on, in turn."""
+    """Conditions that samples cycle over, from labels or prompts."""
     if prompts is not None:
         return _read(model, prompts, labels)
     if model.captions is None and model.config.network.condition.reads_prompts:
-        raise ConfigError("this model draws prompts: prompts=[...], and load(..., encoder=FOLDER).")
+        raise ConfigError(
+            "this model is conditioned on prompts: load it with encoder=FOLDER and pass "
+            "prompts=[...]."
+        )
     if labels is None:
         return model.asked(np.arange(max(model.classes, 1), dtype=np.int32))
     try:
         classes = np.atleast_1d(np.asarray(labels))
-    except ValueError:  # lists of several lengths
+    except ValueError:  # nested lists of different lengths
         classes = np.zeros(0)
     is_right = classes.ndim == 1 and classes.size and classes.dtype.kind in "iu"
     if not (is_right and np.isin(classes, np.arange(model.classes)).all()):
         raise ConfigError(
             f"labels = {labels!r}: this model has {model.classes} classes, numbered from 0; "
-            "expected a list of whole numbers, as labels=[0]."
+            "expected a list of integers, e.g. labels=[0]."
         )
     return model.asked(classes.astype(np.int32))
 
 
 def _read(model: Model, prompts: Sequence[str], labels: Any) -> Condition:
-    """The features of prompts, or of one prompt."""
+    """Text-encoder features of the prompts (or of one prompt)."""
     prompts = [prompts] if isinstance(prompts, str) else prompts
     is_right = isinstance(prompts, Collection) and all(isinstance(text, str) for text in prompts)
     if not (is_right and len(prompts)):
-        raise ConfigError(f"prompts = {prompts!r}: expected texts, as prompts=['a red cat'].")
+        raise ConfigError(
+            f"prompts = {prompts!r}: expected a list of strings, e.g. prompts=['a red cat']."
+        )
     if labels is not None:
         raise ConfigError("labels and prompts were given; leave one of them out.")
     if model.read is None:
         raise ConfigError(
-            "prompts are of a text-to-image model with its encoder: load(..., encoder=FOLDER)."
+            "prompts need a text-to-image model with its text encoder: load(..., encoder=FOLDER)."
         )
     return model.read(list(prompts))

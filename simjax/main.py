@@ -1,4 +1,15 @@
-"""python -m simjax.main --config=configs/digits.py [--workdir=RUN] [--config.FIELD=VALUE ...]"""
+"""Distils a teacher into a generator of one or a few steps.
+
+python -m simjax.main --config=FILE[:PRESET] [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+Writes checkpoints, metrics, samples and a report to the run directory; the same command resumes an
+interrupted run. Config fields and their defaults: simjax/config/schema.py.
+
+Examples:
+  python -m simjax.main --config=configs/digits.py
+  python -m simjax.main --config=configs/digits.py:two_steps --workdir=runs/two
+  python -m simjax.main --config=configs/cifar10.py --config.compute_dtype=bfloat16
+"""
 
 import os
 
@@ -6,8 +17,10 @@ from absl import flags, logging
 
 from simjax.commands import flags as command_line
 
-flags.declare_key_flag("config")  # shown by --help
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; default runs/NAME of the config.")
+flags.declare_key_flag("config")  # listed by --help
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Run directory; default: runs/NAME, named after the config (and preset)."
+)
 
 
 def main() -> None:
@@ -16,8 +29,8 @@ def main() -> None:
 
 
 def _run(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)  # libraries speak up only when something is wrong
-    # They import JAX: only once the flags are known to be good.
+    logging.set_verbosity(logging.WARNING)  # libraries log warnings and errors only
+    # These import JAX: only after the flags are validated.
     from simjax.runs import distill
     from simjax.runtime import cpu, processes
 

@@ -1,6 +1,7 @@
-"""What a notebook cell calls, on the command's own runs and on functions of one's own."""
+"""The notebook API on runs of the command and on custom denoiser functions."""
 
 import dataclasses
+import doctest
 import json
 import os
 import signal
@@ -22,8 +23,8 @@ from simjax.perf import programs
 from simjax.runtime import checkpoint, sharding
 from tests.helpers.command import TINY, run
 
-SCALE = 2.0  # of the data of `gaussian`
-SIGMA_INIT = 2.5  # of simjax.config
+SCALE = 2.0  # standard deviation of the data of `gaussian`
+SIGMA_INIT = 2.5  # simjax.config's default
 
 
 def gaussian(params, xt, sigma, cond):
@@ -41,14 +42,14 @@ def teacher() -> simjax.Model:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A whole run of the command, in two steps' time."""
+    """Directory of a run that the command has finished."""
     workdir = tmp_path_factory.mktemp("api") / "run"
     done = run(workdir, *TINY)
     assert done.returncode == 0, done.stderr
     return workdir
 
 
-def test_a_generator_of_several_calls_draws_as_it_was_trained():
+def test_a_multistep_generator_draws_with_its_trained_number_of_steps():
     def shrinks(params, xt, sigma, cond):
         return params * xt / (1 + sigma[:, None, None, None])
 
@@ -64,15 +65,23 @@ def test_a_generator_of_several_calls_draws_as_it_was_trained():
     assert np.abs(fewer - images).max() > 1e-3
 
 
-def test_every_name_that_is_promised_is_there():
+def test_every_public_name_exists_and_has_a_docstring():
     for name in simjax.__all__:
         assert getattr(simjax, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'sample_it'"):
         _ = simjax.sample_it
 
 
+def test_the_examples_in_public_docstrings_run():
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
+    for name in simjax.__all__:
+        for example in finder.find(getattr(simjax, name), name, module=False, globs={}):
+            runner.run(example)
+    assert runner.tries > 0 and runner.failures == 0
+
+
 @pytest.mark.whole_runs
-def test_a_run_gives_its_generator_and_its_teacher(finished):
+def test_load_returns_a_runs_generator_and_teacher(finished):
     generator, teacher = (simjax.load(str(finished), network=n) for n in ("generator", "teacher"))
     images = simjax.draw(generator, 4, labels=[3, 7])
     assert images.shape == (4, 8, 8, 1) and images.dtype == np.float32
@@ -82,7 +91,7 @@ def test_a_run_gives_its_generator_and_its_teacher(finished):
     assert checkpoint.params_sha256(generator.params) == digest
 
 
-def test_labels_come_in_turn():
+def test_labels_are_cycled_over_the_samples():
     def painted(params, xt, sigma, cond):
         return jnp.broadcast_to((cond @ params)[:, None, None, None], xt.shape)
 
@@ -94,7 +103,7 @@ def test_labels_come_in_turn():
         simjax.draw(model, labels=[3])
 
 
-def test_the_samplers_of_a_known_teacher_are_the_closed_forms(teacher):
+def test_samples_of_a_gaussian_teacher_match_the_closed_form(teacher):
     z = simjax.draw(teacher, 5, seed=1) / (SCALE**2 / (SCALE**2 + SIGMA_INIT**2) * SIGMA_INIT)
     many = simjax.draw(teacher, 5, seed=1, steps=200)  # the flow maps N(0, 80^2 + scale^2) to it
     expected = z * 80 * SCALE / np.hypot(SCALE, 80)
@@ -102,7 +111,7 @@ def test_the_samplers_of_a_known_teacher_are_the_closed_forms(teacher):
 
 
 @pytest.mark.whole_runs
-def test_distillation_finds_the_scale_of_its_teacher(teacher):
+def test_distillation_recovers_the_scale_of_its_teacher(teacher):
     # G(z) = D(sigma_init z) has standard deviation v / (v + sigma_init^2) sigma_init, v = scale^2
     settings = simjax.Config(batch=64, steps=300)
     for part in (settings.generator, settings.fake_score):
@@ -117,16 +126,16 @@ def test_distillation_finds_the_scale_of_its_teacher(teacher):
     assert np.isfinite(distillation.metrics[-1]["generator/loss"])
 
 
-def test_an_interrupted_training_lacks_no_steps_metrics(teacher):
+def test_metrics_are_complete_after_an_interrupted_train(teacher):
     distillation = simjax.Distillation(teacher)
     call, count = distillation._call, 0
 
     def interrupted(*given):
         nonlocal count
         count += 1
-        if count == 7:  # in the middle of a call, which has taken the state
+        if count == 7:  # during a call, after the state was donated
             os.kill(os.getpid(), signal.SIGINT)
-        if count == 10:  # before one
+        if count == 10:  # before a call
             raise KeyboardInterrupt
         return call(*given)
 
@@ -144,7 +153,7 @@ def test_an_interrupted_training_lacks_no_steps_metrics(teacher):
     )
 
 
-def test_loss_and_gradient_of_ones_own_distance_and_loss(teacher):
+def test_loss_and_gradient_of_a_custom_distance_and_a_custom_loss(teacher):
     def doubled(y):
         return 2 * distances.l2_squared(y)
 
@@ -166,13 +175,13 @@ def test_loss_and_gradient_of_ones_own_distance_and_loss(teacher):
     np.testing.assert_allclose(found(loss=own), 2 * plain, rtol=1e-5)
 
 
-def test_a_grid_is_a_picture():
+def test_show_arranges_a_batch_in_a_grid():
     picture = simjax.show(np.zeros((6, 8, 8, 1), np.float32), columns=3)
     assert isinstance(picture, Image.Image) and picture.size == (3 * 72, 2 * 72)
     assert simjax.show(np.zeros((5, 64, 64, 3), np.float32)).size == (3 * 72, 2 * 72)
 
 
-def test_one_image_and_bytes_are_the_same_picture():
+def test_show_accepts_one_image_uint8_float64_and_jax_arrays():
     x = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 1)).astype(np.float32)
     expected = np.asarray(simjax.show(x))
     levels = np.clip(x * 127.5 + 128, 0, 255).astype(np.uint8)
@@ -195,47 +204,47 @@ def test_one_image_and_bytes_are_the_same_picture():
         (np.zeros((1, 8, 8, 1), int), "images are int64, expected floats"),
     ],
 )
-def test_what_is_no_picture_is_told(images, message):
+def test_show_rejects_other_shapes_dtypes_and_nan(images, message):
     with pytest.raises(simjax.ConfigError, match=message):
         simjax.show(images)
 
 
 @pytest.mark.parametrize("columns", [-1, 1.5, "3"])
-def test_columns_are_whole_numbers(columns):
+def test_show_rejects_columns_that_are_not_whole_numbers(columns):
     with pytest.raises(simjax.ConfigError, match="columns = .*expected a whole number from 0"):
         simjax.show(np.zeros((2, 8, 8, 1)), columns=columns)
 
 
 class Reader:
-    """What a text-to-image model reads prompts with; notes them."""
+    """Stand-in for the text encoder; records the prompts."""
 
     def __call__(self, prompts):
         self.prompts = prompts
         return np.zeros((len(prompts), 0), np.float32)
 
 
-def test_one_prompt_is_a_list_of_one(teacher):
+def test_one_prompt_may_be_a_string(teacher):
     model = dataclasses.replace(teacher, read=Reader())
     simjax.draw(model, 2, prompts="a red cat")
     assert model.read.prompts == ["a red cat"]
     for wrong in ([], [3], 3, ["a", None]):
-        with pytest.raises(simjax.ConfigError, match=r"prompts = .*expected texts, as prompts=\["):
+        with pytest.raises(simjax.ConfigError, match=r"prompts = .*strings, e\.g\. prompts=\["):
             simjax.draw(model, 2, prompts=wrong)
     with pytest.raises(simjax.ConfigError, match="labels and prompts were given"):
         simjax.draw(model, 2, prompts=["a"], labels=[0])
 
 
-def test_labels_are_whole_numbers_of_classes():
+def test_labels_must_be_integers_below_the_number_of_classes():
     model = simjax.from_function(lambda p, x, s, c: x, {}, shape=(2, 2, 1), classes=3)
     for right in (1, [0, 2], (1,), np.uint8([2]), jnp.array([1, 2])):
         assert simjax.draw(model, 3, labels=right).shape == (3, 2, 2, 1)
     for wrong in ("1", [1.0], [True], [], [-1], [[0]], [[0], [1, 2]], ["1"], [2**70], 1.0):
-        with pytest.raises(simjax.ConfigError, match=r"labels = .*3 classes.*as labels=\[0\]"):
+        with pytest.raises(simjax.ConfigError, match=r"labels = .*3 classes.*e\.g\. labels=\[0\]"):
             simjax.draw(model, 3, labels=wrong)
 
 
 def own(**changes):
-    """A function of one's own, but for the changes."""
+    """from_function of an identity denoiser, with these arguments changed."""
     values = {"denoise": lambda p, x, s, c: x, "params": {}, "shape": (2, 2, 1)} | changes
     return simjax.from_function(values.pop("denoise"), values.pop("params"), **values)
 
@@ -257,7 +266,7 @@ def own(**changes):
         (lambda t: simjax.Distillation(t, distance="hubert"), "loss.distance = 'hubert' is not"),
         (
             lambda t: simjax.Distillation(t, updates=lambda u: u[:1]),
-            "updates are of fake_score",
+            "updates have roles fake_score: expected fake_score and generator",
         ),
         (lambda t: simjax.Distillation(t, generator="one"), "generator is 'one', expected a OneSt"),
         (lambda t: simjax.Distillation(t, loss="sids"), "loss.name = 'sids' is not known"),
@@ -267,7 +276,10 @@ def own(**changes):
         (lambda t: simjax.load(t), "source is a Model, expected text or a pathlib.Path"),
         (lambda t: simjax.load("x", config=t), "config is a Model, expected a Config"),
         (lambda t: simjax.load("x", autoencoder=3), "autoencoder is 3, expected text"),
-        (lambda t: simjax.load("net.pkl", network="best"), "has one network; leave network out"),
+        (
+            lambda t: simjax.load("net.pkl", network="best"),
+            "has only one network; leave network out",
+        ),
         (lambda t: simjax.load(Path("org/name")), "hf download org/name --local-dir name"),
         (lambda t: own(shape=(2, 2)), r"shape = \(2, 2\): expected \(height, width, channels\)"),
         (lambda t: own(shape=4), "shape = 4: expected"),
@@ -278,12 +290,12 @@ def own(**changes):
         (lambda t: own(config=t), "config is a Model, expected a Config"),
     ],
 )
-def test_arguments_out_of_range_or_of_another_kind_are_told(teacher, call, message):
+def test_arguments_of_wrong_value_or_type_are_rejected(teacher, call, message):
     with pytest.raises(simjax.ConfigError, match=message):
         call(teacher)
 
 
-def test_numbers_of_numpy_and_no_steps_are_right(teacher):
+def test_numpy_integers_and_zero_steps_are_accepted(teacher):
     assert simjax.draw(teacher, np.int64(2), seed=np.uint32(2**32 - 1)).shape == (2, 1, 1, 2)
     distillation = simjax.Distillation(teacher)
     distillation.train(0)
@@ -296,20 +308,23 @@ def test_numbers_of_numpy_and_no_steps_are_right(teacher):
         (lambda t: simjax.draw(t, labels=[0]), "has 0 classes"),
         (lambda t: simjax.draw(t, prompts=["seven"]), "text-to-image"),
         (lambda t: simjax.load("nowhere", network="student"), "network = 'student'"),
-        (lambda t: simjax.from_function(gaussian, {"scale": 1.0}, shape=(1, 2, 1)), "squares"),
+        (
+            lambda t: simjax.from_function(gaussian, {"scale": 1.0}, shape=(1, 2, 1)),
+            "must be equal",
+        ),
         (
             lambda t: simjax.from_function(lambda p, x, s, c: x[0], {}, shape=(2, 2, 1)),
-            "not the same",
+            "expected the shape of xt",
         ),
         (lambda t: simjax.Distillation(t, simjax.Config(batch=0)), "batch = 0 must be positive"),
     ],
 )
-def test_a_mistake_is_told(teacher, call, message):
+def test_arguments_that_do_not_fit_the_model_are_rejected(teacher, call, message):
     with pytest.raises(simjax.ConfigError, match=message):
         call(teacher)
 
 
-def test_without_prompts_a_text_to_image_model_says_so():
+def test_a_text_to_image_model_without_prompts_is_rejected():
     network = config.PixArt(
         resolution=4, image_channels=1, width=24, depth=1, heads=2, caption_channels=8
     )
@@ -317,19 +332,19 @@ def test_without_prompts_a_text_to_image_model_says_so():
     denoise, like = build.blank(settings)
     mesh, params = sharding.make_mesh(), programs.random_params(like)
     model = simjax.Model(settings, mesh, denoise, params, {}, {})
-    with pytest.raises(simjax.ConfigError, match="this model draws prompts"):
+    with pytest.raises(simjax.ConfigError, match="this model is conditioned on prompts"):
         simjax.draw(model, 2)
     with pytest.raises(simjax.ConfigError, match="reads captions, but there are none"):
         simjax.Distillation(model)
 
 
-def test_the_command_line_refuses_flags_without_jax():
+def test_parsing_flags_does_not_import_jax():
     program = "import simjax, simjax.commands.flags, sys; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 @pytest.mark.whole_runs
-def test_an_export_is_loaded(finished, tmp_path):
+def test_load_reads_an_export(finished, tmp_path):
     program = ["-m", "simjax", "export", f"--source={finished}", f"--out={tmp_path}"]
     done = subprocess.run([sys.executable, *program], capture_output=True)
     assert done.returncode == 0, done.stderr

@@ -1,11 +1,13 @@
-"""Compiles a config's program for TPUs that this machine does not have, and says what it needs.
+"""Compiles a config ahead of time for TPUs, on a machine without them.
 
-python -m simjax aot --config=configs/cifar10.py --topology=v5e:2x4 --out=runs/aot/cifar10.json
-python -m simjax aot --config=configs/cifar10.py --topology=v4:2x2x1 --program=sample
-python -m simjax aot --table=runs/aot          the table of the files that --out wrote there
+Prints memory per chip, FLOPs, bytes, collectives and the roofline time per step. A program that
+does not fit into memory ends with one message (which fields to change) and exit status 1.
+Compilation takes minutes and needs libtpu: pip install -e ".[tpu]" in a separate environment.
 
-It takes minutes, and libtpu (pip install -e ".[tpu]" in an environment of its own). A program that
-would not fit ends with one message, what to change, and exit status 1.
+Examples:
+  python -m simjax aot --config=configs/cifar10.py --topology=v5e:2x4 --out=runs/aot/cifar10.json
+  python -m simjax aot --config=configs/cifar10.py --topology=v4:2x2x1 --program=sample
+  python -m simjax aot --table=runs/aot  # a Markdown table of such JSON files
 """
 
 import pathlib
@@ -17,22 +19,23 @@ from simjax.errors import ConfigError
 from simjax.perf import chips, tables
 from simjax.runtime import storage
 
-flags.declare_key_flag("config")  # shown by --help
+flags.declare_key_flag("config")  # listed by --help
 TOPOLOGY = flags.DEFINE_string("topology", None, f"TPU slice: {chips.examples()}, ...")
 PROGRAM = flags.DEFINE_enum(
     "program",
     "train",
     list(tables.PROGRAMS),
-    "fake_score, generator: one update of train's; sample: one call, as evaluated.",
+    "Program to compile. train: a whole training step; fake_score, generator: one of its two "
+    "updates; sample, teacher_sample: one batch of samples; encode_text: the text encoder.",
 )
 OUT = flags.DEFINE_string("out", None, "JSON file for the result.")
-TABLE = flags.DEFINE_string("table", None, "Folder of such files, to print as a table.")
+TABLE = flags.DEFINE_string("table", None, "Folder of JSON files of --out; prints them as a table.")
 # -1 compiles a CIFAR-10 step four times faster than 0, and with slightly larger temporaries.
-EFFORT = flags.DEFINE_float("effort", -1.0, "Of the compiler's optimizations; 0 is a run's.")
+EFFORT = flags.DEFINE_float("effort", -1.0, "Optimization effort of XLA; 0 as in training.")
 
 
 def main() -> None:
-    """Parses flags and compiles; a mistake, or a program too large, is one message and status 1."""
+    """Parses flags and compiles; a user's mistake is one message and exit status 1."""
     command_line.start(_run, parse=_parse_flags)
 
 
@@ -51,7 +54,7 @@ def _run(argv: list[str]) -> None:
         raise ConfigError(f"--topology is missing; examples: {chips.examples()}.")
     out = None if OUT.value is None else storage.new_file(OUT.value, "--out")
     chips.prepare(TOPOLOGY.value)
-    from simjax.perf import footprint  # imports JAX: only now
+    from simjax.perf import footprint  # imports JAX: only after chips.prepare
 
     result = {
         "command": command_line.spelled("aot", without=("out",)),

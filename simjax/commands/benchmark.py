@@ -1,12 +1,14 @@
-"""Times the programs of a config on the devices that are here: seconds, images/s, MFU, memory.
+"""Times training step and samplers on this machine's devices.
 
-python -m simjax benchmark --config=configs/cifar10.py
-python -m simjax benchmark --config=configs/cifar10.py --programs=train,sample --batch=64,256 \
-    --compute_dtype=float32,bfloat16 --out=runs/benchmark/cifar10.json
-python -m simjax benchmark --config=configs/digits.py --programs=train --profile=runs/profile
+Prints a Markdown table with a row per combination of the listed values: seconds per call, images/s,
+FLOPs, MFU, memory, compile time; combinations that run out of memory are marked. Parameters are
+random, nothing is downloaded.
 
-Every combination of the lists is a row of a Markdown table, printed as soon as it is known; one
-that runs out of memory says so. Nothing is downloaded: parameters are random.
+Examples:
+  python -m simjax benchmark --config=configs/cifar10.py
+  python -m simjax benchmark --config=configs/digits.py --programs=train --profile=runs/profile
+  python -m simjax benchmark --config=configs/cifar10.py --programs=train,sample \\
+      --batch=64,256 --compute_dtype=float32,bfloat16 --out=runs/benchmark/cifar10.json
 """
 
 import pathlib
@@ -20,44 +22,43 @@ from simjax.errors import ConfigError
 from simjax.perf import tables
 from simjax.runtime import storage
 
-# Fields of a config that a sweep may set, each with its type.
+# Config fields that can be swept, with their types.
 FIELDS = {"batch": int, "accumulate": int, "steps_per_call": int, "compute_dtype": str, "fsdp": int}
 
 
 def values(field: str, given: list[str]) -> list[Any]:
-    """A flag's list, as values of the field.
+    """Converts a flag's list of strings to the field's type.
 
     Raises:
-      ConfigError: it is empty, or not of whole numbers.
+      ConfigError: the list is empty, or an integer field has other values.
     """
     flag = f"--{field}={','.join(given)}"
     if not given:
-        raise ConfigError(f"{flag} names no value; leave it out to keep the config's.")
+        raise ConfigError(f"{flag} is empty; leave it out to use the config's value.")
     try:
         return [FIELDS[field](value) for value in given]
     except ValueError as error:
-        raise ConfigError(
-            f"{flag} is no list of whole numbers; expected e.g. --{field}=1,8."
-        ) from error
+        raise ConfigError(f"{flag}: expected a list of integers, e.g. --{field}=1,8.") from error
 
 
-flags.declare_key_flag("config")  # shown by --help
+flags.declare_key_flag("config")  # listed by --help
 PROGRAMS = flags.DEFINE_list(
     "programs",
     [*tables.TRAINING, *tables.SAMPLING],
-    "fake_score, generator: one update of train's; sample, teacher_sample: a batch of samples.",
+    "train: a whole training step; fake_score, generator: one of its two updates; sample, "
+    "teacher_sample: one batch of samples.",
 )
 SWEPT = {
-    field: flags.DEFINE_list(field, None, f"Values of config.{field}; default: the config's own.")
+    field: flags.DEFINE_list(field, None, f"Values of config.{field}; default: the config's value.")
     for field in FIELDS
 }
-REPEATS = flags.DEFINE_integer("repeats", 20, "Calls that are timed.", lower_bound=1)
+REPEATS = flags.DEFINE_integer("repeats", 20, "Number of timed calls.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "JSON file for the rows.")
-PROFILE = flags.DEFINE_string("profile", None, "Folder for traces of a few calls of each row.")
+PROFILE = flags.DEFINE_string("profile", None, "Folder for profiler traces, of three calls a row.")
 
 
 def main() -> None:
-    """Parses flags and measures; a mistake is one message and status 1."""
+    """Parses flags and measures; a user's mistake is one message and exit status 1."""
     command_line.start(_run)
 
 
@@ -68,14 +69,14 @@ def _run(argv: list[str]) -> None:
     swept = {
         field: values(field, flag.value) for field, flag in SWEPT.items() if flag.value is not None
     }
-    # Not after minutes.
+    # Checked before minutes of measurement.
     out = None if OUT.value is None else storage.new_file(OUT.value, "--out")
     profile = None if PROFILE.value is None else storage.new_folder(PROFILE.value, "--profile")
-    import jax  # only now
+    import jax  # after the flags are validated
 
     from simjax.runtime import cpu, processes
 
-    jax.config.update("jax_enable_compilation_cache", False)  # or nothing would be compiled
+    jax.config.update("jax_enable_compilation_cache", False)  # to measure compile time
     processes.join()
     try:
         with processes.failing_at_once():
@@ -88,7 +89,7 @@ def _run(argv: list[str]) -> None:
 def _measure(
     swept: dict[str, list[Any]], out: pathlib.Path | None, profile: pathlib.Path | None
 ) -> None:
-    """Prints the table's rows, and writes those that there are after each."""
+    """Measures and prints row by row; writes all rows so far after each."""
     from simjax.perf import timing
     from simjax.runtime import processes
 

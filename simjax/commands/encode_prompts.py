@@ -1,11 +1,12 @@
-"""Prompts to the cache of captions that training reads.
+"""Encodes prompts with T5 into the cache that text-to-image training reads.
 
-python -m simjax encode-prompts --prompts=captions.tsv --encoder=FOLDER --out=CACHE
+--encoder is a folder with a T5 encoder (config.json, weights) and, without --tokenizer, its
+tokenizer. Prompts are not cleaned or normalised. An interrupted command resumes after the last
+complete shard and ends with identical files. Several processes (started as for simjax.main, with a
+shared --out) split the shards among them.
 
-FOLDER holds a T5 encoder (config.json and weights) and its tokenizer, unless --tokenizer says where
-that is. Prompts are taken as they are. Stopped at any moment, the same command goes on after the
-last whole shard, and ends with the same files. Of several processes, which share --out and start as
-those of simjax.main do, each encodes whole shards on its own devices.
+Examples:
+  python -m simjax encode-prompts --prompts=captions.tsv --encoder=T5_FOLDER --out=CACHE
 """
 
 import shlex
@@ -21,17 +22,17 @@ from simjax.errors import ConfigError
 from simjax.runtime import storage
 
 _PROMPTS = flags.DEFINE_string(
-    "prompts", None, "Text file, a prompt a line; .tsv, .csv, .json, .jsonl."
+    "prompts", None, "File of prompts: .txt (one per line), .tsv, .csv, .json or .jsonl."
 )
 _ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "File or folder; default --encoder.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Tokenizer file or folder; default: --encoder.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the cache.")
-_LENGTH = flags.DEFINE_integer("length", c.Text().length, "Tokens kept of a prompt.")
-_BATCH = flags.DEFINE_integer("batch", 64, "Prompts at a time.")  # our choice
-# Our choice: 4096 prompts of some 25 tokens of XXL's make 0.8 GB.
-_SHARD = flags.DEFINE_integer("shard", 4096, "Prompts in a file.")
+_LENGTH = flags.DEFINE_integer("length", c.Text().length, "Maximum tokens per prompt.")
+_BATCH = flags.DEFINE_integer("batch", 64, "Prompts per batch.")  # our choice
+# Our choice: 4096 prompts of about 25 tokens take 0.8 GB with T5 XXL.
+_SHARD = flags.DEFINE_integer("shard", 4096, "Prompts per shard file.")
 
-# Flag: least and most; our choices, but for a token and its end.
+# Flag: (minimum, maximum); our choices, except that 2 tokens are one and the end token.
 BOUNDS = {"length": (2, 4096), "batch": (1, 2**16), "shard": (1, 2**20)}
 
 
@@ -46,7 +47,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     lacking = [f"--{name}=..." for name, value in required.items() if not value]
     if rest[1:] or lacking:
         raise ConfigError(
-            f"expected {' '.join(lacking) or 'flags alone'}, got {' '.join(argv[1:]) or 'nothing'}."
+            f"expected {' '.join(lacking) or 'only flags'}, got {' '.join(argv[1:]) or 'nothing'}."
         )
     for name, (least, most) in BOUNDS.items():
         if not least <= flags.FLAGS[name].value <= most:
@@ -58,11 +59,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _run(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
-    # They import JAX: only once the flags are known to be good.
+    # Imports JAX: only after the flags are validated.
     from simjax.runtime import processes
 
     processes.join()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would note it and go on; no need to save
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # stop at once: complete shards are saved already
     processes.reuse_compiled()
     try:
         with processes.failing_at_once():
@@ -72,7 +73,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _encode(folder: epath.Path) -> None:
-    """What is wrong is said from the quickest to find to the slowest; then the work."""
+    """Runs all checks, the quickest first, then encodes."""
     from simjax.porting import zoo
     from simjax.runtime import processes
     from simjax.text import caption_cache, encode, encoders, prompts, tokenizer
@@ -93,13 +94,13 @@ def _encode(folder: epath.Path) -> None:
     )
     if processes.is_first():
         print(f"prompts encoded: {len(cache)}")
-        print(f"cut to {_LENGTH.value} tokens: {cache.truncated}")
+        print(f"truncated to {_LENGTH.value} tokens: {cache.truncated}")
         print(f"empty lines skipped: {survey.skipped}")
         print(f"written to {folder}")
 
 
 def _require_shared(folder: epath.Path) -> None:
-    """Makes the folder, in which all processes must see what the first one writes."""
+    """Makes the folder and checks that all processes share it."""
     from simjax.runtime import processes
 
     probe = folder / "probe.tmp"

@@ -1,16 +1,16 @@
-"""Measures a run, a published network, or images that lie somewhere.
+"""Computes FID and other metrics of a run, a network or images.
 
-python -m simjax evaluate --source=runs/digits
-python -m simjax evaluate --source=edm-cifar10-32x32-cond-vp --steps=18 --reference=tfds:cifar10
-python -m simjax evaluate --source=SiT-XL-2-256x256 --steps=250 --solver=flow_sde --guidance=1.5 ...
-python -m simjax evaluate --source=sid.pkl --reference=https://.../fid-refs/cifar10-32x32.npz
-python -m simjax evaluate --source=FOLDER_NPZ_OR_ZIP_OF_IMAGES --reference=FOLDER_OF_IMAGES
-python -m simjax evaluate --source=idx:DIR --split=test --data=idx:DIR --features=pixels,classifier
-python -m simjax evaluate --source=IMAGES --metrics=clip_score --prompts=prompts.txt --clip=FOLDER
+A run is evaluated as in its report unless flags override it; a network with one call at
+--sigma_init, or with --steps of its sampler. With n prompts, image i belongs to prompt i mod n, as
+drawn by simjax sample --prompts. Prints a table and writes --out.
 
-A run directory is measured as its own report was, unless flags say otherwise; a network by one call
-at --sigma_init, or by --steps of its own sampler. Of n prompts, image i belongs to number i mod n,
-as simjax sample --prompts draws them. Prints the table and writes --out.
+Examples:
+  python -m simjax evaluate --source=runs/digits
+  python -m simjax evaluate --source=edm-cifar10-32x32-cond-vp --steps=18 --reference=tfds:cifar10
+  python -m simjax evaluate --source=sid.pkl --reference=https://.../fid-refs/cifar10-32x32.npz
+  python -m simjax evaluate --source=IMAGES --reference=FOLDER_NPZ_OR_ZIP_OF_IMAGES
+  python -m simjax evaluate --source=idx:DIR --split=test --data=idx:DIR --features=pixels
+  python -m simjax evaluate --source=IMAGES --metrics=clip_score --prompts=p.txt --clip=FOLDER
 """
 
 import dataclasses
@@ -38,36 +38,46 @@ from simjax.runs import report
 from simjax.runtime import processes, storage, values
 from simjax.text import prompts as files_of_prompts
 
-_SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, images.")
-_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit, sit.")
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Run directory, network (known name, URL, file, folder), data set or images."
+)
+_FAMILY = flags.DEFINE_string("family", "", "Family of a DiT or SiT .pt file: dit, sit, sit_gvp.")
 _NETWORK = flags.DEFINE_enum(
-    "network", "generator", ["generator", "best"], "Which generator of a run: newest, or best."
+    "network", "generator", ["generator", "best"], "Generator of a run: newest (EMA), or best."
 )
 _REFERENCE = flags.DEFINE_string(
-    "reference", None, "What to compare with: data, folder or zip of images, .npz, URL of such."
+    "reference", None, "Data set, folder or zip of images, .npz (images or statistics), or a URL."
 )
 _DATA = flags.DEFINE_string("data", None, "Real images, for labels and the classifier.")
-_SPLIT = flags.DEFINE_string("split", "train", "Split of --source, where that is a data set.")
-_LIMIT = flags.DEFINE_integer("limit", None, "Use the first images of the reference; 0: all.", 0)
-_FEATURES = flags.DEFINE_list("features", None, "Spaces: inception, pixels, classifier.")
+_SPLIT = flags.DEFINE_string("split", "train", "Split of a data set in --source.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Use the first N reference images; 0: all.", 0)
+_FEATURES = flags.DEFINE_list("features", None, "Feature spaces: inception, pixels, classifier.")
 _METRICS = flags.DEFINE_list("metrics", None, "frechet, kernel, ..., clip_score, aesthetic.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "File of the images' prompts, for clip_score.")
-_CLIP = flags.DEFINE_string("clip", None, "Folder of transformers' CLIPModel, with tokenizer.")
+_CLIP = flags.DEFINE_string("clip", None, "Folder of a transformers CLIPModel and tokenizer.")
 _HEAD = flags.DEFINE_string("aesthetic_head", None, "LAION's sac+logos+ava1-l14-linearMSE.pth.")
-_SAMPLES = flags.DEFINE_integer("samples", None, "Images; a network's default is 50,000.", 1)
-_BATCH = flags.DEFINE_integer("batch", None, "Images at a time.", 1)
+_SAMPLES = flags.DEFINE_integer(
+    "samples", None, "Samples to draw; default: the run's, or 50,000.", 1
+)
+_BATCH = flags.DEFINE_integer("batch", None, "Images per batch.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, values.LARGEST_SEED)
-_REPEATS = flags.DEFINE_integer("repeats", 1, "Seeds to measure, from --seed on; EDM's are 3.", 1)
-_STEPS = flags.DEFINE_integer("steps", 0, "Of the teacher's sampler; 0: one call.", 0)
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Of the teacher's sampler; default 1: none.")
-_SOLVER = flags.DEFINE_enum("solver", None, list(sampler.SOLVERS), "Default the family's own.")
+_REPEATS = flags.DEFINE_integer("repeats", 1, "Number of seeds, from --seed on; EDM uses 3.", 1)
+_STEPS = flags.DEFINE_integer("steps", 0, "Steps of the teacher's sampler; 0: one call.", 0)
+_GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale with --steps; default 1 (none).")
+_SOLVER = flags.DEFINE_enum("solver", None, list(sampler.SOLVERS), "Default: the family's solver.")
 _CHURN = flags.DEFINE_list("churn", None, "S_churn,S_min,S_max,S_noise; EDM: 40,0.05,50,1.003.")
-_SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of one call; default an export's, or 2.5.")
-_AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")
-_SAVE = flags.DEFINE_string("save", None, "Folder, or .npz, for the first row's images.")
-_OUT = flags.DEFINE_string("out", None, "Default metrics.json, beside a run's report or here.")
+_SIGMA_INIT = flags.DEFINE_float(
+    "sigma_init", None, "Noise level of one call; default: an export's, or 2.5."
+)
+_AUTOENCODER = flags.DEFINE_string(
+    "autoencoder", None, "Folder of a diffusers AutoencoderKL, to decode latents."
+)
+_SAVE = flags.DEFINE_string("save", None, "Folder/ or NAME.npz for the samples of the first row.")
+_OUT = flags.DEFINE_string(
+    "out", None, "JSON file; default: metrics.json in the run directory, else in the current one."
+)
 
-# What a source can be, and which flags have an effect on it.
+# Kinds of source, and the flags that have an effect on each.
 RUN, DATA, IMAGES = "a run", "a data set", "images in files"
 ONE_CALL, SAMPLED = "a network called once", "a network with --steps"
 NETWORKS, EVERY = (ONE_CALL, SAMPLED), (RUN, DATA, IMAGES, ONE_CALL, SAMPLED)
@@ -98,24 +108,24 @@ USES = {
     "save": (RUN, *NETWORKS),
     "out": EVERY,
 }
-OF_A_RUN = "A run is measured as in its report; simjax sample draws in other ways."
-# Scores of images alone, which compare with no others, and the flags that each needs.
+OF_A_RUN = "A run is evaluated with the sampler of its report; simjax sample has other options."
+# Metrics without a reference, and the flags that each needs.
 SCORES = {"clip_score": ("prompts", "clip"), "aesthetic": ("clip", "aesthetic_head")}
 OF_SCORES = {"prompts": "FILE", "clip": "FOLDER", "aesthetic_head": "FILE"}
 COMPARING = ("reference", "data", "limit", "features", "seed")  # flags without effect on SCORES
-WEIGHTS = ("config.json", "model_index.json", "*.safetensors", "*.bin")  # of folders with networks
+WEIGHTS = ("config.json", "model_index.json", "*.safetensors", "*.bin")  # in folders of networks
 
 command_line.require_positive("sigma_init")
 command_line.require_some("features", "metrics")
 
 
 def main() -> None:
-    """Parses flags, measures, and turns a user's mistake into one message and exit status 1."""
+    """Parses flags and evaluates; a user's mistake is one message and exit status 1."""
     command_line.start(_run, parse=command_line.parse_source)
 
 
 def _run(argv: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
+    logging.set_verbosity(logging.ERROR)  # hides Orbax's warnings about read-only access
     processes.reuse_compiled()
     run, _ = stored.find_run(_SOURCE.value) or (None, None)
     kind = RUN if run else _kind(_SOURCE.value)
@@ -138,7 +148,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _kind(source: str) -> str:
-    """One of EVERY, but a run."""
+    """Kind of a source that is not a run, one of EVERY."""
     network = SAMPLED if _STEPS.value else ONE_CALL
     if source.partition(":")[0] in data.SOURCES:
         return DATA
@@ -156,7 +166,7 @@ def _folder(source: str) -> epath.Path | None:
 
 
 def _in_files(source: str) -> data.Dataset:
-    """The images of a folder, or of an .npz or a zip, which may have a URL."""
+    """Images of a folder, or of an .npz or zip file or URL."""
     if folder := _folder(source):
         return images.read(folder)
     file = zoo.fetch(source).path
@@ -166,10 +176,10 @@ def _in_files(source: str) -> data.Dataset:
 
 
 def _destinations(default: str) -> tuple[epath.Path, epath.Path | None]:
-    """Where the numbers go, and the images if they are kept; both can be written.
+    """Paths of the metrics and of saved samples, checked to be writable.
 
     Raises:
-      ConfigError: they cannot.
+      ConfigError: a path is not writable.
     """
     out = storage.new_file(default if _OUT.value is None else _OUT.value, "--out")
     if _SAVE.value is None:
@@ -178,7 +188,7 @@ def _destinations(default: str) -> tuple[epath.Path, epath.Path | None]:
 
 
 def _of_run(save: epath.Path | None) -> dict[str, Any]:
-    """The report of a run, finished or not, of its newest checkpoint or its best generator."""
+    """Report of a run, finished or not: newest checkpoint or best generator."""
     wanted = Wanted(captions=True, pictures=True)
     opened = open_model(_SOURCE.value, wanted, network=_NETWORK.value, adjusted=_with_flags)
     name = "best generator" if _NETWORK.value == "best" else "generator"
@@ -187,7 +197,7 @@ def _of_run(save: epath.Path | None) -> dict[str, Any]:
 
 
 def _of_network(save: epath.Path | None) -> dict[str, Any]:
-    """An export or published weights: a teacher with --steps, or else a one-step generator."""
+    """Report of an export or published weights: a teacher with --steps, else a generator."""
     source, wanted = _SOURCE.value, Wanted(pictures=True)
     model = open_model(source, wanted, family=_FAMILY.value, adjusted=_of_network_flags).model
     if _STEPS.value:
@@ -199,7 +209,7 @@ def _of_network(save: epath.Path | None) -> dict[str, Any]:
 
 
 def _of_network_flags(config: c.Config) -> c.Config:
-    """The config with the flags of networks that are no run's."""
+    """The config with the overrides of the flags for exports and published weights."""
     config = _with_flags(config)
     if _SIGMA_INIT.value is not None:
         set_sigma_init(config, _SIGMA_INIT.value)
@@ -219,18 +229,18 @@ def _churning(numbers: list[str]) -> c.Sampler:
         return c.Sampler(**{name: float(n) for name, n in zip(names, numbers, strict=True)})
     except ValueError as error:
         raise ConfigError(
-            f"--churn={','.join(numbers)} is not four numbers, as in --churn=40,0.05,50,1.003."
+            f"--churn={','.join(numbers)}: expected four numbers, e.g. --churn=40,0.05,50,1.003."
         ) from error
 
 
 def _of_images(dataset: data.Dataset) -> dict[str, Any]:
-    """A folder or .npz of images, or a split of real ones."""
+    """Report of stored images: a folder, .npz or zip, or a split of a data set."""
     config = _with_flags(c.Config())
     options = config.evaluation
     if options.metrics and not (options.reference or config.data.source):
         raise ConfigError(
-            "images need --reference=... (or --data=...) to be compared with, by "
-            f"{', '.join(options.metrics)}."
+            f"{', '.join(options.metrics)} of images need --reference=... (or --data=...) to "
+            "compare with."
         )
     of_clip, evaluator = _scorer(dataset, options.batch), report.evaluator(config)
     batches = (images.as_bytes(x) for x, _ in data.batches(dataset, options.batch))
@@ -247,10 +257,10 @@ def _of_images(dataset: data.Dataset) -> dict[str, Any]:
 
 
 def _scorer(dataset: data.Dataset, batch: int) -> Scorer | None:
-    """Of --clip; None without it. Cheap checks come before CLIP is read.
+    """CLIP scorer of --clip, or None; checks prompts before CLIP is loaded.
 
     Raises:
-      ConfigError: files that cannot be used, or prompts that are not those of the images.
+      ConfigError: a file cannot be used, or the prompts do not match the images.
     """
     if _CLIP.value is None:
         return None
@@ -261,20 +271,20 @@ def _scorer(dataset: data.Dataset, batch: int) -> Scorer | None:
 
 
 def _prompts(dataset: data.Dataset) -> scorer.Prompts:
-    """Those of --prompts, each for as many images as every other."""
+    """Prompts of --prompts; every prompt must have equally many images."""
     file = _PROMPTS.value
-    found = files_of_prompts.survey(file)  # refuses what has none
+    found = files_of_prompts.survey(file)  # rejects files without prompts
     if dataset.size % found.count:
         raise ConfigError(
             f"{dataset.name} has {dataset.size} images, {file} {found.count} prompts; expected "
-            "equally many images of every prompt, in turn, as simjax sample --prompts draws them. "
-            "Give the images and the prompts of one such command."
+            "equally many images per prompt (image i belongs to prompt i mod n, as drawn by simjax "
+            "sample --prompts). Pass the images and the prompts of one such command."
         )
     return scorer.Prompts([*files_of_prompts.read_prompts(file)], file, found.sha256)
 
 
 def _repeated(model: Model, compared: list[Sampler], save: epath.Path | None) -> dict[str, Any]:
-    """One result, or the first with every seed's rows and, by metric, the smallest and the mean."""
+    """Result of one seed, or the summary (minimum and mean) of --repeats seeds."""
     evaluator = report.evaluator(model.config)
     seeds = range(_SEED.value, _SEED.value + _REPEATS.value)
     if save:
@@ -291,7 +301,7 @@ def _save(
     evaluator: Evaluator | None,
     where: epath.Path,
 ) -> None:
-    """Writes the images that the first row of the first seed measures."""
+    """Writes the samples of the first row and seed."""
     classes = report.asked(model, evaluator, model.config.evaluation.samples)
     drawn = report.drawing(model, classes, _SEED.value)
     batches = drawn.draw(sampler.function, sampler.params)
@@ -299,7 +309,7 @@ def _save(
 
 
 def _with_flags(config: c.Config) -> c.Config:
-    """The config with what the flags change of its evaluation and its data."""
+    """The config with the overrides of the flags on evaluation and data."""
     given = {
         "reference": _REFERENCE.value,
         "features": _FEATURES.value and tuple(_FEATURES.value),
@@ -317,10 +327,10 @@ def _with_flags(config: c.Config) -> c.Config:
 
 
 def _require_metrics(kind: str) -> None:
-    """Refuses unknown metrics, and SCORES of sources that they are not for or without their flags.
+    """Rejects unknown metrics, and SCORES without their flags or of other sources.
 
     Raises:
-      ConfigError: naming them.
+      ConfigError: naming these metrics.
     """
     given = _METRICS.value or []
     for name in given:
@@ -329,7 +339,7 @@ def _require_metrics(kind: str) -> None:
     if scores and kind not in STORED:
         raise ConfigError(
             f"the source is {kind}: --metrics={','.join(scores)} is for {' or '.join(STORED)}. "
-            "Draw with simjax sample --prompts=FILE --out=FOLDER/, then measure FOLDER."
+            "Run simjax sample --prompts=FILE --out=FOLDER/, then evaluate FOLDER."
         )
     needed = [flag for flag in OF_SCORES if any(flag in SCORES[name] for name in scores)]
     if lacking := [f"--{flag}={OF_SCORES[flag]}" for flag in needed if not flags.FLAGS[flag].value]:
@@ -338,41 +348,41 @@ def _require_metrics(kind: str) -> None:
 
 
 def _require_read(scores: list[str], needed: list[str], *, compares: bool) -> None:
-    """Refuses the flags that neither these scores read nor, if there is one, the comparison.
+    """Rejects flags that no requested metric reads.
 
     Raises:
-      ConfigError: naming them.
+      ConfigError: naming these flags.
     """
     if idle := [flag for flag in OF_SCORES if flag not in needed and command_line.was_given(flag)]:
         readers = {flag: [name for name in SCORES if flag in SCORES[name]] for flag in idle}
-        told = "; ".join(f"--{flag} is for {' or '.join(readers[flag])}" for flag in idle)
+        named = "; ".join(f"--{flag} is for {' or '.join(readers[flag])}" for flag in idle)
         raise ConfigError(
-            f"without effect with these --metrics: {told}. Add that, or drop the flag."
+            f"no effect with these --metrics: {named}. Add that metric, or drop the flag."
         )
     if compares:
         return
     if idle := [f"--{flag}" for flag in COMPARING if command_line.was_given(flag)]:
         raise ConfigError(
-            f"{', '.join(idle)}: without effect, --metrics={','.join(scores)} compares with "
-            "nothing. Add frechet or others to --metrics, or drop the flag."
+            f"{', '.join(idle)}: no effect, --metrics={','.join(scores)} needs no reference. Add "
+            "frechet or other metrics to --metrics, or drop the flag."
         )
 
 
 def _require_compared(config: c.Config) -> None:
-    """Refuses flags on a comparison where there is none, and data that nothing reads.
+    """Rejects flags about a reference where there is none, and data that nothing reads.
 
     Raises:
-      ConfigError: naming them.
+      ConfigError: naming these flags.
     """
     options = config.evaluation
     if not (options.reference or config.data.source):
         has_scores = not SCORES.keys().isdisjoint(_METRICS.value or ())
         about = ("limit", "features", *(() if has_scores else ("metrics",)))
         about += () if _SAVE.value else ("samples",)
-        remedy = "nothing is compared: add --reference=... (or --data=...)"
+        remedy = "there is no reference: add --reference=... (or --data=...)"
     elif options.reference and "classifier" not in options.features:
-        about, remedy = ("data",), "the classifier alone reads it beside a reference"
+        about, remedy = ("data",), "with a reference only the classifier features need it"
     else:
         return
     if idle := [f"--{name}" for name in about if command_line.was_given(name)]:
-        raise ConfigError(f"{', '.join(idle)}: without effect, {remedy}.")
+        raise ConfigError(f"{', '.join(idle)}: no effect, {remedy}.")

@@ -1,13 +1,18 @@
-"""Writes a generator in the formats that other programs read, with a model card.
+"""Exports a generator to other formats, with a model card.
 
-python -m simjax export --source=runs/digits --out=exports/digits --format=safetensors,stablehlo
-python -m simjax export --source=sid.pkl --out=exports/sid --format=edm
-python -m simjax export --source=sim.pth --out=exports/sim --format=diffusers,stablehlo
+Formats:
+  safetensors  weights and config, for simjax
+  edm          state dict and constructor arguments for the classes of NVlabs/edm
+  diffusers    folder of a transformer (DiT, PixArt-alpha)
+  stablehlo    program that needs only jax, with its weights as safetensors
 
-safetensors: weights for simjax. edm: a state dictionary for NVlabs/edm's classes. diffusers: a
-transformer's folder. stablehlo: a program that needs jax alone, with its weights as safetensors.
-What is written is read back and compared before this says that it is done; all on the CPU, which
-rounds the same way every time. Files of the same names are replaced.
+Every format is read back and compared with the source, on the CPU. Existing files of the same names
+are overwritten.
+
+Examples:
+  python -m simjax export --source=runs/digits --out=exports/digits --format=safetensors,stablehlo
+  python -m simjax export --source=sid.pkl --out=exports/sid --format=edm
+  python -m simjax export --source=sim.pth --out=exports/sim --format=diffusers,stablehlo
 """
 
 import json
@@ -28,20 +33,24 @@ from simjax.models.model import Model
 from simjax.models.open import Opened, Wanted, is_export, open_model
 from simjax.runtime import processes, storage
 
-_SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
-_OUT = flags.DEFINE_string("out", None, "Folder for the files.")
-_FORMAT = flags.DEFINE_list("format", ["safetensors"], f"Of {', '.join(formats.FORMATS)}.")
-_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit, sit.")
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Run directory, export, or published weights: known name, URL, file, folder."
+)
+_OUT = flags.DEFINE_string("out", None, "Output folder.")
+_FORMAT = flags.DEFINE_list("format", ["safetensors"], f"Any of {', '.join(formats.FORMATS)}.")
+_FAMILY = flags.DEFINE_string("family", "", "Family of a DiT or SiT .pt file: dit, sit, sit_gvp.")
 _NETWORK = flags.DEFINE_enum(
     "network",
     "generator",
     ["generator", "best", "teacher"],
-    "Which network of a run: the newest generator, that which evaluation.best kept, the teacher.",
+    "Which network of a run: newest generator (EMA), best generator by evaluation.best, teacher.",
 )
-_SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of the one call; default the run's, or 2.5.")
+_SIGMA_INIT = flags.DEFINE_float(
+    "sigma_init", None, "Noise level of a generator's first call; default: the run's, or 2.5."
+)
 
 RUN, WEIGHTS = "a run", "published weights"
-USES = {  # the kinds of source that each flag has an effect on
+USES = {  # flag -> kinds of source on which it has an effect
     "source": (RUN, WEIGHTS),
     "family": (WEIGHTS,),
     "network": (RUN,),
@@ -49,7 +58,7 @@ USES = {  # the kinds of source that each flag has an effect on
     "format": (RUN, WEIGHTS),
     "sigma_init": (RUN, WEIGHTS),
 }
-UNTOLD = ("description", "checksum", "seconds")  # of a network's provenance: for simjax alone
+INTERNAL = ("description", "checksum", "seconds")  # internal provenance, not for the model card
 
 command_line.require_positive("sigma_init")
 
@@ -60,7 +69,7 @@ def main() -> None:
 
 
 def _run(argv: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
+    logging.set_verbosity(logging.ERROR)  # hides Orbax's warnings about read-only access
     jax.config.update("jax_platforms", "cpu")
     processes.reuse_compiled()
     found = stored.find_run(_SOURCE.value)
@@ -81,43 +90,43 @@ def _run(argv: list[str]) -> None:
     generator = formats.Generator(config, weights, sample(*formats.inputs(config)))
     print(f"weights: {opened.weights()}")
     checks = {name: _exported(name, generator, out) for name in wanted}
-    role, told = _of_run(opened) if opened.run else _of_network(opened)
-    card = model_card.Card(out.resolve().name, role, config, checks, told)
+    role, facts = _of_run(opened) if opened.run else _of_network(opened)
+    card = model_card.Card(out.resolve().name, role, config, checks, facts)
     formats.write(out / model_card.NAME, model_card.text(card).encode())
     print(f"model card: {model_card.NAME}")
     print(f"written to {_OUT.value}")
 
 
 def _exported(name: str, generator: formats.Generator, out: Path) -> str:
-    """Writes one format; what was found when it was read back.
+    """Writes one format, reads it back and returns the result of the comparison.
 
     Raises:
-      ConfigError: it cannot be read, or is something else than what was written.
+      ConfigError: the files cannot be written or read, or differ from the source.
     """
     try:
         files = formats.FORMATS[name].write(generator, out)
         found = formats.FORMATS[name].compare(generator, out)
     except ConfigError:
         raise
-    except Exception as error:  # damage shows in many ways
+    except Exception as error:  # damaged files raise errors of many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"--format={name}: what is in {out} could not be written and read back: {reason}."
+            f"--format={name}: writing to {out} and reading back failed: {reason}."
         ) from error
     print(f"{name}: {', '.join(files)}; read back: {found}")
     return found
 
 
 def _formats(given: list[str]) -> list[str]:
-    """Those asked for; a program needs its weights beside it.
+    """Requested formats; stablehlo implies safetensors, which hold its weights.
 
     Raises:
-      ConfigError: naming those that are not known.
+      ConfigError: a format is unknown.
     """
     unknown = [name for name in given if name not in formats.FORMATS]
     if unknown or not given:
         raise ConfigError(
-            f"--format={','.join(given)}: expected some of {', '.join(formats.FORMATS)}, as in "
+            f"--format={','.join(given)}: expected some of {', '.join(formats.FORMATS)}, e.g. "
             "--format=safetensors,stablehlo."
         )
     given = [*given, *["safetensors"] * ("stablehlo" in given)]
@@ -125,36 +134,37 @@ def _formats(given: list[str]) -> list[str]:
 
 
 def _destination(given: str | None) -> Path:
-    """The folder, which is known to be writable before anything is read.
+    """Output folder, checked to be writable before weights are read.
 
     Raises:
-      ConfigError: it is not, or a run directory, whose config.json would be replaced.
+      ConfigError: it is not a writable local folder, or it is a run directory, whose config.json
+        would be overwritten.
     """
     if not given or storage.in_bucket(given):
-        raise ConfigError(f"--out={given or ''}: expected a folder on a disk, to be read back.")
+        raise ConfigError(f"--out={given or ''}: expected a folder on a local disk.")
     out = Path(given).expanduser()
     if stored.config_of_run(epath.Path(out)) is not None:
-        raise ConfigError(f"--out={given} is a run directory; give a folder of its own.")
+        raise ConfigError(f"--out={given} is a run directory; choose another folder.")
     storage.new_folder(given, "--out")
     return out
 
 
 def _of_run(opened: Opened) -> tuple[str, model_card.Told]:
-    """What a card tells of a run's teacher or generator: its role, a sentence; and facts."""
+    """Model card of a run's teacher or generator: one sentence on its role, and facts."""
     model, source, config = opened.model, opened.source, opened.model.config
     known = _known(model)
     report = opened.run / "report.json"
     measured = json.loads(report.read_text()) if report.exists() else None
     if opened.found is None:
         role = (
-            f"A diffusion model, the teacher of `{source}`; by {generator_of(config).name} it "
-            "gives blurred samples."
+            f"A diffusion model, the teacher of `{source}`; samples by {generator_of(config).name} "
+            "are blurred."
         )
         return role, model_card.Told(c.to_dict(config), known, measured)
-    measured = None if "metric" in opened.found else measured  # the report is of the newest
+    measured = None if "metric" in opened.found else measured  # the report has the newest one's
     role = (
-        f"A {generator_of(config).kind} generator that simjax distilled from a diffusion model, by "
-        f"`{config.loss.name}`."
+        f"A {generator_of(config).kind} generator, distilled by simjax from a diffusion model "
+        f"with the loss `{config.loss.name}`."
     )
     weights = f"the generator's {stored.describe_generator(opened.found)}"
     own = {"run": source, "weights": weights, "sha256": opened.sha256()}
@@ -163,23 +173,23 @@ def _of_run(opened: Opened) -> tuple[str, model_card.Told]:
 
 
 def _of_network(opened: Opened) -> tuple[str, model_card.Told]:
-    """What a card tells of an export or of published weights."""
+    """Model card of an export or of published weights: its role and facts."""
     what = "A network that simjax exported" if is_export(opened.source) else "The published network"
     generator = generator_of(opened.model.config)
     role = (
-        f"{what}, `{opened.source}`, by {generator.name}: made for that if it is a "
-        f"{generator.kind} generator; if it is a diffusion model, samples are blurred."
+        f"{what}, `{opened.source}`, sampled by {generator.name}. This is right for a "
+        f"{generator.kind} generator; a diffusion model gives blurred samples."
     )
     config = exported.settings(opened.model.config)
     return role, model_card.Told(config, _known(opened.model), None)
 
 
 def _known(model: Model) -> dict[str, Any]:
-    return {name: value for name, value in model.provenance.items() if name not in UNTOLD}
+    return {name: value for name, value in model.provenance.items() if name not in INTERNAL}
 
 
 def _with_flags(config: c.Config) -> c.Config:
-    """The config with the noise level that was asked for."""
+    """The config with --sigma_init."""
     if _SIGMA_INIT.value is not None:
         set_sigma_init(config, _SIGMA_INIT.value)
     return config

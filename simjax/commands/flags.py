@@ -1,6 +1,6 @@
-"""The flags that simjax's programs share: --config=FILE, --config.FIELD=VALUE, and their messages.
+"""Command-line parsing, help texts and error messages of all commands.
 
-Called from every command. Imports no JAX: flags are refused within a moment.
+Imports no JAX, so that wrong flags are rejected at once.
 """
 
 import difflib
@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -20,17 +21,20 @@ from simjax.runtime import settings, values
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Python file whose get_config() returns a simjax.config.Config, or FILE:METHOD; any field is "
-    "set by --config.FIELD=VALUE: --config=configs/digits.py --config.generator.optim.lr=1e-4.",
+    "Python file whose get_config() returns a simjax.config.Config, or FILE:PRESET. "
+    "--config.FIELD=VALUE overrides a field, e.g. --config.generator.optim.lr=1e-4.",
 )
-HELP = {"help": True, "h": True, "?": True, "helpshort": True, "helpfull": False}  # is it short
+HELP = {"help": True, "h": True, "?": True, "helpshort": True, "helpfull": False}  # is it short?
+EXAMPLES = "\n\nExamples:\n"  # heading of the examples in a command's docstring
+WIDTH = 100  # columns of a help text
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses, with messages of our own for what users get wrong.
+    """Parses --config, its overrides and other flags.
 
     Raises:
-      ConfigError: an unknown flag or field, a value of the wrong type, an unreadable config file.
+      ConfigError: an unknown flag or field, a value of the wrong type, or a config file that cannot
+        be read.
     """
     given = re.findall(r"^--?config\.([\w.]+)", "\n".join(argv[1:]), flags=re.MULTILINE)
     file, colon, method = (_given(argv, "config") or "").partition(":")
@@ -54,10 +58,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         _require_fields(given)
         if "None" in f"{error}" and any(name.startswith("network.") for name in given):
             raise ConfigError(
-                "config.network has no fields to set: the network comes with teacher.source."
+                "config.network cannot be set: the network is read from teacher.source."
             ) from error
         if colon and "get_config() takes 0" in f"{error}":
-            raise ConfigError(f"--config: {file} has no methods; leave out :{method}.") from error
+            raise ConfigError(f"--config: {file} has no presets; leave out :{method}.") from error
         raise ConfigError(f"{error}") from error
     if rest[1:]:
         raise ConfigError(f"unexpected arguments: {' '.join(rest[1:])}.")
@@ -67,17 +71,17 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _is_config(value: Any) -> bool:
-    """Whether a config file has returned one; then JAX is imported already."""
+    """Whether a config file returned a Config (it has imported JAX by then)."""
     from simjax.config import Config
 
     return isinstance(value, Config)
 
 
 def _require_fields(given: Collection[str]) -> None:
-    """Refuses fields that no config has; called once the file is loaded, which may register some.
+    """Rejects unknown config fields, after the config file has registered its own.
 
     Raises:
-      ConfigError: with those of nearly the same name.
+      ConfigError: naming the closest field names.
     """
     from simjax.config import known_fields  # imports JAX
 
@@ -91,8 +95,8 @@ def _require_fields(given: Collection[str]) -> None:
 def start(
     run: Callable[[list[str]], None], parse: Callable[[list[str]], list[str]] = parse_flags
 ) -> None:
-    """Parses flags, runs, and turns a user's mistake into one message and exit status 1."""
-    _help_if_asked(sys.argv, run.__module__)
+    """Parses flags and runs; a ConfigError becomes one message and exit status 1."""
+    _exit_with_help(sys.argv, run.__module__)
     settings.hold()
     try:
         app.run(run, flags_parser=parse)
@@ -101,10 +105,13 @@ def start(
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags of a command without --config; what is left of them.
+    """Parses the flags of a command without --config; returns the positional arguments.
 
     Raises:
-      ConfigError: a flag is wrong.
+      ConfigError: a flag is unknown or has a wrong value.
+
+    >>> parse(["simjax port", "net.pkl"])
+    ['simjax port', 'net.pkl']
     """
     try:
         return flags.FLAGS(argv)
@@ -113,10 +120,10 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def parse_source(argv: list[str]) -> list[str]:
-    """Parses the flags of a command that has --source and no --config.
+    """Parses the flags of a command that needs --source.
 
     Raises:
-      ConfigError: a flag is wrong, --source is missing, or there are other arguments.
+      ConfigError: a flag is wrong, --source is missing, or there are positional arguments.
     """
     rest = parse(argv)
     if rest[1:] or not flags.FLAGS["source"].value:
@@ -125,41 +132,50 @@ def parse_source(argv: list[str]) -> list[str]:
 
 
 def require_used(kind: str, uses: Mapping[str, Collection[str]], hint: str = "") -> None:
-    """Refuses the flags that were given and have no effect on this kind of source.
+    """Rejects flags that have no effect on this kind of source.
 
     Args:
-      uses: the kinds that each flag of the command has an effect on.
-      hint: what to do instead.
+      kind: kind of source, as in the error message, e.g. "a run".
+      uses: flag name -> the kinds of source on which it has an effect.
+      hint: remedy appended to the error message.
 
     Raises:
-      ConfigError: naming them, the kinds that they are for, and the flags that apply.
+      ConfigError: naming these flags, the kinds of source they are for, and the flags that apply.
     """
     idle = {name: kinds for name, kinds in uses.items() if kind not in kinds and was_given(name)}
     if idle:
         named = "; ".join(f"--{name} is for {' or '.join(kinds)}" for name, kinds in idle.items())
         useful = ", ".join(f"--{name}" for name, kinds in uses.items() if kind in kinds)
-        raise ConfigError(f"the source is {kind}: {named}. It takes {useful}.{hint and ' '}{hint}")
+        raise ConfigError(
+            f"the source is {kind}: {named}. Flags that apply: {useful}.{hint and ' '}{hint}"
+        )
 
 
 def was_given(name: str) -> bool:
-    """Whether a flag stands on the command line."""
+    """Whether a flag is on the command line."""
     return bool(flags.FLAGS[name].present)
 
 
 def require_positive(*names: str) -> None:
-    """Has values of these flags refused that are not positive and finite."""
+    """Makes these flags reject values that are not positive and finite."""
     for name in names:
         flags.register_validator(name, values.is_positive, "expected a positive number.")
 
 
 def require_some(*names: str) -> None:
-    """Has empty lists of these flags refused."""
+    """Makes these flags reject empty lists."""
     for name in names:
         flags.register_validator(name, lambda value: value != [], "expected at least one name.")
 
 
 def spelled(command: str, without: Collection[str]) -> str:
-    """A command as it was given, without some of its flags, such as where results go."""
+    """The current command line without some flags, for records of a result.
+
+    >>> from unittest import mock
+    >>> with mock.patch.object(sys, "argv", ["x", "--steps=2", "--out", "a.json"]):
+    ...     spelled("aot", without=["out"])
+    'python -m simjax aot --steps=2'
+    """
     kept, skip = [], False
     for argument in sys.argv[1:]:
         name, equals, _ = argument.lstrip("-").partition("=")
@@ -171,10 +187,22 @@ def spelled(command: str, without: Collection[str]) -> str:
 
 
 def config_name() -> str:
-    """What --config names: "cifar10", or "cifar10_sid" for configs/cifar10.py:sid."""
+    """Name of --config: "cifar10", or "cifar10_sid" for configs/cifar10.py:sid."""
     filename, _, method = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     name = os.path.splitext(os.path.basename(filename))[0]
     return f"{name}_{method}" if method else name
+
+
+def print_help(text: str) -> None:
+    """Prints a help text; a closed pipe (`| head`) is not an error.
+
+    >>> print_help("simjax NAME [--FLAG=VALUE ...]")
+    simjax NAME [--FLAG=VALUE ...]
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # Python flushes stdout again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _given(argv: list[str], name: str) -> str | None:
@@ -186,20 +214,37 @@ def _given(argv: list[str], name: str) -> str | None:
     return None
 
 
-def _help_if_asked(argv: list[str], module: str) -> None:
-    """Ends the program with the help of a module's command, and exit status 0 (absl's is 1)."""
+def _exit_with_help(argv: list[str], module: str) -> None:
+    """Prints the help of a command if a flag requests it; exit status 0 (absl's is 1)."""
     for argument in argv[1:]:
         is_short = HELP.get(argument.lstrip("-")) if argument.startswith("-") else None
         if is_short is not None:
-            own = argv[0] if module == "__main__" else module  # as absl names those that define
-            print(sys.modules[module].__doc__)
-            print(flags.FLAGS.module_help(own) if is_short else flags.FLAGS.get_help())
-            print("\nAll flags of all libraries: --helpfull" * is_short)
+            print_help(_help(module, argv[0]) if is_short else flags.FLAGS.get_help())
             sys.exit(0)
 
 
+def _help(module: str, program: str) -> str:
+    """Description, flags and examples of a command: its docstring and its own flags."""
+    text, _, examples = (sys.modules[module].__doc__ or "").strip().partition(EXAMPLES)
+    own = program if module == "__main__" else module  # absl's name of the defining module
+    found = flags.FLAGS.get_key_flags_for_module(own)
+    entries = "\n".join(map(_entry, sorted(found, key=lambda flag: flag.name != "config")))
+    return f"{text}\n\nFlags (--helpfull: those of all libraries):\n{entries}{EXAMPLES}{examples}"
+
+
+def _entry(flag: flags.Flag) -> str:
+    """Help of one flag, wrapped."""
+    notes = [flag.parser.syntactic_help] if flag.parser.syntactic_help else []
+    if flag.default not in (None, "", []):
+        notes.append(f"default {flag.default_as_str}")
+    name = f"[no]{flag.name}" if flag.boolean else flag.name
+    text = f"--{name}: {' '.join(flag.help.split())}" + (f" ({'; '.join(notes)})" if notes else "")
+    indents = {"initial_indent": "  ", "subsequent_indent": "      "}
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False, **indents)
+
+
 def _refusal_inside(error: BaseException | None) -> ConfigError | None:
-    """The config file's own ConfigError, which the flag library wraps together with its trace."""
+    """ConfigError raised inside the config file, which the flag library wraps."""
     found = None
     while error is not None:
         found = error if isinstance(error, ConfigError) else found

@@ -1,12 +1,14 @@
-"""Probes a teacher: what its denoiser says about its data and how it is called, without data.
+"""Checks a teacher's denoiser without data and proposes distillation settings.
 
-python -m simjax probe --source=runs/digits
-python -m simjax probe --source=edm-cifar10-32x32-cond-vp --write=configs/mine.py
-python -m simjax probe --source=PixArt-XL-2-512x512 --encoder=T5 --prompts=prompts.txt
+Samples the teacher, measures its denoising error at noise levels matched to the samples' scale,
+proposes sigma distributions, sigma_init and loss options, and warns if the curves are impossible
+for an exact denoiser (wrong preconditioning, sigma convention, guidance, ...). --out receives
+probe.json and probe.png; --write writes the proposal as a config for simjax.main.
 
-Draws samples by the teacher's own sampler, measures its denoiser at noise levels of their scale,
-proposes laws of sigma, sigma_init and the loss's options, and warns of calls that no exact denoiser
-would answer so. --out gets probe.json and probe.png, --write a config for simjax.main.
+Examples:
+  python -m simjax probe --source=runs/digits
+  python -m simjax probe --source=edm-cifar10-32x32-cond-vp --write=configs/mine.py
+  python -m simjax probe --source=PixArt-XL-2-512x512 --encoder=T5 --prompts=prompts.txt
 """
 
 import numpy as np
@@ -22,22 +24,30 @@ from simjax.runs.probe import files
 from simjax.runtime import processes, storage, values
 from simjax.text import prompts as files_of_prompts
 
-_SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
-_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit, sit.")
-_GUIDANCE = flags.DEFINE_float("guidance", None, "To be looked at too; default the run's, or 1.")
-_SAMPLES = flags.DEFINE_integer("samples", probe.SAMPLES, "Of the teacher's sampler.", 2)
-_STEPS = flags.DEFINE_integer("steps", probe.STEPS, "Of the teacher's sampler.", 1)
-_LEVELS = flags.DEFINE_integer("levels", probe.LEVELS, "Noise levels of the curves.", 8)
-_BATCH = flags.DEFINE_integer("batch", None, "Samples at a time; default the run's, or 100.", 1)
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Run directory, or published weights: known name, URL, file, folder."
+)
+_FAMILY = flags.DEFINE_string("family", "", "Family of a DiT or SiT .pt file: dit, sit, sit_gvp.")
+_GUIDANCE = flags.DEFINE_float(
+    "guidance", None, "Guidance scale to check as well; default: the run's, or 1 (none)."
+)
+_SAMPLES = flags.DEFINE_integer("samples", probe.SAMPLES, "Teacher samples to draw.", 2)
+_STEPS = flags.DEFINE_integer("steps", probe.STEPS, "Steps of the teacher's sampler.", 1)
+_LEVELS = flags.DEFINE_integer("levels", probe.LEVELS, "Noise levels to measure.", 8)
+_BATCH = flags.DEFINE_integer("batch", None, "Samples per batch; default: the run's, or 100.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, values.LARGEST_SEED)
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times: in turn.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "File of them, .txt, .csv, .json ...: in turn.")
-_ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder, which reads prompts.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "File or folder; default --encoder.")
-_AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")
-_EXPLAIN = flags.DEFINE_bool("explain", True, "Try other calls where the curves are wrong.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "Prompt, cycled with the others")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "File of prompts: .txt (one per line), .tsv, .csv, .json or .jsonl."
+)
+_ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder, for prompts.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Tokenizer file or folder; default: --encoder.")
+_AUTOENCODER = flags.DEFINE_string(
+    "autoencoder", None, "Folder of a diffusers AutoencoderKL, to decode latents."
+)
+_EXPLAIN = flags.DEFINE_bool("explain", True, "Search for the cause if the curves are wrong.")
 _OUT = flags.DEFINE_string("out", "probe", "Folder for probe.json and probe.png.")
-_WRITE = flags.DEFINE_string("write", None, "Config file to write, NAME.py, for simjax.main.")
+_WRITE = flags.DEFINE_string("write", None, "Config file NAME.py to write, for simjax.main.")
 
 
 def main() -> None:
@@ -46,14 +56,14 @@ def main() -> None:
 
 
 def _run(argv: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
+    logging.set_verbosity(logging.ERROR)  # hides Orbax's warnings about read-only access
     processes.reuse_compiled()
     is_run = stored.find_run(_SOURCE.value) is not None
     if not is_run and is_export(_SOURCE.value):
-        raise ConfigError(f"{_SOURCE.value} is an export of a generator; a teacher is probed.")
+        raise ConfigError(f"{_SOURCE.value} is an exported generator; expected a teacher.")
     out = storage.new_folder(_OUT.value, "--out")
     if _WRITE.value is not None and not _WRITE.value.endswith(".py"):
-        raise ConfigError(f"--write={_WRITE.value}: expected a Python file, as configs/mine.py.")
+        raise ConfigError(f"--write={_WRITE.value}: expected a Python file, e.g. configs/mine.py.")
     config_file = None if _WRITE.value is None else storage.new_file(_WRITE.value, "--write")
     prompts = files_of_prompts.given(_PROMPT.value, _PROMPTS.value)
     opened = open_model(
@@ -79,24 +89,24 @@ def _run(argv: list[str]) -> None:
     )
     print(f"weights: {opened.weights()}\n\n{found.table()}\n")
     storage.write_json(out / "probe.json", {"source": _SOURCE.value, **found.to_dict()})
-    told = f"{np.round(found.seconds, 1)} s; written to {out}/probe.json"
+    summary = f"{np.round(found.seconds, 1)} s; written to {out}/probe.json"
     if found.images:
         files.picture(found).save(out / "probe.png")
-        told += f" and {out}/probe.png"
+        summary += f" and {out}/probe.png"
     if config_file is not None:
         if found.proposal is None:
-            raise ConfigError("--write: there is nothing to propose; see the warning above.")
-        # Of published weights, whose network comes with them, nothing else is known.
+            raise ConfigError("--write: the probe has no proposal; see the warning above.")
+        # A config of published weights has the source alone; the network is read from it.
         published = c.Config(teacher=c.Teacher(source=_SOURCE.value, family=_FAMILY.value))
         begun = opened.model.config if is_run else _with_flags(published)
         text = files.config_text(begun, found, _SOURCE.value)
         config_file.write_text(text)
-        told += f"; python -m simjax.main --config={config_file}"
-    print(told)
+        summary += f"; python -m simjax.main --config={config_file}"
+    print(summary)
 
 
 def _with_flags(config: c.Config) -> c.Config:
-    """The config with what the flags change of it."""
+    """The config with the overrides of the flags."""
     for part, field, value in (
         (config.teacher, "guidance", _GUIDANCE.value),
         (config.evaluation, "batch", _BATCH.value),

@@ -1,15 +1,16 @@
-"""Draws pictures from a run, or from published weights.
+"""Draws samples from a run, an export or published weights.
 
-python -m simjax sample --source=runs/digits --classes=3,7
-python -m simjax sample --source=sid.pkl --count=50000 --out=samples/
-python -m simjax sample --source=edm-cifar10-32x32-cond-vp --steps=18 --out=samples.npz
-python -m simjax sample --source=runs/captioned_digits --prompt="write seven" --prompt="an 8"
-python -m simjax sample --source=sim.pth --encoder=T5 --autoencoder=VAE --prompts=prompts.txt
+Generators take the number of steps they were trained for, teachers --steps of their sampler.
+Classes and prompts are cycled: sample i has condition i modulo their number. Sample i of a seed is
+the same for every --count, --batch and number of devices. Existing files of the same names are
+overwritten.
 
-A generator's own calls, or --steps of a teacher's sampler. Classes and prompts have their turns:
-sample i is of the i-th, counted round and round. Sample i of a seed is the same for every --count,
---batch and number of devices. Files of the same names are replaced, and others in a folder stay, as
-by simjax evaluate --save.
+Examples:
+  python -m simjax sample --source=runs/digits --classes=3,7
+  python -m simjax sample --source=sid.pkl --count=50000 --out=samples/
+  python -m simjax sample --source=edm-cifar10-32x32-cond-vp --steps=18 --out=samples.npz
+  python -m simjax sample --source=runs/captioned_digits --prompt="write seven" --prompt="an 8"
+  python -m simjax sample --source=sim.pth --encoder=T5 --autoencoder=VAE --prompts=prompts.txt
 """
 
 import dataclasses
@@ -37,34 +38,48 @@ from simjax.runtime.monitor import grid
 from simjax.text import prompts as files_of_prompts
 from simjax.typing import Int
 
-_SOURCE = flags.DEFINE_string("source", None, "Run directory, known name, URL, file, folder.")
-_FAMILY = flags.DEFINE_string("family", "", "Family of a .pt that may be DiT's or SiT's: dit, sit.")
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Run directory, export, or published weights: known name, URL, file, folder."
+)
+_FAMILY = flags.DEFINE_string("family", "", "Family of a DiT or SiT .pt file: dit, sit, sit_gvp.")
 _NETWORK = flags.DEFINE_enum(
     "network",
     "generator",
     ["generator", "best", "teacher"],
-    "Which network of a run: the newest generator, that which evaluation.best kept, the teacher.",
+    "Which network of a run: newest generator (EMA), best generator by evaluation.best, teacher.",
 )
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "Of a teacher, 0: one call; of a generator. Default: a run's own.", 0
+    "steps", None, "Teacher: sampler steps (0: one call); generator: NFE. Default: the run's.", 0
 )
-_GUIDANCE = flags.DEFINE_float("guidance", None, "With --steps; default the run's, or 1: none.")
-_SIGMA_INIT = flags.DEFINE_float("sigma_init", None, "Of one call; default the run's, or 2.5.")
-_CLASSES = flags.DEFINE_list("classes", None, "In turn, e.g. 3,7; default all.")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "May be given several times: in turn.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "File of them, .txt, .csv, .json ...: in turn.")
-_ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder, which reads prompts.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "File or folder; default --encoder.")
-_AUTOENCODER = flags.DEFINE_string("autoencoder", None, "Folder of diffusers' AutoencoderKL.")
-_COUNT = flags.DEFINE_integer("count", None, "Samples, default 64; with prompts of each, 4.", 1)
+_GUIDANCE = flags.DEFINE_float(
+    "guidance", None, "Guidance scale of a teacher's sampler; default: the run's, or 1 (none)."
+)
+_SIGMA_INIT = flags.DEFINE_float(
+    "sigma_init", None, "Noise level of a generator's first call; default: the run's, or 2.5."
+)
+_CLASSES = flags.DEFINE_list("classes", None, "Class indices, cycled, e.g. 3,7; default: all.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "Prompt, cycled with the others")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "File of prompts: .txt (one per line), .tsv, .csv, .json or .jsonl."
+)
+_ENCODER = flags.DEFINE_string("encoder", None, "Folder of a T5 encoder, for prompts.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Tokenizer file or folder; default: --encoder.")
+_AUTOENCODER = flags.DEFINE_string(
+    "autoencoder", None, "Folder of a diffusers AutoencoderKL, to decode latents."
+)
+_COUNT = flags.DEFINE_integer(
+    "count", None, "Number of samples (default 64), or of samples per prompt (default 4).", 1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Random seed.", 0, values.LARGEST_SEED)
-_BATCH = flags.DEFINE_integer("batch", None, "Samples at a time; default the run's, or 100.", 1)
-_OUT = flags.DEFINE_string("out", "samples.png", "Grid NAME.png, arrays NAME.npz, or FOLDER/.")
-_COLUMNS = flags.DEFINE_integer("columns", None, "Of the grid; default about square.", 1)
+_BATCH = flags.DEFINE_integer("batch", None, "Samples per batch; default: the run's, or 100.", 1)
+_OUT = flags.DEFINE_string(
+    "out", "samples.png", "Grid NAME.png, arrays NAME.npz, or PNG files FOLDER/."
+)
+_COLUMNS = flags.DEFINE_integer("columns", None, "Columns of the grid; default: about square.", 1)
 
 COUNT, COUNT_OF_A_PROMPT = 64, 4  # our choice
 FILES = (".png", ".npz")
-# What can be drawn from, and which flags have an effect on it; a network's own: _require_flags.
+# Kinds of source, and the flags that have an effect on each; per network: _require_flags.
 GENERATOR, TEACHER = "a run's generator", "a run's teacher (--network=teacher)"
 TEACHER_ONCE = "a run's teacher called once (--network=teacher --steps=0)"
 EXPORT = "an export"
@@ -85,19 +100,19 @@ USES = {
 command_line.require_positive("sigma_init")
 
 
-class Asked(NamedTuple):
-    """What is to be drawn.
+class Request(NamedTuple):
+    """Samples to draw, with their conditions.
 
     Attributes:
-      labels: of classes; None of anything else.
-      turns: conditions, after which the first one comes again.
-      conditions: what a person reads of them.
+      labels: classes of the samples; None without classes.
+      period: number of conditions that are cycled over the samples.
+      conditions: description for the log.
     """
 
     drawing: Drawing
     count: int
     labels: Int[np.ndarray, "n"] | None
-    turns: int
+    period: int
     conditions: str
 
 
@@ -107,7 +122,7 @@ def main() -> None:
 
 
 def _run(argv: list[str]) -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
+    logging.set_verbosity(logging.ERROR)  # hides Orbax's warnings about read-only access
     processes.reuse_compiled()
     is_run = stored.find_run(_SOURCE.value) is not None
     command_line.require_used(_kind(is_run), USES)
@@ -129,24 +144,24 @@ def _run(argv: list[str]) -> None:
     )
     model, weights = opened.model, opened.weights()
     sampler, sampled = _sampler(opened)
-    asked = _of_prompts(model, prompts) if prompts else _of_classes(model)
-    drawing, count = asked.drawing, asked.count
+    request = _of_prompts(model, prompts) if prompts else _of_classes(model)
+    drawing, count = request.drawing, request.count
     batches = drawing.draw(sampler.function, sampler.params)
     if out.suffix == ".png":
-        columns = _COLUMNS.value or _columns(count, asked.turns)
+        columns = _COLUMNS.value or _columns(count, request.period)
         images.write_image(out, grid(np.concatenate(list(batches)), columns))
     else:
-        images.write(out, batches, asked.labels)
+        images.write(out, batches, request.labels)
     height, width, _ = build.pixel_shape(model.config)
     print(f"weights: {weights}")
-    print(f"sampler: {sampled}; evaluations an image: {sampler.evaluations}")
-    print(f"conditions: {asked.conditions}; seed {_SEED.value}")
+    print(f"sampler: {sampled}; NFE: {sampler.evaluations}")
+    print(f"conditions: {request.conditions}; seed {_SEED.value}")
     print(f"images: {count} of {width} x {height}; {drawing.seconds / count:.3g} s each")
     print(f"written to {out}")
 
 
 def _kind(is_run: bool) -> str:
-    """What is drawn from: a key of USES' kinds."""
+    """Kind of source, as in USES."""
     if not is_run and is_export(_SOURCE.value):
         return EXPORT
     if not is_run:
@@ -157,10 +172,11 @@ def _kind(is_run: bool) -> str:
 
 
 def _destination(given: str) -> epath.Path:
-    """Where the pictures go, which is known to be writable before they are drawn.
+    """Output path, checked to be writable before sampling starts.
 
     Raises:
-      ConfigError: it is not, or of another kind than FILES and folders; or no grid has --columns.
+      ConfigError: it is not writable or has another suffix than FILES, or --columns is given
+        without a grid.
     """
     out = storage.new_file_or_folder(given, "--out", FILES)
     if out.suffix != ".png" and command_line.was_given("columns"):
@@ -169,7 +185,7 @@ def _destination(given: str) -> epath.Path:
 
 
 def _with_flags(config: c.Config) -> c.Config:
-    """The config with what the flags change of it."""
+    """The config with the overrides of the flags."""
     given = (
         (config.evaluation, "batch", _BATCH.value),
         (config.teacher, "guidance", _GUIDANCE.value),
@@ -184,14 +200,14 @@ def _with_flags(config: c.Config) -> c.Config:
 
 
 def _sampler(opened: Opened) -> tuple[samplers.Sampler, str]:
-    """The sampler and its name: the teacher's own with steps, or else the generator's calls."""
+    """Sampler and its description: a teacher's with --steps, else the generator's."""
     model, steps = opened.model, _STEPS.value
     if opened.is_generator and steps:
-        config, told = with_calls(model.config, steps)
+        config, note = with_calls(model.config, steps)
         model, steps = dataclasses.replace(model, config=config), None
-        if told:
-            print(f"note: {told}")
-    if steps is None and opened.run is not None and opened.found is None:  # as in its report
+        if note:
+            print(f"note: {note}")
+    if steps is None and opened.run is not None and opened.found is None:  # as in the run's report
         steps = model.config.evaluation.teacher_steps[0]
     if not steps:
         (sampler,) = samplers.generated(model, {"generator": opened.params})
@@ -201,17 +217,17 @@ def _sampler(opened: Opened) -> tuple[samplers.Sampler, str]:
 
 
 def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str]) -> None:
-    """Refuses flags that a network has no use for, and the lack of those that it needs.
+    """Rejects flags that a network does not use, and missing ones that it needs.
 
     Raises:
-      ConfigError: naming all of them.
+      ConfigError: naming these flags.
     """
     reads, has_reader = network.condition.reads_prompts, bool(config.text.templates)
     has_prompts = bool(prompts or has_reader or config.text.cache)
     gives_reader = bool(_ENCODER.value or _TOKENIZER.value)
     has_classes = bool(has_reader or network.label_dim) and not prompts
     found = {
-        "has no use for": {
+        "does not use": {
             "--prompt and --prompts": prompts and not reads,
             "--encoder and --tokenizer": gives_reader and (has_reader or not prompts),
             "--classes": _CLASSES.value is not None and not has_classes,
@@ -230,18 +246,18 @@ def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str])
             raise ConfigError(f"{type(network).__name__} {what} {', '.join(named)}.")
 
 
-def _of_prompts(model: Model, prompts: Sequence[str]) -> Asked:
-    """--count samples of each prompt, encoded now."""
+def _of_prompts(model: Model, prompts: Sequence[str]) -> Request:
+    """--count samples per prompt, with the prompts encoded."""
     reader, cond = model.read, model.read(prompts)
     count = (_COUNT.value or COUNT_OF_A_PROMPT) * len(prompts)
     drawing = report.drawing_of(model, cond, count, _SEED.value)
-    cut = f"{reader.cut(prompts)} of them cut to {reader.length} tokens"
-    told = f"{len(prompts)} prompts in turn, {cut}"
-    return Asked(drawing, count, None, len(prompts), told)
+    cut = f"{reader.cut(prompts)} of them truncated to {reader.length} tokens"
+    conditions = f"{len(prompts)} prompts, cycled, {cut}"
+    return Request(drawing, count, None, len(prompts), conditions)
 
 
-def _of_classes(model: Model) -> Asked:
-    """Samples of --classes; or of the run's prompts, or of nothing."""
+def _of_classes(model: Model) -> Request:
+    """Samples conditioned on --classes or the run's prompts, or unconditional ones."""
     classes, count = np.arange(max(model.classes, 1)), _COUNT.value or COUNT
     if _CLASSES.value is not None:
         known = {str(number): number for number in classes}
@@ -251,16 +267,16 @@ def _of_classes(model: Model) -> Asked:
                 f"{len(classes) - 1}, as in --classes=0,1."
             )
         classes = np.array([known[given] for given in _CLASSES.value])
-    labels = np.resize(classes, count).astype(np.int32)  # repeats them
+    labels = np.resize(classes, count).astype(np.int32)  # cycles
     drawing = report.drawing(model, labels, _SEED.value)
     if model.classes:
-        told = f"{len(classes)} classes in turn"
-        return Asked(drawing, count, labels, len(classes), told)
-    told = "none" if model.captions is None else "the prompts of the run in turn"
-    return Asked(drawing, count, None, 1, told)
+        conditions = f"{len(classes)} classes, cycled"
+        return Request(drawing, count, labels, len(classes), conditions)
+    conditions = "none" if model.captions is None else "the run's prompts, cycled"
+    return Request(drawing, count, None, 1, conditions)
 
 
-def _columns(count: int, turns: int) -> int:
-    """Of a grid that is about square, each of whose columns has one condition if that goes."""
+def _columns(count: int, period: int) -> int:
+    """Columns of an about square grid, with one condition per column if possible."""
     side = count**0.5
-    return turns * max(1, round(side / turns)) if turns <= count else -int(-side // 1)
+    return period * max(1, round(side / period)) if period <= count else -int(-side // 1)

@@ -76,7 +76,7 @@ def test_it_says_what_it_did(finished):
     out, done = finished
     long = sum(len(line.split()) >= LENGTH for line in made_up(10))
     assert done.stdout == (
-        f"prompts encoded: 10\ncut to {LENGTH} tokens: {long}\nempty lines skipped: 2\n"
+        f"prompts encoded: 10\ntruncated to {LENGTH} tokens: {long}\nempty lines skipped: 2\n"
         f"written to {out}\n"
     )
     assert 0 < long < 10

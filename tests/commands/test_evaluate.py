@@ -45,12 +45,12 @@ MISTAKES = {
     "--source=net.pkl,,more": "got more",
     "--source=nothing-like-it": "did you mean",
     "--source=org/name": "download the folder first, and give that: hf download org/name",
-    "--source=digits": "need --reference=... (or --data=...)",
+    "--source=digits": "need --reference=... (or --data=...) to compare with",
     "--source=digits,,--data=digits,,--features=clip": "'clip' is not known; known: ",
     "--source=digits,,--data=digits,,--metrics=fid": "'fid' is not known; known: ",
     "--source=digits,,--reference=none.npz,,--features=pixels": "none.npz",
     "--source=digits,,--reference=run,,--features=pixels": "run is a run or a model, expected a",
-    "--source=net.pkl,,--steps=3,,--churn=40": "is not four numbers, as in --churn=",
+    "--source=net.pkl,,--steps=3,,--churn=40": "--churn=40: expected four numbers, e.g. --churn=",
     # Numbers.
     "--source=digits,,--samples=many": "samples",
     f"{RUN}--samples=0": "--samples=0",
@@ -62,13 +62,13 @@ MISTAKES = {
     f"{RUN}--seed=4294967295,,--repeats=2": "the last seed of --repeats = 4294967296",
     f"{NET}--sigma_init=0": "--sigma_init=0.0: expected a positive number",
     f"{NET}--metrics=": "--metrics=[]: expected at least one name",
-    # Flags without effect.
+    # Flags that have no effect.
     f"{RUN}--steps=5": "the source is a run: --steps is for a network called once or a network "
-    "with --steps. It takes --source, --network",
+    "with --steps. Flags that apply: --source, --network",
     f"{RUN}--sigma_init=40": "--sigma_init is for a network called once",
     f"{RUN}--churn=40,0.05,50,1": "--churn is for a network with --steps",
     f"{RUN}--split=test": "--split is for a data set",
-    f"{RUN}--data=digits,,--reference=real": "--data: without effect, the classifier alone",
+    f"{RUN}--data=digits,,--reference=real": "--data: no effect, with a reference only the",
     f"{IMAGES}--samples=5": "the source is images in files: --samples is for a run",
     f"{IMAGES}--repeats=3": "--repeats is for a run",
     f"{IMAGES}--save=s.npz": "--save is for a run",
@@ -80,10 +80,10 @@ MISTAKES = {
     f"{NET}--solver=euler": "--solver is for a network with --steps",
     f"{NET}--steps=3,,--solver=rk4": "rk4",
     f"{NET}--steps=3,,--sigma_init=2": "--sigma_init is for a network called once",
-    "--source=net.pkl,,--samples=9": "--samples: without effect, nothing is compared: add --ref",
-    "--source=net.pkl,,--limit=9,,--features=pixels": "--limit, --features: without effect",
+    "--source=net.pkl,,--samples=9": "--samples: no effect, there is no reference: add --ref",
+    "--source=net.pkl,,--limit=9,,--features=pixels": "--limit, --features: no effect",
     "--source=without_best,,--network=best": "without_best has no best generator",
-    # Destinations; nothing is measured before they are refused.
+    # Output paths, checked before anything is evaluated.
     f"{FOLDERS}=digits,,--out=other": "--out=other is a folder, expected a file",
     f"{FOLDERS}=digits,,--out=a/": "--out=a/ is a folder, expected a file",
     f"{FOLDERS}=digits,,--out=net.pkl/m.json": "--out=net.pkl/m.json cannot be written: ",

@@ -34,14 +34,14 @@ LINES = {
 }
 IMAGES, END = "--source=drawn,,", ",,--out=x.json"
 MISTAKES = {
-    # What the metrics need.
+    # Missing flags.
     f"{IMAGES}--metrics=clip_score{END}": "needs --prompts=FILE, --clip=FOLDER.",
     f"{IMAGES}--metrics=aesthetic{END}": "needs --clip=FOLDER, --aesthetic_head=FILE.",
     f"{IMAGES}{BOTH}{END}": "--metrics=clip_score,aesthetic needs --prompts=FILE.",
     f"{IMAGES}{CLIP},,--prompts={END}": "--metrics=clip_score needs --prompts=FILE.",
     f"{IMAGES}--metrics=clip{END}": "'clip' is not known; known: aesthetic, class_agreement, ",
-    f"{IMAGES}--metrics=frechet,aesthetic,,--clip=clip,,--aesthetic_head=head.pth{END}": "images "
-    "need --reference=... (or --data=...) to be compared with, by frechet",
+    f"{IMAGES}--metrics=frechet,aesthetic,,--clip=clip,,--aesthetic_head=head.pth{END}": "frechet "
+    "of images need --reference=... (or --data=...) to compare with",
     # Files.
     f"{IMAGES}--metrics=clip_score,,--clip=none,,--prompts=prompts.txt{END}": "none is not a"
     " folder",
@@ -56,21 +56,21 @@ MISTAKES = {
     f"{IMAGES}{CLIP},,--prompts=empty.txt{END}": "empty.txt has no prompts",
     f"{IMAGES}{CLIP},,--prompts=four.txt{END}": "drawn has 6 images, four.txt 4 prompts; expected ",
     f"{IMAGES}{CLIP},,--prompts=many.txt{END}": "drawn has 6 images, many.txt 12 prompts",
-    # Flags without effect.
+    # Flags that have no effect.
     f"{IMAGES}--metrics=frechet,,--reference=other,,--clip=clip{END}": "--clip is for clip_score "
-    "or aesthetic. Add that, or drop",
+    "or aesthetic. Add that metric, or drop",
     f"{IMAGES}{HEAD},,--prompts=prompts.txt{END}": "--prompts is for clip_score.",
     f"{IMAGES}{CLIP},,--prompts=prompts.txt,,--aesthetic_head=head.pth{END}": "head is for aesthet",
     f"{IMAGES}--reference=other,,--prompts=prompts.txt{END}": "--prompts is for clip_score.",
-    f"{IMAGES}{HEAD},,--reference=other,,--limit=3{END}": "--reference, --limit: without effect, "
-    "--metrics=aesthetic compares with nothing",
-    f"{IMAGES}{HEAD},,--data=digits,,--features=pixels{END}": "--data, --features: without effect",
-    f"{IMAGES}{HEAD},,--seed=1{END}": "--seed: without effect",
+    f"{IMAGES}{HEAD},,--reference=other,,--limit=3{END}": "--reference, --limit: no effect, "
+    "--metrics=aesthetic needs no reference",
+    f"{IMAGES}{HEAD},,--data=digits,,--features=pixels{END}": "--data, --features: no effect",
+    f"{IMAGES}{HEAD},,--seed=1{END}": "--seed: no effect",
     # Sources.
     f"--source=run,,{CLIP},,--prompts=prompts.txt{END}": "the source is a run: --prompts is for a "
     "data set or images in files; --clip is",
     f"--source=run,,--metrics=aesthetic{END}": "the source is a run: --metrics=aesthetic is for a "
-    "data set or images in files. Draw with simjax sample",
+    "data set or images in files. Run simjax sample",
     f"--source=net.pkl,,--metrics=clip_score{END}": "the source is a network called once: --me",
 }
 

@@ -68,8 +68,8 @@ LINES = {
 }
 MISTAKES = {
     "--out=x": "expected --source=..., got nothing",
-    "--source=run": "--out=: expected a folder on a disk",
-    "--source=run,,--out=gs://bucket/x": "--out=gs://bucket/x: expected a folder on a disk",
+    "--source=run": "--out=: expected a folder on a local disk",
+    "--source=run,,--out=gs://bucket/x": "--out=gs://bucket/x: expected a folder on a local disk",
     "--source=run,,--out=run": "--out=run is a run directory",
     "--source=run,,--out=net.pkl/inside": "--out=net.pkl/inside cannot be written",
     "--source=run,,--out=x,,--format=onnx": "--format=onnx: expected some of safetensors, edm",
@@ -78,8 +78,8 @@ MISTAKES = {
     "with precondition 'edm'; supported: DiT, PixArt with ddpm_linear",
     "--source=pixart,,--out=x,,--format=edm": "PixArt with precondition 'ddpm_linear' is no "
     "denoiser of the EDM release, which has SongUNet, AdmUNet with edm, vp, ve, iddpm",
-    "--source=net.pkl,,--out=x,,--network=teacher": "--network is for a run. It takes --source",
-    "--source=net.pkl,,--out=x,,--network=generator": "--network is for a run. It takes --source",
+    "--source=net.pkl,,--out=x,,--network=teacher": "--network is for a run. Flags that apply: --s",
+    "--source=net.pkl,,--out=x,,--network=generator": "--network is for a run. Flags that apply: ",
     "--source=run,,--out=net.pkl": "--out=net.pkl is a file, expected a folder",
     "--source=run,,--out=x,,--sigma_init=nan": "--sigma_init=nan: expected a positive number",
     "--source=nothing-like-it,,--out=x": "did you mean",

@@ -1,4 +1,4 @@
-"""What the commands share: help, --config in both spellings, flags that have no effect."""
+"""Shared by all commands: help, --config in both spellings, flags without effect."""
 
 import re
 import subprocess
@@ -15,32 +15,35 @@ COMMANDS = ROOT / "simjax" / "commands"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample", "export"])
-def test_the_table_of_uses_has_every_flag_of_a_command(command):
+def test_uses_lists_every_flag_of_the_command(command):
     source = (COMMANDS / f"{command}.py").read_text()
     table = re.search(r"^USES = .*?^[})](  #.*?)?$", source, re.MULTILINE | re.DOTALL)[0]
     defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source)
     assert set(re.findall(r'"(\w+)"', table)) == set(defined)
 
 
-def test_a_command_is_spelled_without_where_its_results_go(monkeypatch):
+def test_spelled_leaves_out_the_output_flags(monkeypatch):
     given = ["x", "--config", "a.py", "--out=b", "--steps=2", "--out", "c", "-out=d", "--outer=e"]
     monkeypatch.setattr(sys, "argv", given)
-    said = command_line.spelled("aot", without=("out",))
-    assert said == "python -m simjax aot --config a.py --steps=2 --outer=e"
+    command = command_line.spelled("aot", without=("out",))
+    assert command == "python -m simjax aot --config a.py --steps=2 --outer=e"
 
 
 def main(*flags: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """Which imports no JAX before its flags are known to be good: a moment."""
+    """Runs python -m simjax.main; fast, since it validates flags before importing JAX."""
     command = [sys.executable, "-m", "simjax.main", *flags]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
-def test_help_shows_config_and_is_no_failure():
+def test_help_lists_config_and_exits_with_status_0():
     for flag in ("--help", "-h"):
         done = main("--config=configs/digits.py", flag)
         assert (done.returncode, done.stderr) == (0, "")
         assert "--config: Python file whose get_config()" in done.stdout
         assert "--workdir: " in done.stdout
+        assert len(done.stdout.splitlines()) <= 50
+        assert max(map(len, done.stdout.splitlines())) <= 100
+        assert done.stdout.splitlines()[-1].startswith("  python -m simjax.main --config=")
 
 
 @pytest.mark.parametrize(
@@ -59,23 +62,23 @@ def test_help_shows_config_and_is_no_failure():
         ("--workdir=x", "--config is missing, e.g. --config=configs/digits.py"),
     ],
 )
-def test_a_config_is_given_with_a_space_or_an_equals_sign(flags, message):
+def test_wrong_config_flags_get_one_message_in_both_spellings(flags, message):
     done = main(*flags.split())
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_method_of_a_config_without_methods_is_refused(tmp_path):
+def test_a_preset_of_a_config_without_presets_is_rejected(tmp_path):
     file = tmp_path / "plain.py"
     file.write_text(
         "from simjax import config\n\n\ndef get_config():\n    return config.Config()\n"
     )
     done = main(f"--config={file}:sid")
     assert done.returncode == 1
-    assert done.stderr == f"simjax: --config: {file} has no methods; leave out :sid.\n"
+    assert done.stderr == f"simjax: --config: {file} has no presets; leave out :sid.\n"
 
 
-def test_the_field_that_help_sets_exists():
+def test_the_fields_in_the_help_of_config_exist():
     named = re.findall(r"--config\.([a-z_.]+)=", command_line.flags.FLAGS["config"].help)
     assert named and set(named) <= set(config.known_fields())

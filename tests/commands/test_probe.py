@@ -70,7 +70,7 @@ def test_it_writes_curves_a_picture_and_a_config_that_a_run_accepts(folder):
     [
         ((), "expected --source=..., got nothing"),
         (("--source=none",), "none"),
-        (("--source=run", "--write=mine.txt"), "expected a Python file, as configs/mine.py"),
+        (("--source=run", "--write=mine.txt"), "expected a Python file, e.g. configs/mine.py"),
         (("--source=run", "--levels=2"), "levels"),
         (("--source=run", "--prompt=a cat"), "SongUNet reads no prompts"),
         (("--source=pixart",), "pass prompts and their encoder"),

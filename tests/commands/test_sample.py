@@ -81,10 +81,10 @@ MISTAKES = {
     "--source=run,,--network=teacher,,--sigma_init=3": "--sigma_init is for a run's generator or",
     "--source=net.pkl,,--network=teacher": "--network is for a run's",
     "--source=net.pkl,,--network=generator": "--network is for a run's",
-    "--source=net.pkl,,--guidance=2": "or published weights with --steps=N. It takes",
-    "--source=net.pkl,,--steps=3,,--sigma_init=2": "or published weights called once. It takes",
-    "--source=run,,--prompt=a": "SongUNet has no use for --prompt and --prompts",
-    "--source=run,,--encoder=t5": "SongUNet has no use for --encoder and --tokenizer",
+    "--source=net.pkl,,--guidance=2": "or published weights with --steps=N. Flags that apply: ",
+    "--source=net.pkl,,--steps=3,,--sigma_init=2": "or published weights called once. Flags",
+    "--source=run,,--prompt=a": "SongUNet does not use --prompt and --prompts",
+    "--source=run,,--encoder=t5": "SongUNet does not use --encoder and --tokenizer",
     "--source=run,,--prompts=none.txt": "none.txt",
     "--source=run,,--prompts=empty.txt": "empty.txt has no prompts",
     "--source=run,,--autoencoder=vae": "its latents have 4 channels, but the network samples 1",
@@ -92,10 +92,10 @@ MISTAKES = {
     "--source=begun": "begun/checkpoints does not exist",
     "--source=PixArt-XL-2-512x512": "PixArt needs --prompt=TEXT or --prompts=FILE, --encoder=FOLDER"
     " of a T5 encoder, --autoencoder=FOLDER of diffusers' AutoencoderKL",
-    "--source=pixart,,--encoder=t5,,--autoencoder=vae": "PixArt has no use for --encoder",
+    "--source=pixart,,--encoder=t5,,--autoencoder=vae": "PixArt does not use --encoder",
     "--source=pixart,,--autoencoder=vae,,--prompt=a": "PixArt needs --encoder=FOLDER of a T5",
     "--source=pixart,,--encoder=t5,,--prompt=a": "PixArt needs --autoencoder=FOLDER",
-    "--source=pixart,,--classes=1,,--prompt=a": "PixArt has no use for --classes",
+    "--source=pixart,,--classes=1,,--prompt=a": "PixArt does not use --classes",
     "--source=wide,,--encoder=t5,,--autoencoder=vae,,--prompt=a": "the text encoder has 32 "
     "channels, but the network reads 20",
 }
@@ -170,7 +170,7 @@ def one_hot(classes):
 def test_a_generator_makes_another_number_of_calls_with_a_note(made):
     said = made.said("two calls")
     assert "note: the generator was trained for one call at sigma 1.25; samples of 2 calls" in said
-    assert "2 calls at sigma 1.25, 0.3846, fresh noise; evaluations an image: 2" in said
+    assert "2 calls at sigma 1.25, 0.3846, fresh noise; NFE: 2" in said
 
 
 def test_the_newest_generators_ema_is_drawn_from(made):
@@ -180,8 +180,8 @@ def test_the_newest_generators_ema_is_drawn_from(made):
     said = made.said("all")
     digest = checkpoint.params_sha256(made.digits_generator)
     assert f"generator of run, EMA at step 7, sha256 {digest}" in said
-    assert "one call at sigma 1.25; evaluations an image: 1" in said
-    assert "conditions: 10 classes in turn; seed 0" in said
+    assert "one call at sigma 1.25; NFE: 1" in said
+    assert "conditions: 10 classes, cycled; seed 0" in said
     assert re.search(r"images: 12 of 8 x 8; \S+ s each", said)
     assert "written to all.npz" in said
 
@@ -219,7 +219,7 @@ def test_a_teacher_is_drawn_from_by_its_sampler(made):
     contestant = samplers.many_steps(model, 2)
     (expected,) = report.drawing(model, np.arange(3), 0).draw(contestant.function, model.params)
     assert_same(made.arrays("guided")[0], expected)
-    assert "teacher, Heun, 2 steps, guidance 2.0; evaluations an image: 6" in made.said("guided")
+    assert "teacher, Heun, 2 steps, guidance 2.0; NFE: 6" in made.said("guided")
     digest = made.digits.provenance["sha256"]
     assert f"teacher of run, made, sha256 {digest}" in made.said("guided")
 
@@ -240,7 +240,7 @@ def test_a_folder_of_a_published_generator(made):
 def test_prompts_of_a_captioned_run_come_in_turn(made):
     pictures, labels = made.arrays("prompts")
     assert labels is None
-    assert "conditions: 3 prompts in turn, 1 of them cut to 12 tokens" in made.said("prompts")
+    assert "conditions: 3 prompts, cycled, 1 of them truncated to 12 tokens" in made.said("prompts")
     held_out = own_prompts(made).held_out  # the first and the last are among them
     cond = jax.tree.map(lambda leaf: np.stack([leaf[7, 4], leaf[8, 3]] * 4), held_out)
     expected = one_call(made.captioned, made.captioned_generator, cond)

@@ -437,8 +437,8 @@ def benchmark(*given: str, **options) -> subprocess.CompletedProcess:
     [
         ("--programs=train,export", "--programs = 'export' is not known; known: encode_text"),
         ("--programs=", "--programs = '' is not known"),
-        ("--batch=64,many", "--batch=64,many is no list of whole numbers; expected e.g. --batch=1"),
-        ("--fsdp=", "--fsdp= names no value; leave it out to keep the config's."),
+        ("--batch=64,many", "--batch=64,many: expected a list of integers, e.g. --batch=1"),
+        ("--fsdp=", "--fsdp= is empty; leave it out to use the config's value."),
         ("--repeats=0", "flag --repeats=0"),
         ("--accumulate=1,7", "batch = 64 is not divisible by accumulate = 7"),
     ],
