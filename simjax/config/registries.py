@@ -44,13 +44,22 @@ _REGISTERED: set[tuple[str, str]] = set()  # (kind, name) pairs that may be repl
 def register(kind: str, name: str, thing: Any) -> None:
     """Registers a user extension for this process, e.g. in a config file.
 
-    Registering the same name again replaces the entry, e.g. when a notebook cell is rerun.
+        def cauchy(y, *, width: float = 1.0):
+            return jnp.log1p(jnp.sum(y**2) / width**2)
+
+        simjax.register("distance", "cauchy", cauchy)
+        config = simjax.Config(loss=c.Loss(distance="cauchy", width=2.0))
+
+    Keyword-only arguments become config fields and flags, here --config.loss.width. Registering the
+    same name again replaces the entry, e.g. when a notebook cell is rerun. Complete examples:
+    README.md in simjax/losses, diffusion, networks, data and porting.
 
     Args:
       kind: "loss", "distance", "sigma_law", "weight" (functions as in losses/ and diffusion/),
         "family" (a diffusion.families.Family), "data" ((text after the colon, split) -> Dataset)
         or "network" (a networks.network.Network subclass, registered under its class name).
       name: the name used in configs.
+      thing: the function or class.
 
     Raises:
       ConfigError: a built-in entry has this name, or an option has no default or a conflicting one.

@@ -202,7 +202,17 @@ class Evaluation:
 
 @dataclass
 class Config:
-    """One experiment."""
+    """Settings of one experiment; every field is also a flag, --config.FIELD=VALUE.
+
+    The field comments state meaning, unit and source. Defaults are SIM's published settings where
+    there are any. Parts are records of simjax.config: Teacher, Generator, FakeScore, Loss, ...
+
+    >>> import simjax
+    >>> from simjax import config as c
+    >>> config = simjax.Config(steps=500, batch=64, loss=c.Loss(distance="huber"))
+    >>> config.generator.sigma_init, config.loss.name
+    (2.5, 'sim')
+    """
 
     seed: int = 0
     steps: int = 1000

@@ -21,7 +21,23 @@ Read = Callable[[Sequence[str]], Caption]  # prompts -> their embeddings
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A denoiser with its parameters and its completed config."""
+    """A denoiser with its parameters and its completed config.
+
+    Made by `simjax.load` and `simjax.from_function`, used by `simjax.draw`, `simjax.probe` and
+    `simjax.Distillation`.
+
+    Attributes:
+      config: settings of sampling and distillation; config.network describes the architecture.
+      denoise: (params, xt, sigma, cond) -> E[x0 | xt].
+      params: pytree of float arrays on `mesh`.
+      classes: number of classes; 0 for an unconditional or prompt-conditioned network.
+      provenance: origin of the weights, e.g. source and sha256.
+
+    >>> import simjax
+    >>> identity = simjax.from_function(lambda params, xt, sigma, cond: xt, {}, shape=(8, 8, 3))
+    >>> identity.config.network.resolution, identity.classes, identity.is_generator
+    (8, 0, False)
+    """
 
     config: c.Config
     mesh: Mesh  # the parameters are sharded over it

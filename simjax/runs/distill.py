@@ -50,6 +50,21 @@ from simjax.typing import Params
 def distill(config: c.Config, workdir: str) -> None:
     """Starts or resumes the run in `workdir`, or prints its report.
 
+        from simjax import config as c
+
+        config = simjax.Config(
+            steps=100_000, batch=256, teacher=c.Teacher(source="edm-ffhq-64x64-uncond-vp")
+        )
+        simjax.distill(config, "runs/ffhq")
+        generator = simjax.load("runs/ffhq")
+
+    Writes config.json, metrics.jsonl, samples/, checkpoints/ and, at the end, report.json, as
+    `python -m simjax.main` does. An interrupted run resumes from its last checkpoint.
+
+    Args:
+      config: settings; the teacher is config.teacher.source, or is trained on config.data.
+      workdir: run directory, local, shared or gs://BUCKET/RUN.
+
     Raises:
       ConfigError: invalid config, or `workdir` holds another run, is in use or is not writable.
       Preempted: SIGTERM was received, and the state is saved.

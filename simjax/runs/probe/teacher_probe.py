@@ -87,6 +87,12 @@ def probe(
 ) -> Probe:
     """Probes a teacher: calibration curves, proposed settings, faults of the call.
 
+        found = simjax.probe(simjax.load("edm-cifar10-32x32-cond-vp"))
+        print(found.table())
+        found.proposal.sigma_init, found.findings
+
+    Draws samples and measures e(sigma) = mean (x0 - D(x0 + sigma eps))^2; needs no data set.
+
     Args:
       model: the teacher.
       samples: number of samples to draw.
@@ -95,6 +101,10 @@ def probe(
       seed: random seed.
       explain: if the call is wrong, try corrections; each costs as much as the probe itself.
       prompts: prompts (cycled) of a text-to-image model with an encoder; a run has its captions.
+
+    Returns:
+      A Probe: `table()` for printing, `proposal` (sigma_init, sigma distributions, loss options),
+      `findings` (faults; empty if there are none), `curves`.
 
     Raises:
       ConfigError: a text-to-image model without captions.
