@@ -28,7 +28,7 @@ Examples:
 
 
 def main() -> None:
-    """Runs the named command; a user's mistake is one message and exit status 1."""
+    """Entry point; user errors exit with status 1 and one message."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name.lstrip("-") in ("help", "h"):
         from simjax.commands import flags

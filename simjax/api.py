@@ -52,7 +52,7 @@ def load(
     encoder: str | os.PathLike[str] = "",
     autoencoder: str | os.PathLike[str] = "",
 ) -> Model:
-    """Loads a generator or a teacher from a run, an export or published weights.
+    """Loads a generator or teacher: run, export or published weights.
 
         generator = simjax.load("runs/digits")
         teacher = simjax.load("runs/digits", network="teacher")
@@ -389,7 +389,7 @@ class Distillation:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """Metrics of every step so far, with the keys of a run's metrics.jsonl."""
+        """Metrics of every step so far, keyed as in metrics.jsonl."""
         with processes.interrupted_later():
             found = [health.summarize(each) for each in jax.device_get(self._late)]
             self._metrics += found

@@ -1,4 +1,4 @@
-"""Compiles a config ahead of time for TPUs, on a machine without them.
+"""Compiles a config ahead of time for TPUs, on any machine.
 
 Prints memory per chip, FLOPs, bytes, collectives and the roofline time per step. A program that
 does not fit into memory ends with one message (which fields to change) and exit status 1.
@@ -35,7 +35,7 @@ EFFORT = flags.DEFINE_float("effort", -1.0, "Optimization effort of XLA; 0 as in
 
 
 def main() -> None:
-    """Parses flags and compiles; a user's mistake is one message and exit status 1."""
+    """Entry point; user errors exit with status 1 and one message."""
     command_line.start(_run, parse=_parse_flags)
 
 

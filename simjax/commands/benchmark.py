@@ -58,7 +58,7 @@ PROFILE = flags.DEFINE_string("profile", None, "Folder for profiler traces, of t
 
 
 def main() -> None:
-    """Parses flags and measures; a user's mistake is one message and exit status 1."""
+    """Entry point; user errors exit with status 1 and one message."""
     command_line.start(_run)
 
 
@@ -89,7 +89,7 @@ def _run(argv: list[str]) -> None:
 def _measure(
     swept: dict[str, list[Any]], out: pathlib.Path | None, profile: pathlib.Path | None
 ) -> None:
-    """Measures and prints row by row; writes all rows so far after each."""
+    """Measures and prints row by row; writes all rows so far."""
     from simjax.perf import timing
     from simjax.runtime import processes
 

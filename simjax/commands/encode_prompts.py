@@ -37,7 +37,7 @@ BOUNDS = {"length": (2, 4096), "batch": (1, 2**16), "shard": (1, 2**20)}
 
 
 def main() -> None:
-    """Parses flags and encodes; a user's mistake is one message and exit status 1."""
+    """Entry point; user errors exit with status 1 and one message."""
     command_line.start(_run, parse=_parse_flags)
 
 

@@ -120,7 +120,7 @@ command_line.require_some("features", "metrics")
 
 
 def main() -> None:
-    """Parses flags and evaluates; a user's mistake is one message and exit status 1."""
+    """Entry point; user errors exit with status 1 and one message."""
     command_line.start(_run, parse=command_line.parse_source)
 
 
@@ -166,7 +166,7 @@ def _folder(source: str) -> epath.Path | None:
 
 
 def _in_files(source: str) -> data.Dataset:
-    """Images of a folder, or of an .npz or zip file or URL."""
+    """Images of a folder, .npz or zip (path or URL)."""
     if folder := _folder(source):
         return images.read(folder)
     file = zoo.fetch(source).path
@@ -197,7 +197,7 @@ def _of_run(save: epath.Path | None) -> dict[str, Any]:
 
 
 def _of_network(save: epath.Path | None) -> dict[str, Any]:
-    """Report of an export or published weights: a teacher with --steps, else a generator."""
+    """Report of an export or published weights."""
     source, wanted = _SOURCE.value, Wanted(pictures=True)
     model = open_model(source, wanted, family=_FAMILY.value, adjusted=_of_network_flags).model
     if _STEPS.value:
@@ -209,7 +209,7 @@ def _of_network(save: epath.Path | None) -> dict[str, Any]:
 
 
 def _of_network_flags(config: c.Config) -> c.Config:
-    """The config with the overrides of the flags for exports and published weights."""
+    """The config with the flags for exports and published weights."""
     config = _with_flags(config)
     if _SIGMA_INIT.value is not None:
         set_sigma_init(config, _SIGMA_INIT.value)
@@ -234,7 +234,7 @@ def _churning(numbers: list[str]) -> c.Sampler:
 
 
 def _of_images(dataset: data.Dataset) -> dict[str, Any]:
-    """Report of stored images: a folder, .npz or zip, or a split of a data set."""
+    """Report of stored images or of a split of a data set."""
     config = _with_flags(c.Config())
     options = config.evaluation
     if options.metrics and not (options.reference or config.data.source):
@@ -284,7 +284,7 @@ def _prompts(dataset: data.Dataset) -> scorer.Prompts:
 
 
 def _repeated(model: Model, compared: list[Sampler], save: epath.Path | None) -> dict[str, Any]:
-    """Result of one seed, or the summary (minimum and mean) of --repeats seeds."""
+    """Result of one seed, or the summary of --repeats seeds."""
     evaluator = report.evaluator(model.config)
     seeds = range(_SEED.value, _SEED.value + _REPEATS.value)
     if save:
@@ -369,7 +369,7 @@ def _require_read(scores: list[str], needed: list[str], *, compares: bool) -> No
 
 
 def _require_compared(config: c.Config) -> None:
-    """Rejects flags about a reference where there is none, and data that nothing reads.
+    """Rejects flags about a missing reference, and --data without effect.
 
     Raises:
       ConfigError: naming these flags.

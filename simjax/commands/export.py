@@ -64,7 +64,7 @@ command_line.require_positive("sigma_init")
 
 
 def main() -> None:
-    """Parses flags and exports; a user's mistake is one message and exit status 1."""
+    """Entry point; user errors exit with status 1 and one message."""
     command_line.start(_run, parse=command_line.parse_source)
 
 
@@ -98,7 +98,7 @@ def _run(argv: list[str]) -> None:
 
 
 def _exported(name: str, generator: formats.Generator, out: Path) -> str:
-    """Writes one format, reads it back and returns the result of the comparison.
+    """Writes one format, reads it back and describes the comparison.
 
     Raises:
       ConfigError: the files cannot be written or read, or differ from the source.
@@ -150,7 +150,7 @@ def _destination(given: str | None) -> Path:
 
 
 def _of_run(opened: Opened) -> tuple[str, model_card.Told]:
-    """Model card of a run's teacher or generator: one sentence on its role, and facts."""
+    """Model card of a run's network: role (one sentence) and facts."""
     model, source, config = opened.model, opened.source, opened.model.config
     known = _known(model)
     report = opened.run / "report.json"
@@ -173,7 +173,7 @@ def _of_run(opened: Opened) -> tuple[str, model_card.Told]:
 
 
 def _of_network(opened: Opened) -> tuple[str, model_card.Told]:
-    """Model card of an export or of published weights: its role and facts."""
+    """Model card of an export or published weights: role and facts."""
     what = "A network that simjax exported" if is_export(opened.source) else "The published network"
     generator = generator_of(opened.model.config)
     role = (

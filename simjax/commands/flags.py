@@ -71,7 +71,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _is_config(value: Any) -> bool:
-    """Whether a config file returned a Config (it has imported JAX by then)."""
+    """Whether a config file (which imports JAX) returned a Config."""
     from simjax.config import Config
 
     return isinstance(value, Config)
@@ -95,7 +95,7 @@ def _require_fields(given: Collection[str]) -> None:
 def start(
     run: Callable[[list[str]], None], parse: Callable[[list[str]], list[str]] = parse_flags
 ) -> None:
-    """Parses flags and runs; a ConfigError becomes one message and exit status 1."""
+    """Parses flags and runs; turns a ConfigError into one message, status 1."""
     _exit_with_help(sys.argv, run.__module__)
     settings.hold()
     try:
@@ -194,7 +194,7 @@ def config_name() -> str:
 
 
 def print_help(text: str) -> None:
-    """Prints a help text; a closed pipe (`| head`) is not an error.
+    """Prints a help text; a closed pipe (`| head`) is no error.
 
     >>> print_help("simjax NAME [--FLAG=VALUE ...]")
     simjax NAME [--FLAG=VALUE ...]
@@ -215,7 +215,7 @@ def _given(argv: list[str], name: str) -> str | None:
 
 
 def _exit_with_help(argv: list[str], module: str) -> None:
-    """Prints the help of a command if a flag requests it; exit status 0 (absl's is 1)."""
+    """Prints help and exits with status 0 if a flag requests it."""
     for argument in argv[1:]:
         is_short = HELP.get(argument.lstrip("-")) if argument.startswith("-") else None
         if is_short is not None:
@@ -224,7 +224,7 @@ def _exit_with_help(argv: list[str], module: str) -> None:
 
 
 def _help(module: str, program: str) -> str:
-    """Description, flags and examples of a command: its docstring and its own flags."""
+    """Help of a command: description, flags and examples."""
     text, _, examples = (sys.modules[module].__doc__ or "").strip().partition(EXAMPLES)
     own = program if module == "__main__" else module  # absl's name of the defining module
     found = flags.FLAGS.get_key_flags_for_module(own)

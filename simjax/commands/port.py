@@ -24,7 +24,7 @@ _SHA256 = flags.DEFINE_string(
 
 
 def main() -> None:
-    """Parses flags and ports; a user's mistake is one message and exit status 1."""
+    """Entry point; user errors exit with status 1 and one message."""
     command_line.start(_run, parse=_parse_flags)
 
 

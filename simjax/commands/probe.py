@@ -51,7 +51,7 @@ _WRITE = flags.DEFINE_string("write", None, "Config file NAME.py to write, for s
 
 
 def main() -> None:
-    """Parses flags and probes; a user's mistake is one message and exit status 1."""
+    """Entry point; user errors exit with status 1 and one message."""
     command_line.start(_run, parse=command_line.parse_source)
 
 

@@ -117,7 +117,7 @@ class Request(NamedTuple):
 
 
 def main() -> None:
-    """Parses flags and draws; a user's mistake is one message and exit status 1."""
+    """Entry point; user errors exit with status 1 and one message."""
     command_line.start(_run, parse=command_line.parse_source)
 
 
@@ -217,7 +217,7 @@ def _sampler(opened: Opened) -> tuple[samplers.Sampler, str]:
 
 
 def _require_flags(config: c.Config, network: c.Network, prompts: Sequence[str]) -> None:
-    """Rejects flags that a network does not use, and missing ones that it needs.
+    """Rejects flags that the network does not use, and missing required ones.
 
     Raises:
       ConfigError: naming these flags.
@@ -277,6 +277,6 @@ def _of_classes(model: Model) -> Request:
 
 
 def _columns(count: int, period: int) -> int:
-    """Columns of an about square grid, with one condition per column if possible."""
+    """Columns of a nearly square grid, one condition per column if possible."""
     side = count**0.5
     return period * max(1, round(side / period)) if period <= count else -int(-side // 1)
