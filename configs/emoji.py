@@ -1,21 +1,21 @@
-"""SIM, text to image in colour: a small PixArt-alpha that draws 32 x 32 emoji by their names.
+"""SIM text to image in colour: a small PixArt-alpha for 32 x 32 emoji.
 
-python notebooks/emoji.py --out=data/emoji.zip  # the images, from a colour font on the machine
+python notebooks/emoji.py --out=data/emoji.zip  # images, from an installed colour font
 python -m simjax.main --config=configs/emoji.py
-mkdir -p runs/emoji_four && cp -r runs/emoji/teacher runs/emoji_four/  # one teacher for both
+mkdir -p runs/emoji_four && cp -r runs/emoji/teacher runs/emoji_four/  # reuse the teacher
 python -m simjax.main --config=configs/emoji.py:four_steps --workdir=runs/emoji_four
 python notebooks/emoji.py --strip runs/emoji runs/emoji_four --out=notebooks/images/emoji.png
 
-A demonstration of the text path in colour, not a benchmark: 121 emoji, each in 16 sizes and
-places, all of them trained on. Not measured yet. Every value below is our choice, untuned; what is
-not here keeps the published setting of simjax.config.
+A demonstration of text conditioning, not a benchmark: prompts are the names of 121 emoji, each in
+16 sizes and positions, all in the training set. Not measured yet. Every value below is our
+choice, untuned; other fields keep their published defaults.
 """
 
 import unicodedata
 
 from simjax import config as c
 
-# A class each, in this order: one code point, drawn in colour, no letters or digits in it.
+# One class each, in this order: single code points, drawn in colour, without letters or digits.
 EMOJI = (
     "🐵🐶🦊🐱🦁🐯🐮🐷🐭🐹🐰🐻🐨🐼🐔🐧🐤🦉🐸🐢🐳🐟🐙🦋🐝🐞🦀"
     "🌸🌻🌷🌲🌴🌵🍀🍁🍄🍇🍉🍊🍋🍌🍍🍎🍏🍐🍑🍒🍓🥝🍅🥑🍆🥕🌽🍞🧀🍔🍟🍕🍩🎂🍦"
@@ -23,7 +23,7 @@ EMOJI = (
     "💙💚💛🧡🖤🤎🔴🟠🟡🔵🟣🟤🟥🟧🟨🟩🟦🟫📕📗📘📙"
 )
 WORDS = tuple(unicodedata.name(character).lower() for character in EMOJI)
-# Never trained on: colours and shapes that are known from others.
+# Not in the training set: their colours and shapes occur in other emoji.
 LEFT_OUT = {character: unicodedata.name(character).lower() for character in "💜🟢🟪"}
 
 
@@ -34,7 +34,7 @@ def get_config(generator: str = "one_step") -> c.Config:
 def _four_steps() -> c.Config:
     config = _one_step()
     config.generator.steps = 4
-    config.steps = 800  # a step trains one of the calls
+    config.steps = 800  # each training step trains only one of the generator's calls
     return config
 
 
@@ -42,12 +42,12 @@ def _one_step() -> c.Config:
     return c.Config(
         steps=700,
         batch=64,
-        scan_blocks=False,  # six small blocks compile quickly, and run faster
+        scan_blocks=False,  # six small blocks compile quickly and run faster unrolled
         evaluation=c.Evaluation(
-            features=("classifier",),  # whose classes are the emoji
+            features=("classifier",),  # classes are the emoji
             samples=2 * len(WORDS),
             teacher_steps=(18,),
-            batch=100,  # as many as a picture has: one program draws both
+            batch=100,  # as in the sample pictures: one compiled sampler
         ),
         log_every=20,
         sample_every=100,
@@ -63,7 +63,7 @@ def _one_step() -> c.Config:
         network=c.PixArt(
             resolution=32,
             image_channels=3,
-            patch=4,  # 64 tokens; patches of 2 would cost four times as much
+            patch=4,  # 64 tokens; patch=2 would cost four times as much
             width=128,
             depth=6,
             heads=4,
@@ -71,10 +71,10 @@ def _one_step() -> c.Config:
             caption_length=16,
         ),
         teacher=c.Teacher(
-            sigma_data=0.5,  # the zip's deviation is 0.53
+            sigma_data=0.5,  # standard deviation of the images: 0.53
             steps=5000,
             batch=64,
-            # Above EDM's (-1.2, 1.2): white and an emoji's place are decided at high levels.
+            # Higher than EDM's (-1.2, 1.2): white background and position are set at high noise.
             sigma=c.Sigma(mean=-0.4, std=1.4),
             guidance=1.5,
             drop_condition=0.1,  # PixArt-alpha
@@ -82,7 +82,7 @@ def _one_step() -> c.Config:
             ema=c.Ema(half_life_kimg=8.85, rampup_ratio=0.0),  # beta 0.995
         ),
         generator=c.Generator(
-            sigma_init=5.0,  # as for the teacher's law
+            sigma_init=5.0,  # suits the teacher's noise levels
             sigma=c.Sigma(law="karras", t_max=0.6),  # up to sigma 5.8
             optim=c.Optim(lr=4e-4, warmup_steps=20, final_lr=0.1),
             ema=c.Ema(half_life_kimg=4.41, rampup_ratio=0.0),  # beta 0.99

@@ -1,16 +1,17 @@
-"""SIM, class-conditional Fashion-MNIST, 28 x 28: a teacher trained and distilled on two CPU cores.
+"""SIM on class-conditional Fashion-MNIST, 28 x 28: two CPU cores.
 
-python -m simjax.main --config=configs/fashion.py
-python -m simjax.main --config=configs/fashion.py:two_steps      # two calls a sample
-python -m simjax.main --config=configs/fashion.py:four_steps
-python -m simjax.main --config=configs/fashion.py:sid            # or :sid_half, alpha = 1/2
+python -m simjax.main --config=configs/fashion.py                # SIM, one step
+python -m simjax.main --config=configs/fashion.py:two_steps      # 2 NFE
+python -m simjax.main --config=configs/fashion.py:four_steps     # 4 NFE
+python -m simjax.main --config=configs/fashion.py:sid            # alpha = 1; :sid_half: alpha = 1/2
 python -m simjax.main --config=configs/fashion.py:diff_instruct
-python -m simjax.main --config=configs/fashion.py:real_uid       # real images beside the teacher
-python -m simjax.main --config=configs/fashion.py:sida           # with a discriminator
+python -m simjax.main --config=configs/fashion.py:real_uid       # with real images
+python -m simjax.main --config=configs/fashion.py:sida           # with real images, discriminator
 
-The data are Debian's package dataset-fashion-mnist; elsewhere --config.data.source=idx:FOLDER, or
-tfds:fashion_mnist (and --config.real.source for the last two). Values without a source are our
-choice; what is not here keeps the published setting of simjax.config.
+Trains a teacher, then distils it. Data: Debian's package dataset-fashion-mnist; otherwise set
+--config.data.source (and --config.real.source for :real_uid and :sida) to idx:FOLDER or
+tfds:fashion_mnist. Values without a source are our choice; other fields keep their published
+defaults. Results: configs/README.md.
 """
 
 from simjax import config as c
@@ -33,7 +34,7 @@ def get_config(method: str = "one_step") -> c.Config:
 
 
 def _several(calls: int, steps: int) -> c.Config:
-    """A step trains one of the calls: more steps, so that none learns much less."""
+    """More training steps: each one trains only one of the generator's calls."""
     config = _sim()
     config.generator.steps, config.steps = calls, steps
     return config
@@ -52,7 +53,7 @@ def _real_uid() -> c.Config:
 
 
 def _sida() -> c.Config:
-    """SiDA's schedule in proportion: 5 and 10 % of the run until the discriminator counts."""
+    """SiDA with its schedule scaled to this run: starts at 5 and 10 %."""
     config = _with(c.Loss(name="sid", alpha=1.0))
     config.real.source = DATA
     images = config.steps * config.batch
@@ -69,29 +70,30 @@ def _sim() -> c.Config:
         batch=64,
         evaluation=c.Evaluation(
             features=("pixels", "classifier"),
-            limit=10_000,  # the first: precision and recall cost the square of it
+            limit=10_000,  # the first 10,000: precision and recall cost O(n^2)
             samples=10_000,
-            teacher_steps=(18,),  # EDM, CIFAR-10; the dearest part of the report
-            batch=100,  # as many as a picture has: one program draws both
+            teacher_steps=(18,),  # EDM, CIFAR-10; the slowest part of the report
+            batch=100,  # as in the sample pictures: one compiled sampler
         ),
         log_every=20,
         sample_every=100,
-        checkpoint_every=100,  # what a kill loses at most
+        checkpoint_every=100,  # an interruption loses at most this many
         data=c.Data(source=DATA),
         network=c.SongUNet(
-            resolution=28,  # and 14 and 7
+            resolution=28,  # then 14 and 7
             image_channels=1,
             label_dim=10,
             augment_dim=0,
             channels=16,
             channel_mult=(1, 2, 2),
             blocks=1,
-            attention_resolutions=(),  # but for the one between encoder and decoder, at 7 x 7
+            attention_resolutions=(),  # only the bottleneck's, at 7 x 7
             dropout=0.0,
         ),
         teacher=c.Teacher(
             sigma_data=0.706,  # standard deviation of the 60,000 training images, in [-1, 1]
-            # Above EDM's (-1.2, 1.2): after 1500 steps, 21 in the classifier's features, not 29.
+            # Higher than EDM's (-1.2, 1.2): after 1500 steps, Frechet distance in the classifier's
+            # features is 21 instead of 29.
             sigma=c.Sigma(law="lognormal", mean=0.0, std=1.4),
             steps=4000,
             batch=64,

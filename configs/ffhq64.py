@@ -1,12 +1,13 @@
-"""SIM, FFHQ 64, EDM's DDPM++ teacher. SIM and SiD need no data set.
+"""SIM on unconditional FFHQ 64 from EDM's DDPM++ teacher.
 
-python -m simjax.main --config=configs/ffhq64.py          SIM
-python -m simjax.main --config=configs/ffhq64.py:sid      SiD's published run
-python -m simjax.main --config=configs/ffhq64.py:sida     SiDA's, with real images
-python -m simjax.main --config=configs/ffhq64.py:sid2a    SiD2A's, which goes on from SiD's
+python -m simjax.main --config=configs/ffhq64.py        # SIM
+python -m simjax.main --config=configs/ffhq64.py:sid    # SiD's published settings
+python -m simjax.main --config=configs/ffhq64.py:sida   # SiDA's, with real images
+python -m simjax.main --config=configs/ffhq64.py:sid2a  # SiD2A's, from the SiD run
 
-SIM prints no FFHQ run: its CIFAR-10 loss and noise levels, with SiD's optimisation. Published
-FID-50k: SiD 1.550. With real images: SiD2A 1.040. Ours: not measured yet.
+SIM and SiD need no data set. SIM reports no FFHQ run: loss and noise levels are SIM's for CIFAR-10,
+optimizers SiD's. Published FID-50k: SiD 1.550. With real images: SiD2A 1.040. Ours: not
+measured yet.
 """
 
 import functools
@@ -19,14 +20,14 @@ def get_config(method: str = "sim") -> c.Config:
 
 
 def sim() -> c.Config:
-    # SiD; its eps with half precision
+    # SiD; eps: SiD's value for half precision
     adam = functools.partial(c.Optim, lr=1e-5, beta1=0.0, beta2=0.999, eps=1e-6)
     return c.Config(
         steps=976_562,  # 500 million images, SiD's run script
         batch=512,  # SiD's run script
         compute_dtype="bfloat16",  # our choice; SiD: float16
-        sample_every=1000,  # our choice, as is the next
-        checkpoint_every=5000,
+        sample_every=1000,  # our choice
+        checkpoint_every=5000,  # our choice
         teacher=c.Teacher(source="edm-ffhq-64x64-uncond-vp"),
         evaluation=c.Evaluation(teacher_steps=(40,)),  # EDM
         dropout=0.05,  # SiD's run script
@@ -54,7 +55,7 @@ def sid() -> c.Config:
 
 
 def sida() -> c.Config:
-    # The zip that EDM's dataset_tool.py makes. 200 million images: SiDA's run script.
+    # A zip made by EDM's dataset_tool.py. 200 million images: SiDA's run script.
     return c.sida(sid(), real="zip:datasets/ffhq-64x64.zip", million_images=200)
 
 

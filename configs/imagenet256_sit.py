@@ -1,13 +1,14 @@
-"""SIM, ImageNet 256, SiT-XL/2 as the teacher: flow matching in latents of Stable Diffusion's.
+"""SIM on ImageNet 256 from SiT-XL/2, a flow-matching teacher in latents.
 
 python -m simjax.main --config=configs/imagenet256_sit.py
 python -m simjax.main --config=configs/imagenet256_sit.py:sid  # SiD with SiD-DiT's settings
-python -m simjax.main --config=configs/imagenet256_sit.py:lsg  # SIM, the fake score guided too
-python -m simjax.main --config=configs/imagenet256_sit.py:four_steps      # SiD, four calls
-python -m simjax.main --config=configs/imagenet256_sit.py:sim_four_steps  # SIM, four calls
+python -m simjax.main --config=configs/imagenet256_sit.py:lsg  # SIM with SiD-LSG's guidance
+python -m simjax.main --config=configs/imagenet256_sit.py:four_steps      # SiD, 4 NFE
+python -m simjax.main --config=configs/imagenet256_sit.py:sim_four_steps  # SIM, 4 NFE
 
-Nobody has published SIM or SiD of SiT. Published FID-50k: teacher 2.06 with guidance 1.5 and 250
-evaluations of its SDE (SiT, arXiv:2401.08740). Ours: not measured yet.
+The latents are those of Stable Diffusion's autoencoder. There is no published SIM or SiD run with
+a SiT teacher. Published FID-50k: teacher 2.06 with guidance 1.5 and 250 SDE steps (SiT,
+arXiv:2401.08740). Ours: not measured yet.
 """
 
 import functools
@@ -28,29 +29,29 @@ def get_config(method: str = "sim") -> c.Config:
 
 
 def _four_steps(config: c.Config) -> c.Config:
-    """SiD-DiT's chain: u = 0.999 and its quarters, new noise for each call."""
+    """SiD-DiT's sampler: levels at u = 0.999 and its quarters, fresh noise."""
     config.generator.steps, config.generator.sigma_init = 4, 999.0  # 0.999 / (1 - 0.999)
     return config
 
 
 def _sim() -> c.Config:
-    # As configs/imagenet256_dit.py, which has SIM's settings for PixArt-alpha.
+    # As configs/imagenet256_dit.py: SIM's settings for PixArt-alpha.
     adam = functools.partial(c.Optim, lr=5e-6, beta1=0.0, beta2=0.999, eps=1e-6)  # SIM app. B.3
     sigma = functools.partial(c.Sigma, mean=-2.0, std=2.0, low=0.01, high=156.6155)  # SIM app. B.3
     return c.Config(
         steps=16_000,  # SIM app. B.3, PixArt-alpha
         batch=1024,  # SIM app. B.3, PixArt-alpha
         compute_dtype="bfloat16",  # SIM app. B.3, PixArt-alpha
-        remat="blocks",  # our choice, for memory
-        sample_every=500,  # our choice, as is the next
-        checkpoint_every=500,
+        remat="blocks",  # our choice, to save memory
+        sample_every=500,  # our choice
+        checkpoint_every=500,  # our choice
         teacher=c.Teacher(source="SiT-XL-2-256x256", guidance=1.5),  # SiT, section 4
         evaluation=c.Evaluation(teacher_steps=(50,)),  # our choice
         generator=c.Generator(
             sigma_init=2.5,  # SIM app. B.3, PixArt-alpha
             sigma=sigma(),
             optim=adam(),
-            ema=c.Ema(half_life_kimg=500.0, rampup_ratio=0.05),  # SiD; SIM prints none
+            ema=c.Ema(half_life_kimg=500.0, rampup_ratio=0.05),  # SiD; SIM states none
         ),
         fake_score=c.FakeScore(sigma=sigma(), weight="flow", optim=adam()),  # SiT's own loss
         loss=c.Loss(distance="pseudo_huber", c=1e-3),  # SIM authors, issue 5 of their repository
@@ -58,7 +59,7 @@ def _sim() -> c.Config:
 
 
 def _sid() -> c.Config:
-    """SiD-DiT, arXiv:2509.25127: its script for SANA, here of one step."""
+    """SiD-DiT (arXiv:2509.25127): settings of its SANA script, one step."""
     config = _sim()
     sigma = functools.partial(c.Sigma, mean=math.log(2), std=1.6)
     adam = functools.partial(c.Optim, lr=5e-6, beta1=0.0, beta2=0.999, eps=1e-8)
@@ -71,7 +72,7 @@ def _sid() -> c.Config:
 
 
 def _lsg() -> c.Config:
-    """SiD-LSG's guidance, arXiv:2406.01561: all scales are the teacher's."""
+    """SiD-LSG (arXiv:2406.01561): the fake score uses the teacher's guidance scale."""
     config = _sim()
     config.guidance = "lsg"
     return config

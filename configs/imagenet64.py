@@ -1,13 +1,13 @@
-"""SIM, ImageNet 64, EDM's ADM teacher. SIM and SiD need no data set.
+"""SIM on class-conditional ImageNet 64 from EDM's ADM teacher.
 
-python -m simjax.main --config=configs/imagenet64.py          SIM
-python -m simjax.main --config=configs/imagenet64.py:sid      SiD's published run
-python -m simjax.main --config=configs/imagenet64.py:sida     SiDA's, with real images
-python -m simjax.main --config=configs/imagenet64.py:sid2a    SiD2A's, which goes on from SiD's
+python -m simjax.main --config=configs/imagenet64.py        # SIM
+python -m simjax.main --config=configs/imagenet64.py:sid    # SiD's published settings
+python -m simjax.main --config=configs/imagenet64.py:sida   # SiDA's, with real images
+python -m simjax.main --config=configs/imagenet64.py:sid2a  # SiD2A's, from the SiD run
 
-SIM prints no ImageNet run: its CIFAR-10 loss and noise levels, with SiD's optimisation. Published
-FID-50k: SiD 1.524, teacher 1.36 with 511 evaluations and churn. With real images: SiDA 1.35, SiD2A
-1.110. Ours: not measured yet.
+SIM and SiD need no data set. SIM reports no ImageNet run: loss and noise levels are SIM's for
+CIFAR-10, optimizers SiD's. Published FID-50k: SiD 1.524, teacher 1.36 with 511 NFE and churn. With
+real images: SiDA 1.35, SiD2A 1.110. Ours: not measured yet.
 """
 
 import functools
@@ -20,15 +20,15 @@ def get_config(method: str = "sim") -> c.Config:
 
 
 def sim() -> c.Config:
-    # SiD; its eps with half precision
+    # SiD; eps: SiD's value for half precision
     adam = functools.partial(c.Optim, lr=4e-6, beta1=0.0, beta2=0.999, eps=1e-6)
     return c.Config(
         steps=122_070,  # 1000 million images, SiD's run script
         batch=8192,  # SiD's run script
         accumulate=8,  # our choice, for memory
         compute_dtype="bfloat16",  # our choice; SiD: float16
-        sample_every=500,  # our choice, as is the next
-        checkpoint_every=500,
+        sample_every=500,  # our choice
+        checkpoint_every=500,  # our choice
         teacher=c.Teacher(
             source="edm-imagenet-64x64-cond-adm",
             sampler=c.Sampler(  # EDM
@@ -60,7 +60,7 @@ def sid() -> c.Config:
 
 
 def sida() -> c.Config:
-    # The zip that EDM's dataset_tool.py makes. 300 million images: SiDA's run script.
+    # A zip made by EDM's dataset_tool.py. 300 million images: SiDA's run script.
     return c.sida(sid(), real="zip:datasets/imagenet-64x64.zip", million_images=300)
 
 
