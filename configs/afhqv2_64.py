@@ -5,8 +5,8 @@ python -m simjax.main --config=configs/afhqv2_64.py:sid    # SiD's published set
 python -m simjax.main --config=configs/afhqv2_64.py:sida   # SiDA's, with real images
 python -m simjax.main --config=configs/afhqv2_64.py:sid2a  # SiD2A's, from the SiD run
 
-SIM and SiD need no data set. SIM reports no AFHQv2 run: loss and noise levels are SIM's for CIFAR-10,
-optimizers SiD's. Published FID-50k: SiD 1.628. With real images: SiD2A 1.276. Ours: not
+SIM and SiD need no data set. SIM reports no AFHQv2 run: loss and noise levels are SIM's for
+CIFAR-10, optimizers SiD's. Published FID-50k: SiD 1.628. With real images: SiD2A 1.276. Ours: not
 measured yet.
 """
 

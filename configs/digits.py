@@ -33,7 +33,7 @@ def get_config(method: str = "sim") -> c.Config:
 
 
 def _several(calls: int, steps: int) -> c.Config:
-    """More training steps: each one trains only one of the generator's calls."""
+    """More training steps, since each one trains one call only."""
     config = _sim()
     config.generator.steps, config.steps = calls, steps
     return config
@@ -65,7 +65,10 @@ def _sid() -> c.Config:
 
 
 def _sid_half() -> c.Config:
-    """SiD at alpha = 1/2: the exact gradient of E ||D_fake - D_teacher||^2."""
+    """SiD at alpha = 1/2: exact gradient of E ||D_fake - D_teacher||^2.
+
+    As good as SIM on the digits; an alternative where alpha = 1 does not converge.
+    """
     config = _sim()
     config.loss = c.Loss(name="sid", alpha=0.5)
     return config
@@ -79,12 +82,13 @@ def _real_uid() -> c.Config:
 
 
 def _sida() -> c.Config:
-    """SiDA with its schedule scaled to this run: starts at 5 and 10 %."""
+    """SiDA; its schedule scaled to this run (5 and 10 %)."""
     config = _sid()
     config.real.source = "digits"
     config.generator.start, config.adversarial.start = 1_600, 3_200
     config.fake_score.optim.clip = 1.0  # SiDA
     config.adversarial.fake_score_scale = 1.0  # SiDA
+    # SiDA. Frechet distance in pixels, seed 0: 0.382 at 1e-1, 0.276 at 1e-3, 0.283 here.
     config.adversarial.generator_scale = 1e-2
     return config
 

@@ -1,4 +1,4 @@
-"""SIM text to image in colour: a small PixArt-alpha for 32 x 32 emoji.
+"""SIM text to image on 32 x 32 colour emoji, small PixArt-alpha.
 
 python notebooks/emoji.py --out=data/emoji.zip  # images, from an installed colour font
 python -m simjax.main --config=configs/emoji.py

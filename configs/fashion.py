@@ -34,7 +34,7 @@ def get_config(method: str = "one_step") -> c.Config:
 
 
 def _several(calls: int, steps: int) -> c.Config:
-    """More training steps: each one trains only one of the generator's calls."""
+    """More training steps, since each one trains one call only."""
     config = _sim()
     config.generator.steps, config.steps = calls, steps
     return config
@@ -53,7 +53,7 @@ def _real_uid() -> c.Config:
 
 
 def _sida() -> c.Config:
-    """SiDA with its schedule scaled to this run: starts at 5 and 10 %."""
+    """SiDA; its schedule scaled to this run (5 and 10 %)."""
     config = _with(c.Loss(name="sid", alpha=1.0))
     config.real.source = DATA
     images = config.steps * config.batch
