@@ -1,6 +1,6 @@
-"""What users add from outside, as each folder's README shows it: registered, then distilled with.
+"""User extensions as in each folder's README: registered, then used in a distillation.
 
-Each is one file of its own and the config that names it (here both are README's example).
+Each README's example is both the extension and the config that uses it.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from tests.helpers.command import ROOT, TINY, refused, run
 
 @pytest.fixture(autouse=True)
 def registries(monkeypatch):
-    """Registries and records as simjax has them, before and after."""
+    """Restores the registries and config records after each test."""
     monkeypatch.setattr(config_registries, "_REGISTERED", set())
     found = config_registries.REGISTRIES.values()
     known = [dict(registry.known) for registry in found]
@@ -46,7 +46,7 @@ def registries(monkeypatch):
 
 
 def one_step(options: config.Config) -> tuple:
-    """State before and after a step of a run with a random network, and its metrics."""
+    """State before and after one step with a random network, and its metrics."""
     options = dataclasses.replace(options, batch=4, steps_per_call=1)
     options = config.complete(
         options, options.network, options.teacher.precondition, options.teacher.sigma_data
@@ -80,7 +80,7 @@ def test_a_loss_with_an_option():
     assert abs(float(clipped["generator/loss"])) < 1e-6 < abs(float(metrics["generator/loss"]))
 
 
-def test_its_option_is_refused_with_another_loss():
+def test_the_option_is_rejected_with_another_loss():
     readme.run("losses")
     options = config.Config(loss=config.Loss(name="sid", clip=0.5))
     expected = r"loss.clip = 0.5 with loss.name = 'sid'; applicable fields"
@@ -88,26 +88,26 @@ def test_its_option_is_refused_with_another_loss():
         check.check(options, devices=1)
 
 
-def test_a_family_over_a_network_that_exists():
+def test_a_family_with_an_existing_network():
     options = small(readme.run("diffusion")["get_config"]())
     resolved = config.resolved(options)
     assert (options.teacher.precondition, resolved.teacher.weight) == ("v", "score")
     before, after, _ = one_step(options)
     assert moved(before.fake_score, after.fake_score)
-    # The exact target gives back x0: F = (eps - sigma x0) / sqrt(1 + sigma^2).
+    # With the exact target F = (eps - sigma x0) / sqrt(1 + sigma^2), D returns x0.
     sigma, x0, eps = np.array([0.1, 1.0, 7.0]), 0.3, -1.2
     c_skip, c_out, _, _ = config_registries.FAMILIES["v"].precondition(0.5)(sigma)
     target = (eps - sigma * x0) / np.sqrt(1 + sigma**2)
     np.testing.assert_allclose(c_skip * (x0 + sigma * eps) + c_out * target, x0, rtol=1e-6)
 
 
-def test_a_network_of_ones_own():
+def test_a_custom_network():
     before, after, _ = one_step(readme.run("networks")["get_config"]())
     assert moved(before.generator, after.generator)
     assert config.network_from(config.describe(readme.run("networks")["TwoLayers"]())).width == 32
 
 
-def test_a_data_set_trains_a_teacher_and_judges_its_generator(tmp_path):
+def test_a_custom_data_set_trains_a_teacher_and_is_the_reference(tmp_path):
     file = readme.written("data", tmp_path)
     flags = [
         *TINY,
@@ -122,7 +122,7 @@ def test_a_data_set_trains_a_teacher_and_judges_its_generator(tmp_path):
     assert report["protocol"]["pixels"]["reference"]["name"] == "bars:400"
 
 
-def test_the_command_line_reaches_an_option_of_a_config_files_own_loss(tmp_path):
+def test_flags_set_options_of_a_loss_registered_in_the_config_file(tmp_path):
     file = readme.written("losses", tmp_path)
     done = run(tmp_path / "run", "--config.loss.clap=0.1", config=file)
     assert "config has no field loss.clap; did you mean: loss.clip" in refused(done)
@@ -131,7 +131,7 @@ def test_the_command_line_reaches_an_option_of_a_config_files_own_loss(tmp_path)
     assert expected in refused(done)
 
 
-def test_an_own_update_rule_trains_the_fake_score_twice():
+def test_custom_updates_train_the_fake_score_twice_per_step():
     def denoise(params, xt, sigma, cond):
         return params["scale"] * xt / (1 + sigma[:, None, None, None] ** 2)
 
@@ -147,7 +147,7 @@ def test_an_own_update_rule_trains_the_fake_score_twice():
     assert int(twice.state.roles["generator"].opt[1].count) == 2
 
 
-def test_python_names_and_objects_stand_for_the_configs():
+def test_distillation_takes_names_and_objects_in_place_of_config_fields():
     from simjax.models.generator import OneStep
 
     def denoise(params, xt, sigma, cond):
@@ -167,7 +167,7 @@ def test_python_names_and_objects_stand_for_the_configs():
     assert simjax.Distillation(teacher, config.Config(batch=4), distance="huber")
 
 
-def test_the_name_map_of_the_porting_readme():
+def test_the_name_map_in_the_porting_readme_round_trips():
     names = readme.run("porting")
     assert names["ours"]["layers"]["kernel"].shape == (2, 16, 8)
     for name, tensor in names["foreign"].items():
@@ -175,11 +175,11 @@ def test_the_name_map_of_the_porting_readme():
 
 
 def a_loss(x0, d_teacher, d_fake, weight, *, alpha: float = 3.0):
-    """Its option has the name of SiD's, and another default."""
+    """Has an option with the name of SiD's and another default."""
 
 
 def no_default(x0, d_teacher, d_fake, weight, *, beta: float):
-    """An option without a default."""
+    """Has an option without a default."""
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ def no_default(x0, d_teacher, d_fake, weight, *, beta: float):
         ("loss", "x", no_default, "option beta needs a default"),
     ],
 )
-def test_what_cannot_be_registered_is_refused(kind, name, thing, message):
+def test_invalid_registrations_are_rejected(kind, name, thing, message):
     with pytest.raises(ConfigError, match=message):
         simjax.register(kind, name, thing)
 
 
-def test_a_cell_that_is_run_again_may_change_an_options_default():
+def test_registering_again_may_change_an_options_default():
     def first(x0, d_teacher, d_fake, weight, *, delight: float = 1.0): ...
     def second(x0, d_teacher, d_fake, weight, *, delight: float = 2.0): ...
 
@@ -209,7 +209,7 @@ def test_a_cell_that_is_run_again_may_change_an_options_default():
 
 
 @pytest.mark.parametrize("folder", ["losses", "diffusion", "networks", "data", "porting"])
-def test_a_folders_readme_is_short_and_names_its_files(folder):
+def test_a_folders_readme_is_short_and_its_file_names_exist(folder):
     text = (ROOT / "simjax" / folder / "README.md").read_text()
     assert 30 <= len(text.splitlines()) <= 60
     for name in re.findall(r"`(\w+\.py)`", text):

@@ -1,4 +1,4 @@
-"""Every config file is valid, builds its whole training step abstractly, and can be overridden."""
+"""Every config file is valid, traces its whole training step, and can be overridden."""
 
 import dataclasses
 
@@ -47,7 +47,7 @@ def parameters(options: config.Config) -> int:
 
 
 def abstract_steps(options: config.Config, network=build.blank):
-    """Shapes of parameters, state and metrics around one distillation call; nothing is computed."""
+    """Shapes of state and metrics before and after one distillation call, by eval_shape."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     options = port.plan(options)
     denoise, like = network(options)
@@ -70,13 +70,13 @@ def test_every_config_file_is_tested():
 
 @pytest.fixture
 def two_devices(monkeypatch):
-    """A mesh that splits states over two devices, which tracing does not need to have."""
+    """Abstract mesh that shards states over two devices; tracing needs no real ones."""
     monkeypatch.setattr(sharding, "on_cpus", lambda mesh: True)
     return AbstractMesh((1, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def stand_in(options: config.Config):
-    """A denoiser of one parameter that reads its condition, traced in no time."""
+    """One-parameter denoiser that reads its condition; traces quickly."""
 
     def denoise(params, xt, sigma, cond, **options):
         return xt * params["kernel"].sum() + sum(leaf.sum() for leaf in jax.tree.leaves(cond))
@@ -85,7 +85,7 @@ def stand_in(options: config.Config):
 
 
 def with_logits(options: config.Config):
-    """As `stand_in`, with a discriminator's logits."""
+    """`stand_in` with discriminator logits."""
     plain, like = stand_in(options)
 
     def denoise(*args, with_logits=False, **kwargs):
@@ -98,11 +98,11 @@ def with_logits(options: config.Config):
 @pytest.mark.parametrize(
     ("name", "method", "network"),
     [(name, None, build.blank) for name in EXPERIMENTS]
-    # They differ in loss, guidance and noise levels alone: no network is traced again.
+    # These differ only in loss, guidance and noise levels: the network is not traced again.
     + [(name, method, stand_in) for name, method in VARIANTS]
     + [(name, method, with_logits) for name, method in WITH_LOGITS],
 )
-def test_accumulates_in_calls_of_two_steps_on_two_devices(name, method, network, two_devices):
+def test_traces_accumulation_in_two_step_calls_on_two_devices(name, method, network, two_devices):
     options = load(name, method)
     options.accumulate = options.steps_per_call = 2
     options.steps -= options.steps % 2
@@ -112,7 +112,7 @@ def test_accumulates_in_calls_of_two_steps_on_two_devices(name, method, network,
     denoise, like = network(options)
     training = setup.distillation(options, denoise, two_devices)
     arguments = setup.arguments_like(options, training, like)
-    assert arguments[0].generator  # not an empty tree, whose shapes would be kept by anything
+    assert arguments[0].generator  # not an empty tree, for which the check would be vacuous
     assert_kept(arguments[0], jax.eval_shape(training.call, *arguments))
     if options.teacher.steps:
         training = setup.pretraining(options, denoise, two_devices)
@@ -123,16 +123,16 @@ def test_accumulates_in_calls_of_two_steps_on_two_devices(name, method, network,
 
 
 def assert_kept(before, results):
-    """A call's state has the shapes and types that it had, and the call its losses."""
+    """A call keeps the shapes and dtypes of its state and returns losses."""
     after, metrics = results
     kept = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), before, after)
     assert all(jax.tree.leaves(kept))
     assert any(key.endswith("/loss") for key in metrics)
 
 
-@pytest.mark.full_size  # the small ones above trace the same lines
+@pytest.mark.full_size  # the small networks above cover the same code
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_builds_abstractly_and_keeps_the_shapes_of_its_state(name):
+def test_full_size_step_keeps_the_shapes_of_its_state(name):
     options = load(name)
     check.check(options, devices=1)
     config.require_teacher(options)
@@ -145,16 +145,16 @@ def test_builds_abstractly_and_keeps_the_shapes_of_its_state(name):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_has_the_official_networks_size(name):
+def test_parameter_count_equals_the_official_networks(name):
     assert parameters(port.plan(load(name))) == PARAMETERS[name]
 
 
-# million images of SiDA and of SiD2A
+# million training images of SiDA and SiD2A
 IMAGES = {name: (200 if name in ("ffhq64", "afhqv2_64") else 300, 100) for name in WITH_SID}
 
 
 @pytest.mark.parametrize("name", WITH_SID)
-def test_is_sidas_published_run_by_its_method_alone(name):
+def test_sida_presets_are_the_published_runs(name):
     for method, millions in zip(("sida", "sid2a"), IMAGES[name], strict=True):
         options = load(name, method)
         check.check(options, devices=1)
@@ -169,7 +169,7 @@ def test_is_sidas_published_run_by_its_method_alone(name):
 
 
 @pytest.mark.parametrize("name", WITH_SID)
-def test_is_sids_published_run_by_its_method_alone(name):
+def test_sid_preset_is_the_published_run(name):
     options = load(name, "sid")
     check.check(options, devices=1)
     published = {"alpha": 1.0 if name == "afhqv2_64" else 1.2, "scale": 100.0}
@@ -195,7 +195,7 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize(("name", "method"), SEVERAL)
-def test_variants_of_several_steps_are_valid_and_have_their_levels(name, method):
+def test_multistep_presets_are_valid_and_have_the_expected_levels(name, method):
     options = load(name, method)
     check.check(options, devices=1)
     config.require_teacher(options)
@@ -204,8 +204,8 @@ def test_variants_of_several_steps_are_valid_and_have_their_levels(name, method)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_no_two_fields_of_a_config_are_one_object(name):
-    # An override of one would change the other.
+def test_no_two_fields_of_a_config_share_an_object(name):
+    # Overriding one would change the other.
     options = load(name)
     options.generator.optim.lr, options.generator.sigma.std = 0.5, 9.0
     assert options.fake_score.optim.lr != 0.5
@@ -213,20 +213,20 @@ def test_no_two_fields_of_a_config_are_one_object(name):
 
 
 @pytest.mark.parametrize(("source", "expected"), OTHER_TEACHERS.items())
-def test_another_teacher_by_name_alone(source, expected):
+def test_another_teacher_needs_only_its_name(source, expected):
     options = load("cifar10")
     options.teacher.source = source
     assert parameters(port.plan(options)) == expected
 
 
-def test_the_runs_dropout_replaces_the_networks_own():
+def test_config_dropout_overrides_the_networks():
     options = load("cifar10")
     assert port.plan(options).network.dropout == 0.13
     options.dropout = 0.0
     assert port.plan(options).network.dropout == 0.0
 
 
-def test_augmentation_without_labels_for_it_is_refused():
+def test_augmentation_without_augment_labels_is_rejected():
     options = load("imagenet64")
     options.fake_score.augment = 0.1
     with pytest.raises(ConfigError, match="set --config.fake_score.augment=0"):
@@ -240,7 +240,7 @@ def test_augmentation_without_labels_for_it_is_refused():
         ({"steps": 5}, "is pretrained and includes its network"),
     ],
 )
-def test_a_run_has_one_teacher(change, message):
+def test_a_run_must_have_exactly_one_teacher(change, message):
     options = load("cifar10")
     options.teacher = dataclasses.replace(options.teacher, **change)
     with pytest.raises(ConfigError, match=message):
@@ -259,7 +259,7 @@ def test_adam_with_zero_beta1_stores_one_copy_of_the_parameters():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_method_builds_by_override_alone(name):
+def test_every_loss_traces_by_override_alone(name):
     options = small()
     options.loss.name = name
     options.real.source = "digits" if name in WITH_REAL_IMAGES else ""
@@ -269,14 +269,14 @@ def test_every_method_builds_by_override_alone(name):
 
 @pytest.mark.parametrize("units", ["denoiser", "score"])
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_every_distance_builds_by_override_alone(distance, units):
+def test_every_distance_traces_by_override_alone(distance, units):
     options = small()
     options.loss = config.Loss(distance=distance, units=units)
     check.check(options, devices=1)
     abstract_steps(options, stand_in)
 
 
-def test_augmentation_builds_by_override_alone():
+def test_augmentation_traces_by_override_alone():
     options = small()
     options.network.augment_dim, options.fake_score.augment = 9, 0.12
     abstract_steps(options)
@@ -301,7 +301,7 @@ def test_augmentation_builds_by_override_alone():
         ("compute_dtype", "float16", "compute_dtype = 'float16' is not known; known: bfloat16"),
     ],
 )
-def test_wrong_values_are_refused_with_what_was_expected(field, value, message):
+def test_wrong_values_are_rejected_with_the_expected_ones(field, value, message):
     options = load("digits")
     *parents, name = field.split(".")
     setattr(config.get_field(options, ".".join(parents)) if parents else options, name, value)
@@ -322,9 +322,7 @@ def test_wrong_values_are_refused_with_what_was_expected(field, value, message):
         ("sim", {"ladder": "iddpm", "solver": "euler", "steps": 2000}, "2000 steps .* 'iddpm'"),
     ],
 )
-def test_noise_levels_that_do_not_descend_are_refused_before_a_teacher_is_trained(
-    method, fields, message
-):
+def test_noise_levels_that_do_not_decrease_are_rejected_before_training(method, fields, message):
     options = load("digits", method)
     options.evaluation.teacher_steps = (fields.pop("steps", options.evaluation.teacher_steps[0]),)
     for name, value in fields.items():
@@ -333,7 +331,7 @@ def test_noise_levels_that_do_not_descend_are_refused_before_a_teacher_is_traine
         check.check(options, devices=1)
 
 
-def test_a_batch_that_devices_cannot_share_is_refused_with_one_that_they_can():
+def test_an_indivisible_batch_is_rejected_with_a_divisible_one():
     options = load("digits")
     options.batch = 66
     with pytest.raises(ConfigError, match=r"batch: 66 .* 8 devices.*--config\.batch=72"):

@@ -1,4 +1,4 @@
-"""The demonstration in colour: the zip and the strip of notebooks/emoji.py, configs/emoji.py."""
+"""The emoji demonstration: zip and strip of notebooks/emoji.py, and configs/emoji.py."""
 
 import dataclasses
 import importlib.util
@@ -17,12 +17,12 @@ from simjax.runs import check, distill
 from tests.helpers.configs import load, shrunk
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-EACH = 2  # images of an emoji here
+EACH = 2  # images per emoji in these tests
 
 
 @pytest.fixture(scope="module")
 def emoji():
-    """The notebook as a module, with fewer images."""
+    """notebooks/emoji.py as a module, with fewer images."""
     spec = importlib.util.spec_from_file_location("emoji", FOLDER / "emoji.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -31,7 +31,7 @@ def emoji():
 
 
 def disc(character: str) -> Image.Image:
-    """A drawing that stands in for a font's: a disc of a colour of the character's own."""
+    """Stand-in for a glyph: a disc whose colour depends on the character."""
     colour = np.random.default_rng(ord(character)).integers(0, 256, 3)
     picture = Image.new("RGBA", (40, 36))
     ImageDraw.Draw(picture).ellipse((4, 2, 36, 34), fill=(*colour.tolist(), 255))
@@ -39,7 +39,7 @@ def disc(character: str) -> Image.Image:
 
 
 def drawing(emoji):
-    """The installed font's, or the stand-in."""
+    """Draws with the installed font, or the stand-in."""
     try:
         return emoji.drawing(emoji.find_font(None))
     except SystemExit:
@@ -53,7 +53,7 @@ def made(emoji, tmp_path_factory):
     return path
 
 
-def test_the_zip_has_every_emoji_in_turn(emoji, made):
+def test_the_zip_cycles_through_the_emoji(emoji, made):
     found, words = data.open(f"zip:{made}"), emoji.CONFIG["WORDS"]
     assert found.shape == (32, 32, 3) and found.label_dim == len(words)
     np.testing.assert_array_equal(found.labels, np.tile(np.arange(len(words)), EACH))
@@ -70,13 +70,15 @@ def test_images_are_drawn_on_white_near_the_middle(emoji, tmp_path):
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) > 15
 
 
-def test_the_same_zip_is_made_again(emoji, tmp_path):
+def test_the_zip_is_reproducible(emoji, tmp_path):
     for name in ("one", "two"):
         emoji.make_zip(tmp_path / name, "🐶🐱", ("dog face", "cat face"), disc)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_without_the_font_the_message_tells_what_to_install(emoji, monkeypatch, tmp_path):
+def test_a_missing_or_broken_font_is_rejected_with_the_package_to_install(
+    emoji, monkeypatch, tmp_path
+):
     monkeypatch.setattr(emoji.font_manager, "findSystemFonts", lambda: ["/fonts/DejaVuSans.ttf"])
     with pytest.raises(SystemExit, match=r"No NotoColorEmoji.ttf among the 1 .*apt install"):
         emoji.find_font(None)
@@ -87,18 +89,18 @@ def test_without_the_font_the_message_tells_what_to_install(emoji, monkeypatch, 
         emoji.drawing(tmp_path / "broken.ttf")
 
 
-def test_a_font_that_lacks_an_emoji_is_refused(emoji):
+def test_a_font_without_an_emoji_is_rejected(emoji):
     dejavu = emoji.font_manager.findfont("DejaVu Sans")  # matplotlib's own
     with pytest.raises(SystemExit, match=r"lacks .*U\+1F9FF"):
         emoji.drawing(Path(dejavu))("🧿")
 
 
-def test_captions_fit_the_encoder_and_what_is_left_out_has_known_words(emoji):
+def test_captions_fit_the_encoder_and_held_out_emoji_have_known_words(emoji):
     text, left_out = load("emoji").text, emoji.CONFIG["LEFT_OUT"]
     assert len(set(text.words)) == len(text.words) == len(emoji.CONFIG["EMOJI"])
     templates = (*text.templates, *text.held_out)
     longest = max(len(each.format(word).split()) for each in templates for word in text.words)
-    assert longest < text.length  # and the end
+    assert longest < text.length  # plus the end token
     words = {word for each in (*text.words, *templates) for word in each.split()}
     assert len(words) + 3 <= text.t5.vocabulary
     assert not set(left_out) & set(emoji.CONFIG["EMOJI"])
@@ -123,20 +125,20 @@ def shortened(made: Path, generator: str) -> config.Config:
 
 
 @pytest.mark.whole_runs
-def test_both_runs_of_one_teacher_give_a_strip(emoji, made, tmp_path):
+def test_two_runs_with_one_teacher_make_a_strip(emoji, made, tmp_path):
     one, four = tmp_path / "one", tmp_path / "four"
     distill.distill(shortened(made, "one_step"), str(one))
     four.mkdir()
     shutil.copytree(one / "teacher", four / "teacher")
     distill.distill(shortened(made, "four_steps"), str(four))
-    assert not (four / "checkpoints_teacher").exists()  # none was trained
+    assert not (four / "checkpoints_teacher").exists()  # no teacher was trained
     emoji.strip(str(one), str(four), tmp_path / "strip.png")
     with Image.open(tmp_path / "strip.png") as picture:
         assert picture.width > 2 * picture.height
         assert np.asarray(picture.convert("RGB")).std(axis=(0, 1)).min() > 10
 
 
-def test_the_config_is_valid_without_the_zip_and_a_run_names_what_lacks(tmp_path):
+def test_the_config_is_valid_and_a_missing_zip_is_reported(tmp_path):
     options = load("emoji")
     check.check(options, devices=1)
     with pytest.raises(ConfigError, match="zip:data/emoji.zip: no such file"):

@@ -1,4 +1,4 @@
-"""configs/fashion.py shortened, on small data of the same format: whole runs, and killed ones."""
+"""configs/fashion.py, shortened, on small data of the same format: complete and killed runs."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ STEPS = 24  # TINY's
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> list[str]:
-    """A config of seconds, and data that stand in for Fashion-MNIST."""
+    """Overrides for a run of seconds on stand-in data."""
     folder = tmp_path_factory.mktemp("data")
     source = idx_files.write_squares(folder, count=300, side=28, classes=10)
     two_levels = "--config.network.channel_mult=(1,1)"  # attention at 14 x 14
@@ -37,14 +37,14 @@ def finished(tmp_path_factory, flags) -> Path:
     return workdir
 
 
-def test_a_kill_loses_at_most_a_hundred_steps_of_either_stage():
+def test_checkpoints_are_at_most_a_hundred_steps_apart():
     options = load("fashion")
     assert options.checkpoint_every <= 100
     assert options.steps % options.checkpoint_every == 0
 
 
 @pytest.mark.whole_runs
-def test_a_shortened_run_ends_with_its_table_and_pictures(finished):
+def test_a_shortened_run_writes_its_report_and_sample_images(finished):
     report = json.loads((finished / "report.json").read_text())
     assert [row["evaluations"] for row in report["rows"]] == [1, 1, 5, None, None]
     assert {"pixels", "classifier"} == set(report["protocol"])
@@ -55,9 +55,9 @@ def test_a_shortened_run_ends_with_its_table_and_pictures(finished):
 
 
 @pytest.mark.whole_runs
-def test_killed_twice_and_started_again_it_ends_bitwise_equal(finished, flags, tmp_path):
+def test_a_shortened_run_killed_twice_and_resumed_is_bitwise_equal(finished, flags, tmp_path):
     workdir = tmp_path / "run"
-    for steps in (5, 14):  # neither is where a checkpoint was written
+    for steps in (5, 14):  # neither has a checkpoint
         killed.kill_at(workdir, steps, flags, FASHION)
     assert "continuing from step" in shortened(workdir, *flags).stdout
     killed.assert_equal(workdir, finished, STEPS)
@@ -67,7 +67,7 @@ def test_killed_twice_and_started_again_it_ends_bitwise_equal(finished, flags, t
 
 @pytest.mark.whole_runs
 @pytest.mark.parametrize("method", ["sida", "real_uid"])
-def test_methods_with_real_images_read_them(flags, tmp_path, method):
+def test_presets_with_real_images_run(flags, tmp_path, method):
     source = flags[-1].replace("data.source", "real.source")
     few = ["--config.steps=4", "--config.evaluation.features=('pixels',)"]
     few += ["--config.generator.start=0", "--config.adversarial.start=0"] * (method == "sida")

@@ -1,4 +1,4 @@
-"""Imports point down by folder: the nine levels of the house, from the ground up."""
+"""Imports point down through nine levels of folders, lowest first."""
 
 import ast
 import importlib
@@ -22,8 +22,8 @@ LEVELS = [
     ("export", "perf"),
     ("api", "commands"),
 ]
-DOORS = ("__init__", "main", "__main__")  # above all levels: nothing imports them
-# Slow to import, or for tests only: never at the top of a module, and torch and its kin nowhere.
+DOORS = ("__init__", "main", "__main__")  # above all levels: not imported by others
+# LAZY is slow to import: only inside functions. NEVER is for tests only.
 LAZY = ("tensorflow", "clu", "tensorflow_datasets")
 NEVER = ("torch", "diffusers", "transformers")
 
@@ -31,7 +31,7 @@ MODULES = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob("*.py
 
 
 def level(folder: str) -> int:
-    """Of a folder, or of a file that lies beside the folders."""
+    """Level of a folder, or of a file beside the folders."""
     found = [number for number, folders in enumerate(LEVELS) if folder in folders]
     assert found, f"{folder} has no level: add it to LEVELS"
     return found[0]
@@ -62,7 +62,7 @@ def test_imports_point_down(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_heavy_libraries_are_imported_late_and_test_libraries_never(module):
+def test_heavy_libraries_are_imported_lazily_and_test_libraries_never(module):
     tree = ast.parse(MODULES[module].read_text())
     top = {name.partition(".")[0] for node in tree.body for name in imported(node)}
     anywhere = {name.partition(".")[0] for node in ast.walk(tree) for name in imported(node)}
@@ -70,7 +70,7 @@ def test_heavy_libraries_are_imported_late_and_test_libraries_never(module):
     assert not anywhere & set(NEVER)
 
 
-def test_tests_take_from_helpers_and_not_from_each_other():
+def test_tests_import_helpers_but_not_each_other():
     tests = Path(__file__).parent
     for path in tests.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -82,7 +82,7 @@ def test_tests_take_from_helpers_and_not_from_each_other():
 
 
 def module_named(path: str):
-    """The simjax module of this dotted name, or None for a function, a class, another library."""
+    """The simjax module of this dotted name, or None if it is not one."""
     try:
         return importlib.import_module(path) if path.split(".")[0] == "simjax" else None
     except ModuleNotFoundError:
@@ -90,7 +90,7 @@ def module_named(path: str):
 
 
 def read_off_modules(tree: ast.AST):
-    """(module, attribute) of every `module.attribute`, where nothing else has the module's name."""
+    """(module, attribute) of every `module.attribute`, unless a variable shadows the module."""
     bound = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
@@ -107,7 +107,7 @@ def read_off_modules(tree: ast.AST):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_what_a_module_is_asked_for_it_has(module):
-    """A name that moved is missed where no test of this machine comes, as in ahead-of-time code."""
+def test_every_attribute_read_from_a_module_exists(module):
+    """Finds renamed functions in code that no test executes here, e.g. for TPUs."""
     for owner, name in read_off_modules(ast.parse(MODULES[module].read_text())):
         assert hasattr(owner, name), f"{module} reads {owner.__name__}.{name}"

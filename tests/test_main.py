@@ -1,4 +1,4 @@
-"""The command as a user runs it: a whole run, kills and restarts, mistakes, a finished run."""
+"""simjax.main end to end: a complete run, resuming, user errors, a finished run."""
 
 import json
 import subprocess
@@ -15,16 +15,18 @@ from tests.helpers.command import TINY, refused, run
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
-    """A whole run in the default place, relative to where the command was given."""
+    """A complete run in the default directory, relative to the current one."""
     cwd = tmp_path_factory.mktemp("finished")
     done = run(None, *TINY, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "runs" / "digits", done
 
 
-def test_a_run_leaves_everything_that_a_person_looks_for(finished):
+def test_a_run_directory_has_all_files_of_a_finished_run(finished):
     workdir, done = finished
-    names = {path.name for path in workdir.iterdir()} - {"tensorboard"}  # with TensorFlow
+    names = {path.name for path in workdir.iterdir()} - {
+        "tensorboard"
+    }  # only if TensorFlow is installed
     assert names == {
         "config.json",
         "metrics.jsonl",
@@ -53,7 +55,7 @@ def test_a_run_leaves_everything_that_a_person_looks_for(finished):
     assert "ETA" in done.stdout
 
 
-def test_metrics_show_training_health(finished):
+def test_metrics_contain_training_health(finished):
     workdir, _ = finished
     lines = killed.logged(workdir, "sim")
     assert [line["step"] for line in lines] == list(range(2, 25, 2))
@@ -73,7 +75,7 @@ def test_metrics_show_training_health(finished):
     assert any(key.startswith("gap/sigma") for key in keys)
 
 
-def test_a_finished_run_started_again_prints_its_report_and_trains_nothing(finished):
+def test_restarting_a_finished_run_prints_its_report_without_training(finished):
     workdir, done = finished
     before = (workdir / "metrics.jsonl").read_text()
     again = run(workdir, *TINY)
@@ -83,16 +85,16 @@ def test_a_finished_run_started_again_prints_its_report_and_trains_nothing(finis
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_a_finished_run_is_sampled_and_exported(finished, tmp_path):
-    # All that they can do: tests/test_sample.py and test_export.py, -m whole_runs.
+def test_sample_and_export_read_a_finished_run(finished, tmp_path):
+    # Their options: tests/commands/test_sample.py and test_export.py, -m whole_runs.
     commands = {
         "sample": "--count=4,,--out=four.npz",
         "export": "--format=safetensors,,--out=exported",
     }
     for name, flags in commands.items():
         line = f"--source={finished[0]},,{flags}"
-        code, said = subprocesses.several(name, [line], tmp_path)[line]
-        assert not code, said
+        code, output = subprocesses.several(name, [line], tmp_path)[line]
+        assert not code, output
     images = np.load(tmp_path / "four.npz")["arr_0"]
     assert images.shape == (4, 8, 8, 1) and images.dtype == np.uint8 and images.std() > 0
     config, _ = exported.read(tmp_path / "exported")
@@ -100,16 +102,16 @@ def test_a_finished_run_is_sampled_and_exported(finished, tmp_path):
 
 
 @pytest.mark.whole_runs
-def test_killed_twice_and_started_again_a_run_ends_bitwise_equal(finished, tmp_path):
+def test_a_run_killed_twice_and_resumed_is_bitwise_equal(finished, tmp_path):
     workdir = tmp_path / "run"
-    for steps in (5, 14):  # neither is where a checkpoint was written
+    for steps in (5, 14):  # neither has a checkpoint
         killed.kill_at(workdir, steps, TINY)
     last = run(workdir, *TINY)
     assert last.returncode == 0, last.stderr
     assert "continuing from step" in last.stdout
     killed.assert_equal(workdir, finished[0], step=24)
     steps = [line["step"] for line in killed.logged(workdir, "sim")]
-    assert steps == list(range(2, 25, 2))  # what the killed runs logged too far is forgotten
+    assert steps == list(range(2, 25, 2))  # lines logged after the last checkpoint are dropped
 
 
 @pytest.mark.parametrize(
@@ -122,16 +124,16 @@ def test_killed_twice_and_started_again_a_run_ends_bitwise_equal(finished, tmp_p
         ("batch=1", "unexpected arguments: batch=1"),
     ],
 )
-def test_a_wrong_flag_gets_one_message(flag, message, tmp_path):
+def test_a_wrong_flag_is_rejected_with_one_message(flag, message, tmp_path):
     assert message in refused(run(tmp_path / "run", flag))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_config_file_is_named(tmp_path):
+def test_a_missing_config_file_is_reported(tmp_path):
     assert "there is no file nowhere.py" in refused(run(tmp_path / "run", config="nowhere.py"))
 
 
-def test_a_workdir_of_another_config_is_refused_with_the_fields_that_differ(finished):
+def test_a_workdir_of_another_config_is_rejected_listing_the_differences(finished):
     workdir, _ = finished
     message = refused(run(workdir, *TINY, "--config.loss.scale=2.0", "--config.seed=5"))
     assert "loss.scale: 1.0 -> 2.0" in message
@@ -139,13 +141,13 @@ def test_a_workdir_of_another_config_is_refused_with_the_fields_that_differ(fini
     assert "steps" not in message.split("differs")[1].split("Choose")[0]
 
 
-def test_an_unwritable_workdir_is_refused(tmp_path):
+def test_an_unwritable_workdir_is_rejected(tmp_path):
     (tmp_path / "file").write_text("")
     message = refused(run(tmp_path / "file" / "run", *TINY))
     assert "cannot be used" in message
     assert "--workdir" in message
 
 
-def test_a_batch_not_divisible_by_the_device_count_is_refused(tmp_path):
+def test_a_batch_not_divisible_by_the_device_count_is_rejected(tmp_path):
     message = refused(run(tmp_path / "run", *TINY, "--config.batch=10", devices=8))
     assert "cannot be split over 8 devices" in message

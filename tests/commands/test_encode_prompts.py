@@ -1,4 +1,4 @@
-"""python -m simjax encode-prompts: what it writes, killed and continued, and what it refuses."""
+"""simjax encode-prompts: cache contents, resuming, several processes and errors."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ LENGTH = 6
 def made_up(count):
     draw = np.random.default_rng(3)
     lines = [" ".join(draw.choice(WORDS, draw.integers(1, 9))) for _ in range(count)]
-    return [f"{n} {line}" for n, line in enumerate(lines)]  # "12" is unknown, one token
+    return [f"{n} {line}" for n, line in enumerate(lines)]  # "12" is one unknown token
 
 
 def command(files, out, **flags):
@@ -51,7 +51,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """p.tsv, with two empty lines, and t5."""
+    """Folder with p.tsv, which has two empty lines, and the encoder t5."""
     folder = tmp_path_factory.mktemp("files")
     lines = [f"{n}\t{line}" for n, line in enumerate(made_up(10))]
     (folder / "p.tsv").write_text("\n".join(["id\tcaption", *lines[:5], "", "7\t ", *lines[5:]]))
@@ -72,7 +72,7 @@ def finished(files, tmp_path_factory):
     return out, done
 
 
-def test_it_says_what_it_did(finished):
+def test_prints_counts_and_progress(finished):
     out, done = finished
     long = sum(len(line.split()) >= LENGTH for line in made_up(10))
     assert done.stdout == (
@@ -83,12 +83,12 @@ def test_it_says_what_it_did(finished):
     assert re.search(r"encoding: 100%.* 10/10 .* prompts/s", done.stderr), done.stderr
 
 
-def test_the_cache_holds_the_encoders_features_of_every_prompt(finished, files, encoder):
+def test_the_cache_contains_the_encoders_features_of_every_prompt(finished, files, encoder):
     cache = Cache.open(finished[0], {"length": LENGTH, "encoder": encoder.digest, "channels": 32})
     got = cache.read(np.arange(10))
     encode = jax.jit(encoders.encoding(encoder.sizes)[0])
     tokenizer = Tokenizer(files / "t5")
-    for n in (0, 4, 9):  # alone, and without padding
+    for n in (0, 4, 9):  # one by one, without padding
         line = made_up(10)[n]
         tokens, mask, _ = tokenizer.encode([line], min(LENGTH, len(line.split()) + 1))
         expected = np.asarray(encode(encoder.params, tokens, mask)[0]).astype(np.float32)
@@ -99,7 +99,7 @@ def test_the_cache_holds_the_encoders_features_of_every_prompt(finished, files, 
         assert not ours[length:].any()
 
 
-def test_a_few_prompts_encoded_at_once_are_those_of_the_cache(finished, files, encoder):
+def test_prompts_encoded_in_memory_equal_those_of_the_cache(finished, files, encoder):
     tokenizer = Tokenizer(files / "t5")
     got = encoders.captions(encoder, tokenizer, made_up(10)[2:7], length=LENGTH, batch=2)
     expected = Cache.open(finished[0]).read(np.arange(2, 7))
@@ -109,18 +109,18 @@ def test_a_few_prompts_encoded_at_once_are_those_of_the_cache(finished, files, e
     assert worst < 0.03
 
 
-def test_the_digest_is_of_weights_and_sizes_alone(files, encoder, tmp_path):
+def test_the_digest_depends_only_on_weights_and_config(files, encoder, tmp_path):
     again = write_encoder(tmp_path / "again")
     (again / "config.json").write_text((files / "t5" / "config.json").read_text() + "\n")
     assert encoders.load_encoder(again).digest == encoder.digest
     assert encoders.load_encoder(write_encoder(tmp_path / "other", seed=1)).digest != encoder.digest
     config = json.loads((again / "config.json").read_text())
-    config["relative_attention_max_distance"] = 64  # no weight shows it
+    config["relative_attention_max_distance"] = 64  # changes no weight
     (again / "config.json").write_text(json.dumps(config))
     assert encoders.load_encoder(again).digest != encoder.digest
 
 
-def test_a_tokenizer_of_more_tokens_than_the_encoder_has_is_refused(tmp_path, files):
+def test_a_tokenizer_with_more_tokens_than_the_encoder_is_rejected(tmp_path, files):
     encoder = encoders.load_encoder(write_encoder(tmp_path / "small", vocabulary=11))
     with pytest.raises(
         ConfigError, match="has token ids up to 11, expected less than .* vocabulary size 11"
@@ -128,7 +128,7 @@ def test_a_tokenizer_of_more_tokens_than_the_encoder_has_is_refused(tmp_path, fi
         encoders.require_fit(encoder, Tokenizer(files / "t5"))
 
 
-def test_an_encoder_that_is_none_is_refused(tmp_path, files):
+def test_a_broken_encoder_is_rejected(tmp_path, files):
     with pytest.raises(ConfigError, match="model.safetensors has no config.json"):
         encoders.load_encoder(files / "t5" / "model.safetensors")
     folder = write_encoder(tmp_path / "t5")
@@ -142,7 +142,7 @@ def test_an_encoder_that_is_none_is_refused(tmp_path, files):
 
 
 def refusals(commands):
-    """What the commands say, run at the same time."""
+    """Messages of the commands, which run concurrently."""
     started = [
         subprocess.Popen(
             [sys.executable, *one],
@@ -153,17 +153,17 @@ def refusals(commands):
         )
         for one in commands
     ]
-    said = []
+    messages = []
     for process in started:
         stdout, stderr = process.communicate()
         assert process.returncode == 1 and not stdout, (stdout, stderr)
         lines = [line for line in stderr.splitlines() if line.startswith("simjax: ")]
         assert len(lines) == 1 and "Traceback" not in stderr, stderr
-        said.append(stderr)
-    return said
+        messages.append(stderr)
+    return messages
 
 
-def test_mistakes_are_one_line(files, tmp_path):
+def test_user_errors_print_one_line(files, tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"a\nb\xff\n")
     cases = {
         "expected --prompts=... --encoder=... --out=..., got nothing": command(files, "")[:3],
@@ -171,11 +171,11 @@ def test_mistakes_are_one_line(files, tmp_path):
         "bad.txt, line 2: not utf-8": command(files, tmp_path, prompts=tmp_path / "bad.txt"),
         "bad.txt/cache cannot be written": command(files, tmp_path / "bad.txt" / "cache"),
     }
-    for expected, said in zip(cases, refusals(cases.values()), strict=True):
-        assert expected in said
+    for expected, messages in zip(cases, refusals(cases.values()), strict=True):
+        assert expected in messages
 
 
-def test_another_origin_is_refused_and_nothing_changes(finished, files, tmp_path):
+def test_a_cache_of_other_inputs_is_rejected_and_left_unchanged(finished, files, tmp_path):
     out, _ = finished
     before = contents(out)
     (tmp_path / "p.tsv").write_text("caption\nred cat\n")
@@ -193,15 +193,15 @@ def test_another_origin_is_refused_and_nothing_changes(finished, files, tmp_path
             "tokenizer": files / "t5",
         },
     }
-    said = refusals([command(files, out, **flags) for flags in cases.values()])
-    for expected, one in zip(cases, said, strict=True):
+    messages = refusals([command(files, out, **flags) for flags in cases.values()])
+    for expected, one in zip(cases, messages, strict=True):
         assert re.search(expected, one), one
     assert contents(out) == before
 
 
 @pytest.fixture(scope="module")
 def many(files):
-    """More prompts, in a folder that also leads to the encoder."""
+    """Folder with more prompts and a link to the encoder."""
     folder = files / "many"
     folder.mkdir()
     (folder / "p.tsv").write_text("\n".join(["caption", *made_up(400)]))
@@ -218,9 +218,7 @@ def uninterrupted(many, tmp_path_factory):
 
 
 @pytest.mark.whole_runs
-def test_killed_at_any_moment_and_continued_it_ends_with_the_same_files(
-    many, uninterrupted, tmp_path
-):
+def test_killed_at_several_moments_and_resumed_gives_identical_files(many, uninterrupted, tmp_path):
     out = tmp_path / "cache"
     awaited = ["unfinished.json", "*.bf16.tmp", "00010.json", "00033.index", "00060.json"]
     seen = []
@@ -250,18 +248,18 @@ def test_killed_at_any_moment_and_continued_it_ends_with_the_same_files(
 
 
 @pytest.mark.whole_runs
-def test_two_processes_write_the_cache_of_one(many, uninterrupted, tmp_path):
+def test_two_processes_write_the_same_cache_as_one(many, uninterrupted, tmp_path):
     out = tmp_path / "cache"
     started = subprocesses.start(command(many, out), processes=2, devices=1)
-    said = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    messages = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], messages
     assert contents(out) == contents(uninterrupted)
-    assert "prompts encoded: 400" in said[0] and "prompts encoded" not in said[1]
+    assert "prompts encoded: 400" in messages[0] and "prompts encoded" not in messages[1]
 
 
 @pytest.mark.whole_runs
-def test_processes_that_share_no_folder_are_refused(many, tmp_path):
-    """Each starts in a folder of its own, to which the relative --out leads."""
+def test_processes_without_a_shared_folder_are_rejected(many, tmp_path):
+    """The processes start in different folders, so the relative --out differs."""
     program = """
 import os, runpy, sys
 home = sys.argv.pop(1) + os.environ["JAX_PROCESS_ID"]
@@ -272,18 +270,18 @@ runpy.run_module("simjax", run_name="__main__")
 """
     arguments = ["-c", program, f"{tmp_path}/", *command(many, "cache")[2:]]
     started = subprocesses.start(arguments, processes=2, devices=1)
-    said = [process.communicate(timeout=300)[0] for process in started]
+    messages = [process.communicate(timeout=300)[0] for process in started]
     assert all(process.returncode for process in started)
-    assert all("not every process sees --out=cache" in one for one in said), said
+    assert all("not every process sees --out=cache" in one for one in messages), messages
     assert not any(tmp_path.glob("*/cache/*.json"))
 
 
 @pytest.mark.whole_runs
-def test_two_processes_refuse_together(many, uninterrupted):
+def test_two_processes_reject_another_length_together(many, uninterrupted):
     started = subprocesses.start(command(many, uninterrupted, length=9), processes=2, devices=1)
-    said = [process.communicate(timeout=300)[0] for process in started]
+    messages = [process.communicate(timeout=300)[0] for process in started]
     assert all(process.returncode for process in started)
-    assert any("length 6 (cache) -> 9 (here)" in one for one in said), said
+    assert any("length 6 (cache) -> 9 (here)" in one for one in messages), messages
 
 
 READ = """
@@ -297,7 +295,7 @@ print(json.dumps([captions.embedding.astype(float).tolist(), captions.mask.tolis
 
 @pytest.mark.whole_runs
 @pytest.mark.skipif(not importlib.util.find_spec("tensorflow"), reason="needs .[gcs]")
-def test_a_cache_in_a_bucket_is_the_same(files, finished, tmp_path):
+def test_a_cache_in_a_bucket_equals_the_local_one(files, finished, tmp_path):
     out = f"gs://{fake_gcs.BUCKET}/cache"
     with fake_gcs.serve(tmp_path) as bucket:
         environment = subprocesses.environment() | bucket.environment
@@ -324,6 +322,6 @@ def test_a_cache_in_a_bucket_is_the_same(files, finished, tmp_path):
     np.testing.assert_array_equal(mask, local.mask)
 
 
-def test_the_prompts_of_the_cache_are_those_of_the_file(finished, files):
+def test_the_cache_stores_the_prompts_of_the_file(finished, files):
     lines = [json.loads(line) for n in range(3) for line in (finished[0] / f"{n:05d}.jsonl").open()]
     assert lines == list(prompts.read_prompts(files / "p.tsv")) == made_up(10)

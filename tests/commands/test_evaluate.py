@@ -1,4 +1,4 @@
-"""python -m simjax evaluate: runs, networks, images; what it prints, writes and refuses."""
+"""simjax evaluate on runs, networks and images: output, files and errors."""
 
 import json
 import os
@@ -94,16 +94,16 @@ MISTAKES = {
 
 
 class Made(NamedTuple):
-    """A folder of sources, and what each line said: its end, and its output."""
+    """Folder with sources, and (exit message, output) of each command line."""
 
     folder: Path
     done: dict[str, list]
 
-    def said(self, name):
+    def output(self, name):
         return subprocesses.output(self.done[LINES[name]])
 
     def result(self, name, path):
-        self.said(name)
+        self.output(name)
         return json.loads((self.folder / path).read_text())
 
     def distance(self, name, path):
@@ -146,7 +146,7 @@ def rows(path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run that measured its generator on the way, and kept the best."""
+    """A run with online evaluation and a best generator."""
     workdir = tmp_path_factory.mktemp("evaluate") / "run"
     online = ["--config.evaluation.every=12", "--config.evaluation.online_samples=50"]
     done = run(workdir, *TINY, *online, "--config.evaluation.best=pixels/recall")
@@ -155,7 +155,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.whole_runs
-def test_a_runs_report_comes_out_again_exactly(finished):
+def test_a_runs_report_is_reproduced_exactly(finished):
     done = evaluate(ROOT, f"--source={finished}")
     assert done.returncode == 0, done.stderr
     report, again = rows(finished / "report.json"), rows(finished / "metrics.json")
@@ -167,7 +167,7 @@ def test_a_runs_report_comes_out_again_exactly(finished):
 
 
 @pytest.mark.whole_runs
-def test_curves_and_the_best_generator_are_kept(finished):
+def test_online_metrics_are_logged_and_the_best_generator_is_saved(finished):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     curve = [line for line in lines if "evaluation/pixels/frechet" in line]
     assert [line["step"] for line in curve] == [0, 12, 24]
@@ -181,7 +181,7 @@ def test_curves_and_the_best_generator_are_kept(finished):
     assert checkpoint.params_sha256(loaded.params) == best["sha256"]
 
 
-def test_a_network_is_measured_with_several_seeds_and_its_images_are_kept(made):
+def test_a_network_is_evaluated_with_several_seeds_and_its_samples_saved(made):
     result = made.result("net", "metrics.json")
     assert result["seeds"] == [3, 4]
     spread = result["repeats"]["net.pkl, one call (1)"]["pixels/frechet"]
@@ -190,12 +190,12 @@ def test_a_network_is_measured_with_several_seeds_and_its_images_are_kept(made):
     assert spread["minimum"] == min(spread["all"])
     assert spread["mean"] == pytest.approx(np.mean(spread["all"]))
     assert result["network"]["parameters"] > 0
-    # The images that were kept give the first seed's number.
+    # The saved samples reproduce the first seed's metric.
     assert made.result("again", "again.json")["rows"][0]["samples"] == 40
     assert made.distance("again", "again.json") == pytest.approx(spread["all"][0], rel=1e-5)
 
 
-def test_a_teacher_is_measured_with_guidance_and_the_solver_of_flags(made):
+def test_a_teacher_is_evaluated_with_guidance_and_solver_flags(made):
     rows = {row["name"]: row for row in made.result("sde", "sde.json")["rows"]}
     assert rows["teacher, SDE"]["evaluations"] == 2 * 3
 
@@ -207,7 +207,7 @@ def test_real_images_against_themselves(made):
     assert bootstrap["samples"] == 1797
 
 
-def test_two_folders_are_compared_and_a_zip_or_an_npz_is_the_same_as_its_folder(made):
+def test_folder_zip_and_npz_of_the_same_images_give_the_same_metric(made):
     first, halves, bootstrap = made.result("folder", "new/folder/m.json")["rows"]
     assert (first["name"], first["samples"]) == ("real", 60)
     assert (halves["samples"], bootstrap["samples"]) == (20, 40)
@@ -219,7 +219,7 @@ def test_two_folders_are_compared_and_a_zip_or_an_npz_is_the_same_as_its_folder(
     assert made.distance("from_zip", "from_zip.json") == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_best_generator_is_measured_in_place_of_the_newest(made):
+def test_network_best_evaluates_the_best_generator(made):
     newest, best = made.result("run", "run/metrics.json"), made.result("best", "best.json")
     assert (newest["step"], best["step"]) == (7, 5)
     assert (best["metric"], best["value"]) == ("pixels/recall", 0.5)
@@ -232,16 +232,16 @@ def test_the_best_generator_is_measured_in_place_of_the_newest(made):
 
 
 @pytest.mark.parametrize("line", list(MISTAKES))
-def test_mistakes_get_one_message(made, line):
-    message, said = made.done[line]
-    assert MISTAKES[line] in message  # of text, SystemExit makes exit status 1
+def test_user_errors_print_one_message(made, line):
+    message, output = made.done[line]
+    assert MISTAKES[line] in message  # SystemExit with a text has exit status 1
     assert message.startswith("simjax: ")
     assert len(message.splitlines()) == 1
-    assert "written to" not in said and "frechet" not in said
+    assert "written to" not in output and "frechet" not in output
     assert not (made.folder / "x.json").exists() and not list(made.folder.rglob("*.tmp"))
 
 
-def test_rows_of_one_name_and_other_evaluations_stay_apart():
+def test_rows_with_equal_names_and_different_nfe_stay_separate():
     def found(seed, *values):
         rows = [
             {"name": "teacher", "evaluations": calls, "metrics": {"pixels/frechet": value}}
@@ -254,7 +254,7 @@ def test_rows_of_one_name_and_other_evaluations_stay_apart():
     assert repeats["teacher (17)"]["pixels/frechet"]["mean"] == 5.5
 
 
-def test_a_config_comes_back_from_its_file():
+def test_a_config_round_trips_through_json():
     made = config.Config(network=config.AdmUNet(channels=8), steps=7)
     made.evaluation.features = ("pixels",)
     made.generator.sigma.high = 3.0
@@ -264,7 +264,7 @@ def test_a_config_comes_back_from_its_file():
 
 
 @pytest.mark.whole_runs
-def test_online_measurement_needs_something_to_compare_with(tmp_path):
+def test_online_evaluation_without_a_reference_is_rejected(tmp_path):
     flags = [*TINY, "--config.evaluation.every=12", "--config.evaluation.best=inception/fid"]
     assert "evaluation.best = 'inception/fid' is not measured; known: pixels/frechet" in refused(
         run(tmp_path / "run", *flags)

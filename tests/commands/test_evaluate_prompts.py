@@ -1,4 +1,4 @@
-"""python -m simjax evaluate --prompts: CLIP and aesthetic score of images; what is refused."""
+"""simjax evaluate --prompts: CLIP score, aesthetic score and errors."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from tests.helpers import checkpoints, clip_files, files, subprocesses
 from tests.helpers.configs import TEACHER, load
 from tests.helpers.runs import make_run
 
-PROMPTS = ["Lost", "wet 1!", "'s low " * 5]  # the last one is cut
+PROMPTS = ["Lost", "wet 1!", "'s low " * 5]  # the last one is truncated
 PICTURES = np.random.default_rng(1).integers(0, 256, (6, 9, 12, 3)).astype(np.uint8)
 CLIP = "--metrics=clip_score,,--clip=clip"
 BOTH = "--metrics=clip_score,aesthetic,,--clip=clip,,--aesthetic_head=head.pth"
@@ -66,7 +66,7 @@ MISTAKES = {
     "--metrics=aesthetic needs no reference",
     f"{IMAGES}{HEAD},,--data=digits,,--features=pixels{END}": "--data, --features: no effect",
     f"{IMAGES}{HEAD},,--seed=1{END}": "--seed: no effect",
-    # Sources.
+    # Wrong sources.
     f"--source=run,,{CLIP},,--prompts=prompts.txt{END}": "the source is a run: --prompts is for a "
     "data set or images in files; --clip is",
     f"--source=run,,--metrics=aesthetic{END}": "the source is a run: --metrics=aesthetic is for a "
@@ -76,7 +76,7 @@ MISTAKES = {
 
 
 class Made(NamedTuple):
-    """A folder of images, prompts and CLIP, and what each line of flags gave."""
+    """Folder with images, prompts and CLIP, and the result of each command line."""
 
     folder: Path
     done: dict[str, list]
@@ -97,14 +97,14 @@ def _write_prompts(folder):
         "many": PROMPTS * 4,
         "empty": [],
     }.items():
-        (folder / f"{name}.txt").write_text("\n\n".join(prompts))  # empty lines are none
+        (folder / f"{name}.txt").write_text("\n\n".join(prompts))  # empty lines are skipped
     (folder / "prompts.json").write_text(json.dumps(PROMPTS))
 
 
 def _write_clip(folder):
     clip_files.write_folder(folder / "clip", projection=768)
     tensors = clip_files.foreign(projection=768)
-    tensors["visual_projection.weight"] *= -1  # else every cosine is negative, and its score 0
+    tensors["visual_projection.weight"] *= -1  # otherwise every cosine is negative and the score 0
     files.write_safetensors(folder / "clip" / "model.safetensors", tensors)
     for name in ("small", "wordless", "cut"):
         clip_files.write_folder(folder / name)
@@ -132,29 +132,29 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def direct(made):
-    """The scores of the same images, each with its prompt, as evaluation/clip computes them."""
+    """Scores of the same images and prompts, computed by evaluation/clip directly."""
     head = aesthetic.load(made.folder / "head.pth")
     clip = score.load_clip(made.folder / "clip")
     return score.scores(PICTURES, PROMPTS * 2, clip, head)
 
 
-def test_images_are_scored_with_their_prompts_in_turn(made, direct):
+def test_image_i_is_scored_with_prompt_i_modulo_n(made, direct):
     (row,) = made.result("both")["rows"]
     assert (row["name"], row["samples"]) == ("drawn", 6)
     assert row["metrics"] == {
         "clip/clip_score": pytest.approx(direct["clip_score_mean"], rel=1e-4),
         "clip/aesthetic": pytest.approx(direct["aesthetic_mean"], rel=1e-4),
     }
-    assert min(direct["clip_score"]) > 0  # none is cut off
+    assert min(direct["clip_score"]) > 0  # none is clipped at 0
 
 
-def test_order_matters(made):
+def test_the_order_of_prompts_matters(made):
     found, swapped = (made.metrics(name)["clip/clip_score"] for name in ("both", "swapped"))
     assert abs(swapped - found) > 0.01
 
 
 @pytest.mark.parametrize("name", ["npz", "zip"])
-def test_other_files_of_the_same_images_and_prompts_give_the_same(made, direct, name):
+def test_npz_and_zip_give_the_same_score_as_the_folder(made, direct, name):
     assert made.metrics(name) == {
         "clip/clip_score": pytest.approx(direct["clip_score_mean"], rel=1e-4)
     }
@@ -167,7 +167,7 @@ def test_the_aesthetic_score_needs_no_prompts(made, direct):
     assert set(made.result("aesthetic")["protocol"]["clip"]) == {"extractor", "aesthetic"}
 
 
-def test_scores_stand_beside_a_comparison(made, direct):
+def test_scores_and_reference_metrics_are_reported_together(made, direct):
     result, alone = made.result("beside"), made.metrics("alone")
     assert set(result["protocol"]) == {"pixels", "clip"}
     metrics = result["rows"][0]["metrics"]
@@ -179,7 +179,7 @@ def test_scores_stand_beside_a_comparison(made, direct):
     ]
 
 
-def test_the_network_the_weight_and_the_prompts_are_told(made):
+def test_the_protocol_records_network_weight_and_prompts(made):
     head = checkpoint.params_sha256(aesthetic.load(made.folder / "head.pth"))
     network = score.load_clip(made.folder / "clip").sha256
     found = made.result("both")["protocol"]["clip"]
@@ -194,16 +194,16 @@ def test_the_network_the_weight_and_the_prompts_are_told(made):
             "".join(f"{prompt.strip()}\n" for prompt in PROMPTS).encode()
         ).hexdigest(),
     }
-    _, said = made.done[LINES["both"]]
-    assert f"clip: clip (sha256 {network[:12]}); clip_score = 100 max(cos, 0); 3 prompts" in said
-    assert "1 truncated; aesthetic head: head.pth" in said
+    _, output = made.done[LINES["both"]]
+    assert f"clip: clip (sha256 {network[:12]}); clip_score = 100 max(cos, 0); 3 prompts" in output
+    assert "1 truncated; aesthetic head: head.pth" in output
 
 
 @pytest.mark.parametrize("line", list(MISTAKES))
-def test_mistakes_get_one_message(made, line):
-    message, said = made.done[line]
-    assert MISTAKES[line] in str(message)  # of text, SystemExit makes exit status 1
+def test_user_errors_print_one_message(made, line):
+    message, output = made.done[line]
+    assert MISTAKES[line] in str(message)  # SystemExit with a text has exit status 1
     assert message.startswith("simjax: ")
     assert len(message.splitlines()) == 1
-    assert "written to" not in said and "clip_score" not in said
+    assert "written to" not in output and "clip_score" not in output
     assert not (made.folder / "x.json").exists() and not list(made.folder.rglob("*.tmp"))

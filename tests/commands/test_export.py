@@ -1,4 +1,4 @@
-"""python -m simjax export: what it writes works without it, and what is damaged is noticed."""
+"""simjax export: exports work without simjax, and damaged files are detected."""
 
 import dataclasses
 import json
@@ -87,7 +87,7 @@ MISTAKES = {
 
 
 class Made(NamedTuple):
-    """A folder of sources and exports, the run's model and generator, and what each line said."""
+    """Folder with sources and exports, the run's networks, and each command line's output."""
 
     folder: Path
     model: Model
@@ -95,7 +95,7 @@ class Made(NamedTuple):
     best: Any
     done: dict[str, list]
 
-    def said(self, name):
+    def output(self, name):
         return subprocesses.output(self.done[LINES[name]])
 
     def card(self, path):
@@ -118,7 +118,7 @@ def made(tmp_path_factory):
 
 
 def alone(folder, **given):
-    """Samples of a copy of an export, in batches of 1 and 4, without simjax."""
+    """Samples of an export in batches of 1 and 4, without simjax."""
     np.savez(folder / "given.npz", **given)
     environment = subprocesses.environment(PYTHONPATH="")
     command = [sys.executable, "-c", ALONE]
@@ -133,7 +133,7 @@ def noise(count, shape):
 
 
 def live(model, params):
-    """What simjax sample draws with."""
+    """The sampler of simjax sample."""
     sample = samplers.generator_sampler(model.denoise, model.config, model.mesh)
     return lambda z, cond: sample(params, z, cond, None)
 
@@ -144,7 +144,7 @@ def assert_close(ours, expected, tolerance=1e-6):
     assert np.abs(ours - expected).max() / np.abs(expected).max() <= tolerance
 
 
-def test_an_export_is_drawn_from_measured_and_exported_as_its_run(made):
+def test_an_export_is_sampled_evaluated_and_exported_like_its_run(made):
     drawn = "--source={},,--count=4,,--out={}"
     lines = [drawn.format("run", "a.npz"), drawn.format("made/digits", "b.npz")]
     for result in subprocesses.several("sample", lines, made.folder).values():
@@ -153,13 +153,13 @@ def test_an_export_is_drawn_from_measured_and_exported_as_its_run(made):
     np.testing.assert_array_equal(found, expected)
     (measured,) = subprocesses.several("evaluate", ["--source=made/digits"], made.folder).values()
     assert "made/digits, one call" in subprocesses.output(measured)
-    made.said("again")
+    made.output("again")
     once, twice = ((made.folder / path / "model.safetensors") for path in ("made/digits", "again"))
     assert twice.read_bytes() == once.read_bytes()
     assert "simjax exported, `made/digits`" in made.card("again")
 
 
-def test_an_export_has_one_network_that_it_knows(made):
+def test_flags_that_choose_a_network_are_rejected_for_an_export(made):
     lines = {
         "--source=made/digits,,--network=best": "--network is for a run's",
         "--source=made/digits,,--family=dit": "--family is for published weights",
@@ -168,16 +168,16 @@ def test_an_export_has_one_network_that_it_knows(made):
     assert all(message in done[line][0] for line, message in lines.items()), done
 
 
-def test_the_program_runs_without_simjax_on_any_batch(made):
+def test_the_stablehlo_program_runs_without_simjax_on_any_batch(made):
     z, classes = noise(4, (8, 8, 1)), np.array([3, 0, -1, 9], np.int32)
     found = alone(made.folder / "made" / "digits", z=z, classes=classes)
-    cond = np.eye(11, 10, dtype=np.float32)[classes]  # its last row, -1, is of zeros
+    cond = np.eye(11, 10, dtype=np.float32)[classes]  # the last row, for class -1, is zero
     for count in (1, 4):
         expected = live(made.model, made.generator)(z[:count], cond[:count])
         assert_close(found[f"{count}"], expected)
 
 
-def test_the_program_of_a_network_that_reads_captions(made):
+def test_the_stablehlo_program_of_a_text_conditioned_network(made):
     rng = np.random.default_rng(1)
     z, embedding = noise(4, (8, 8, 4)), rng.standard_normal((4, 120, 20), np.float32)
     mask = np.arange(120) < np.array([[1], [7], [60], [120]])
@@ -188,7 +188,7 @@ def test_the_program_of_a_network_that_reads_captions(made):
     assert found["1"].shape == (1, 8, 8, 4)
 
 
-def test_the_loader_has_twenty_lines(made):
+def test_the_loader_has_at_most_twenty_lines(made):
     loader = (made.folder / "made" / "digits" / "load_generator.py").read_text()
     assert len(loader.splitlines()) <= 20
     assert max(map(len, loader.splitlines())) <= 100
@@ -197,33 +197,33 @@ def test_the_loader_has_twenty_lines(made):
 @pytest.mark.parametrize(
     ("name", "line"), [("made/digits", "run"), ("of_best", "best"), ("of_teacher", "teacher")]
 )
-def test_safetensors_hold_the_parameters(name, line, made):
+def test_safetensors_contain_the_parameters(name, line, made):
     params = {"run": made.generator, "best": made.best, "teacher": made.model.params}[line]
     options, weights = exported.read(made.folder / name)
     jax.tree.map(np.testing.assert_array_equal, weights, dict(params))
     assert options.network == made.model.config.network
     assert options.generator.sigma_init == 1.25
     digest = sha256_of_teacher(made) if line == "teacher" else checkpoint.params_sha256(params)
-    assert f"sha256 {digest}" in made.said(line)
-    assert re.search(r"safetensors: .*\d+ tensors equal; 3 images differ by \S+", made.said(line))
+    assert f"sha256 {digest}" in made.output(line)
+    assert re.search(r"safetensors: .*\d+ tensors equal; 3 images differ by \S+", made.output(line))
 
 
 def sha256_of_teacher(made):
     return made.model.provenance["sha256"]
 
 
-def test_what_is_written_and_what_is_said(made):
+def test_files_and_output_of_an_export(made):
     written = {path.name for path in (made.folder / "made" / "digits").iterdir()}
     expected = {"model.safetensors", "config.json", "edm_state_dict.safetensors", "edm.json"}
     expected |= {"generator.stablehlo", "load_generator.py", "README.md"}
     assert written - {"given.npz", "made.npz", "__pycache__"} == expected
     for name in ("safetensors", "edm", "stablehlo"):
-        assert f"{name}: " in made.said("run")
-    assert "written to made/digits" in made.said("run")
-    assert "EMA at step 7" in made.said("run")
+        assert f"{name}: " in made.output("run")
+    assert "written to made/digits" in made.output("run")
+    assert "EMA at step 7" in made.output("run")
     assert not list(made.folder.glob("**/*.tmp"))
     modes = {path.stat().st_mode for path in (made.folder / "pkl").iterdir()}
-    assert len(modes) == 1  # who may read one may read all
+    assert len(modes) == 1  # all have the same permissions
     assert {path.name for path in (made.folder / "pkl").iterdir()} == {
         "edm_state_dict.safetensors",
         "edm.json",
@@ -231,7 +231,7 @@ def test_what_is_written_and_what_is_said(made):
     }
 
 
-def test_the_card(made):
+def test_the_model_card_has_origin_settings_and_metrics(made):
     card = made.card("made/digits")
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "simjax"
@@ -244,18 +244,20 @@ def test_the_card(made):
     settings = re.search(r"```json\n(.*?)\n```", body, re.DOTALL)[1]
     assert config.from_dict(json.loads(settings)) == made.model.config
     assert "None: nothing was measured" in made.card("pkl")
-    assert "None: nothing was measured" in made.card("of_best")  # the report is of the newest
+    assert "None: nothing was measured" in made.card(
+        "of_best"
+    )  # the report has the newest generator's
     assert "the best by pixels/recall (0.5)" in made.card("of_best")
     _, front, _ = made.card("latents").split("---\n", 2)
     assert yaml.safe_load(front)["pipeline_tag"] == "text-to-image"
 
 
 def snippets(card):
-    """The examples in Python, by the heading above them."""
+    """Python examples of a model card, by heading."""
     return dict(re.findall(r"^## (\w+)\n.*?```python\n(.*?)```", card, re.MULTILINE | re.DOTALL))
 
 
-def test_the_cards_examples_run(made, monkeypatch):
+def test_the_model_cards_examples_run(made, monkeypatch):
     examples = snippets(made.card("made/digits"))
     assert examples.keys() == {"safetensors", "edm", "stablehlo"}
     monkeypatch.chdir(made.folder / "made" / "digits")
@@ -272,16 +274,16 @@ def test_the_cards_examples_run(made, monkeypatch):
 
 
 @pytest.mark.parametrize("line", list(MISTAKES))
-def test_mistakes_get_one_message(made, line):
-    message, said = made.done[line]
-    assert MISTAKES[line] in message  # of text, SystemExit makes exit status 1
+def test_user_errors_print_one_message(made, line):
+    message, output = made.done[line]
+    assert MISTAKES[line] in message  # SystemExit with a text has exit status 1
     assert message.startswith("simjax: ")
     assert len(message.splitlines()) == 1
-    assert "written to" not in said
+    assert "written to" not in output
 
 
 def generator_of(network, precondition, **options):
-    """Random weights, and what they make of the inputs that are compared."""
+    """Random weights and their samples of the comparison's inputs."""
     options = config.complete(config.Config(**options), network, precondition, 0.5)
     weights = random_weights(options, 0)
     denoise, params = build.denoiser(options, weights)
@@ -307,7 +309,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_network_comes_back(name, tmp_path):
+def test_every_network_round_trips(name, tmp_path):
     network, precondition, options, foreign = CASES[name]
     generator = generator_of(network, precondition, **options)
     for kind in ["safetensors", "stablehlo"] + ([foreign] if foreign else []):
@@ -315,12 +317,12 @@ def test_every_network_comes_back(name, tmp_path):
         form.require(generator.config)
         form.write(generator, tmp_path)
         form.compare(generator, tmp_path)
-    _, weights = exported.read(tmp_path)  # fixed frequencies and the null caption included
+    _, weights = exported.read(tmp_path)  # includes fixed frequencies and the null caption
     assert jax.tree.structure(weights) == jax.tree.structure(generator.weights)
     jax.tree.map(np.testing.assert_array_equal, weights, generator.weights)
 
 
-def test_what_diffusers_does_not_sample_is_refused():
+def test_chains_that_diffusers_cannot_sample_are_rejected():
     for options, message in (
         ({"steps": 2, "renoise": "fixed"}, "its LCMScheduler supports fresh noise only"),
         ({"levels": (2.5, 2.4999)}, "diffusers needs different ones"),
@@ -331,7 +333,7 @@ def test_what_diffusers_does_not_sample_is_refused():
             formats.FORMATS["diffusers"].require(options)
 
 
-def test_a_program_of_four_calls_is_noticed_where_it_has_other_levels(tmp_path):
+def test_a_four_step_program_with_other_levels_is_detected(tmp_path):
     four = generator_of(TEACHER, "edm", generator=config.Generator(steps=4))
     formats.FORMATS["safetensors"].write(four, tmp_path)
     other = config.complete(
@@ -343,7 +345,7 @@ def test_a_program_of_four_calls_is_noticed_where_it_has_other_levels(tmp_path):
         formats.FORMATS["stablehlo"].compare(four, tmp_path)
 
 
-def test_dit_of_the_original_repository_is_another_function_in_diffusers():
+def test_dit_of_the_original_repository_is_rejected_for_diffusers():
     network = config.DiT(**vars(DIT) | {"time_steps": 128})
     options = config.complete(config.Config(), network, "ddpm_linear", 1.0)
     with pytest.raises(ConfigError, match="127 steps, this network, from the original rep"):
@@ -352,7 +354,7 @@ def test_dit_of_the_original_repository_is_another_function_in_diffusers():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Every format of two networks, whole."""
+    """Undamaged exports of two networks in every format."""
     folder = tmp_path_factory.mktemp("written")
     generators = {
         "song": generator_of(TEACHER, "edm"),
@@ -373,12 +375,12 @@ def written(tmp_path_factory):
         ("diffusers", "dit", "transformer/diffusion_pytorch_model.safetensors"),
     ],
 )
-def test_a_changed_number_is_noticed(kind, name, file, written, tmp_path):
+def test_a_flipped_bit_is_detected(kind, name, file, written, tmp_path):
     folder, generators = written
     shutil.copytree(folder / name, tmp_path / name)
     path = tmp_path / name / file
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1  # of the last float32, the sign or the exponent
+    content[-1] ^= 1  # sign or exponent bit of the last float32
     path.write_bytes(content)
     with pytest.raises(ConfigError) as error:
         formats.FORMATS[kind].compare(generators[name], tmp_path / name)
@@ -386,7 +388,7 @@ def test_a_changed_number_is_noticed(kind, name, file, written, tmp_path):
     assert path.exists()
 
 
-def test_a_program_of_another_noise_level_is_noticed(written, tmp_path):
+def test_a_program_with_another_noise_level_is_detected(written, tmp_path):
     folder, generators = written
     shutil.copytree(folder / "song", tmp_path / "song")
     options = config.complete(config.Config(), TEACHER, "edm", 0.5)
@@ -406,7 +408,7 @@ def test_a_program_of_another_noise_level_is_noticed(written, tmp_path):
         ("safetensors", "song", "config.json", ('"sigma_init"', '"sigma"')),
     ],
 )
-def test_changed_settings_are_noticed(kind, name, file, change, written, tmp_path):
+def test_changed_settings_are_detected(kind, name, file, change, written, tmp_path):
     folder, generators = written
     shutil.copytree(folder / name, tmp_path / name)
     text = (tmp_path / name / file).read_text()

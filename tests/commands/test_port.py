@@ -45,7 +45,7 @@ def test_port_prints_a_summary_and_writes_no_files(tmp_path):
         (["net.pkl", "--no=1"], "Unknown command line flag 'no'"),
     ],
 )
-def test_mistakes_get_one_message(arguments, message):
+def test_user_errors_print_one_message(arguments, message):
     done = simjax("port", *arguments)
     assert done.returncode == 1
     assert message in done.stderr

@@ -1,4 +1,4 @@
-"""python -m simjax probe: what it prints and writes, and what it refuses."""
+"""simjax probe: output, files and errors."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ QUICK = ("--samples=8", "--steps=4", "--levels=9", "--noexplain")
 
 
 def test_published_text_to_image_weights_with_prompts(folder):
-    """Of latents, which an autoencoder decodes for the picture, or which it shows as they are."""
+    """Latents are decoded for the picture with an autoencoder, else shown raw."""
     given = ("--source=pixart", "--encoder=t5", "--prompt=a red cat", "--prompts=prompts.txt")
     for out, more in (("seen", ("--autoencoder=vae",)), ("latents", ())):
         done = simjax("probe", *given, *more, *QUICK, f"--out={out}", cwd=folder)
@@ -41,10 +41,10 @@ def test_published_text_to_image_weights_with_prompts(folder):
         assert (folder / out / "probe.png").exists()
 
 
-def test_it_writes_curves_a_picture_and_a_config_that_a_run_accepts(folder):
+def test_writes_curves_a_picture_and_a_valid_config(folder):
     done = simjax("probe", "--source=run", *QUICK, "--write=mine.py", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "WARNING (uncalibrated)" in done.stdout  # it was never trained
+    assert "WARNING (uncalibrated)" in done.stdout  # random weights
     assert "generator.sigma_init" in done.stdout and "--config=" in done.stdout
     found = json.loads((folder / "probe" / "probe.json").read_text())
     assert len(found["curves"]["sigma"]) == 9 and found["steps"] == 4
@@ -78,5 +78,5 @@ def test_it_writes_curves_a_picture_and_a_config_that_a_run_accepts(folder):
         (("--source=run", "--encoder=t5"), "reads no captions; leave the encoder out"),
     ],
 )
-def test_what_is_refused(folder, flags, message):
+def test_user_errors_are_rejected(folder, flags, message):
     assert message in refused(simjax("probe", *flags, cwd=folder))

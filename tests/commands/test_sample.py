@@ -1,4 +1,4 @@
-"""python -m simjax sample: whose pictures it draws, in which files, and what it refuses."""
+"""simjax sample: networks, conditions, output files and errors."""
 
 import dataclasses
 import re
@@ -25,10 +25,10 @@ from tests.helpers.configs import TEACHER, load
 from tests.helpers.encoder_files import write_encoder
 from tests.helpers.runs import keep_best, make_run
 
-pytestmark = pytest.mark.whole_runs  # a minute of one processor
+pytestmark = pytest.mark.whole_runs  # a minute on one CPU core
 
 ROOT = Path(__file__).parent.parent
-MOST = 12  # samples of a line that is compared
+MOST = 12  # most samples compared per command line
 CAPTIONED = config.PixArt(
     resolution=8,
     image_channels=1,
@@ -102,7 +102,7 @@ MISTAKES = {
 
 
 class Made(NamedTuple):
-    """A folder of sources, two runs in it, and what each line said: its end, and its output."""
+    """Folder with two runs and other sources, and (exit message, output) of each command line."""
 
     folder: Path
     digits: Model
@@ -112,11 +112,11 @@ class Made(NamedTuple):
     best: Any
     done: dict[str, list]
 
-    def said(self, name):
+    def output(self, name):
         return subprocesses.output(self.done[LINES[name]])
 
     def arrays(self, name, where="."):
-        self.said(name)
+        self.output(name)
         with np.load(self.folder / where / f"{name}.npz") as found:
             return found["arr_0"], found.get("arr_1")
 
@@ -144,8 +144,8 @@ def made(tmp_path_factory):
 
 
 def one_call(model, params, cond, seed=0):
-    """Samples of D(1.25 z; 1.25), all in one batch, z of sample i from the seed and i alone."""
-    sigma = 1.25  # of both configs
+    """Samples D(1.25 z; 1.25) in one batch; z of sample i depends only on seed and i."""
+    sigma = 1.25  # sigma_init of both configs
     count = len(jax.tree.leaves(cond)[0])
     key = jax.random.fold_in(build.key(model.config, "evaluation"), seed)
     shape, rows = build.image_shape(model.config), np.arange(MOST)
@@ -157,7 +157,7 @@ def one_call(model, params, cond, seed=0):
 
 
 def assert_same(ours, expected):
-    """But for rounding: compiled otherwise, for another batch, on another number of devices."""
+    """Equal up to rounding: batch size, device count and compilation differ."""
     assert ours.shape == expected.shape
     assert np.abs(ours.astype(int) - expected).max() <= 1
     assert expected.std() > 10
@@ -167,32 +167,34 @@ def one_hot(classes):
     return np.eye(10, dtype=np.float32)[classes]
 
 
-def test_a_generator_makes_another_number_of_calls_with_a_note(made):
-    said = made.said("two calls")
-    assert "note: the generator was trained for one call at sigma 1.25; samples of 2 calls" in said
-    assert "2 calls at sigma 1.25, 0.3846, fresh noise; NFE: 2" in said
+def test_other_nfe_than_trained_prints_a_note(made):
+    output = made.output("two calls")
+    assert (
+        "note: the generator was trained for one call at sigma 1.25; samples of 2 calls" in output
+    )
+    assert "2 calls at sigma 1.25, 0.3846, fresh noise; NFE: 2" in output
 
 
-def test_the_newest_generators_ema_is_drawn_from(made):
+def test_samples_the_newest_generators_ema(made):
     pictures, labels = made.arrays("all")
     np.testing.assert_array_equal(labels, np.arange(12) % 10)
     assert_same(pictures, one_call(made.digits, made.digits_generator, one_hot(labels)))
-    said = made.said("all")
+    output = made.output("all")
     digest = checkpoint.params_sha256(made.digits_generator)
-    assert f"generator of run, EMA at step 7, sha256 {digest}" in said
-    assert "one call at sigma 1.25; NFE: 1" in said
-    assert "conditions: 10 classes, cycled; seed 0" in said
-    assert re.search(r"images: 12 of 8 x 8; \S+ s each", said)
-    assert "written to all.npz" in said
+    assert f"generator of run, EMA at step 7, sha256 {digest}" in output
+    assert "one call at sigma 1.25; NFE: 1" in output
+    assert "conditions: 10 classes, cycled; seed 0" in output
+    assert re.search(r"images: 12 of 8 x 8; \S+ s each", output)
+    assert "written to all.npz" in output
 
 
-def test_the_best_generator_is_drawn_from_into_the_home_directory(made):
+def test_samples_the_best_generator_into_the_home_directory(made):
     pictures, labels = made.arrays("best", "home")
     assert_same(pictures, one_call(made.digits, made.best, one_hot(labels)))
-    assert "EMA at step 5, the best by pixels/recall (0.5), sha256" in made.said("best")
+    assert "EMA at step 5, the best by pixels/recall (0.5), sha256" in made.output("best")
 
 
-def test_classes_come_in_turn_and_are_the_labels(made):
+def test_classes_are_cycled_and_saved_as_labels(made):
     pictures, labels = made.arrays("some")
     np.testing.assert_array_equal(labels, [3, 7, 3, 7, 3, 7, 3])
     expected = one_call(made.digits, made.digits_generator, one_hot(labels), seed=1)
@@ -200,9 +202,9 @@ def test_classes_come_in_turn_and_are_the_labels(made):
 
 
 def test_a_grid_of_a_teacher_called_once(made):
-    assert "one call at sigma 1.25" in made.said("grid")
+    assert "one call at sigma 1.25" in made.output("grid")
     grid = np.asarray(Image.open(made.folder / "grid.png"))
-    assert grid.shape == (3 * 72, 3 * 72)  # 64 pixels and their frame
+    assert grid.shape == (3 * 72, 3 * 72)  # 64 pixels and a frame
     expected = one_call(made.digits, made.digits.params, one_hot(np.arange(7)))
     assert_same(tiles(grid, 3, 3)[:7, 4:-4:8, 4:-4:8], expected[..., 0])
 
@@ -212,22 +214,22 @@ def tiles(grid, rows, columns):
     return split.reshape(rows * columns, 72, 72, *grid.shape[2:])
 
 
-def test_a_teacher_is_drawn_from_by_its_sampler(made):
+def test_samples_a_teacher_with_its_sampler(made):
     guided = dataclasses.replace(made.digits.config.teacher, guidance=2.0)
     options = dataclasses.replace(made.digits.config, teacher=guided)
     model = dataclasses.replace(made.digits, config=options)
-    contestant = samplers.many_steps(model, 2)
-    (expected,) = report.drawing(model, np.arange(3), 0).draw(contestant.function, model.params)
+    sampler = samplers.many_steps(model, 2)
+    (expected,) = report.drawing(model, np.arange(3), 0).draw(sampler.function, model.params)
     assert_same(made.arrays("guided")[0], expected)
-    assert "teacher, Heun, 2 steps, guidance 2.0; NFE: 6" in made.said("guided")
+    assert "teacher, Heun, 2 steps, guidance 2.0; NFE: 6" in made.output("guided")
     digest = made.digits.provenance["sha256"]
-    assert f"teacher of run, made, sha256 {digest}" in made.said("guided")
+    assert f"teacher of run, made, sha256 {digest}" in made.output("guided")
 
 
-def test_a_folder_of_a_published_generator(made):
+def test_writes_samples_of_a_published_generator_to_a_folder(made):
     ported = port.port(str(made.folder / "net.pkl"), say=lambda text: None)
-    assert f"net.pkl, sha256 {ported.provenance['file_sha256']}" in made.said("folder")
-    assert "one call at sigma 1.25" in made.said("folder")
+    assert f"net.pkl, sha256 {ported.provenance['file_sha256']}" in made.output("folder")
+    assert "one call at sigma 1.25" in made.output("folder")
     files = sorted((made.folder / "new" / "folder").glob("*/*"))
     assert [file.name for file in files] == [f"{n:06d}.png" for n in range(5)]
     pictures = np.stack([np.asarray(Image.open(file)) for file in files])
@@ -237,15 +239,19 @@ def test_a_folder_of_a_published_generator(made):
     assert not list(made.folder.glob("**/probe*"))
 
 
-def test_prompts_of_a_captioned_run_come_in_turn(made):
+def test_prompts_are_cycled_over_a_captioned_runs_samples(made):
     pictures, labels = made.arrays("prompts")
     assert labels is None
-    assert "conditions: 3 prompts, cycled, 1 of them truncated to 12 tokens" in made.said("prompts")
-    held_out = own_prompts(made).held_out  # the first and the last are among them
+    assert "conditions: 3 prompts, cycled, 1 of them truncated to 12 tokens" in made.output(
+        "prompts"
+    )
+    held_out = own_prompts(made).held_out  # contains the first and the last prompt
     cond = jax.tree.map(lambda leaf: np.stack([leaf[7, 4], leaf[8, 3]] * 4), held_out)
     expected = one_call(made.captioned, made.captioned_generator, cond)
     assert_same(pictures[[0, 6]], expected[[0, 6]])
-    assert np.abs(pictures[3].astype(int) - expected[3]).max() > 1  # "8", where the first is
+    assert (
+        np.abs(pictures[3].astype(int) - expected[3]).max() > 1
+    )  # the "8", at the first sample's noise
     cond = jax.tree.map(lambda leaf: leaf[::-1], cond)
     expected = one_call(made.captioned, made.captioned_generator, cond)
     assert_same(pictures[3:4], expected[3:4])
@@ -255,7 +261,7 @@ def own_prompts(made):
     return captions.prepare(made.captioned.config.text, epath.Path(made.folder / "captioned"))
 
 
-def test_a_captioned_run_has_prompts_of_its_own(made):
+def test_a_captioned_run_brings_its_prompts(made):
     pictures, labels = made.arrays("held_out")
     np.testing.assert_array_equal(labels, [4, 8, 4])
     cond = own_prompts(made).asked(labels)
@@ -263,19 +269,19 @@ def test_a_captioned_run_has_prompts_of_its_own(made):
 
 
 def test_pixart_with_its_encoder_and_autoencoder(made):
-    said = made.said("latents")
-    assert "images: 8 of 64 x 64" in said
+    output = made.output("latents")
+    assert "images: 8 of 64 x 64" in output
     grid = np.asarray(Image.open(made.folder / "samples.png"))
-    assert grid.shape == (4 * 72, 2 * 72, 3)  # 64 pixels of 8 latents; a prompt a column
+    assert grid.shape == (4 * 72, 2 * 72, 3)  # 64 pixels from 8 latents; a prompt per column
     pictures = tiles(grid, 4, 2)[:, 4:-4, 4:-4]
     assert len(np.unique(pictures, axis=0)) == 8
     assert pictures.std() > 10
 
 
 @pytest.mark.parametrize("line", list(MISTAKES))
-def test_mistakes_get_one_message(made, line):
-    message, said = made.done[line]
-    assert MISTAKES[line] in message  # of text, SystemExit makes exit status 1
+def test_user_errors_print_one_message(made, line):
+    message, output = made.done[line]
+    assert MISTAKES[line] in message  # SystemExit with a text has exit status 1
     assert message.startswith("simjax: ")
     assert len(message.splitlines()) == 1
-    assert "written to" not in said
+    assert "written to" not in output
