@@ -201,7 +201,7 @@ def draw(
       seed: random seed, from 0 to 2**32 - 1.
       steps: generator: network calls per sample (NFE), default the number it was trained for;
         another number warns with the noise levels it uses. Teacher: steps of its sampler, with
-        model.config.teacher.guidance (Heun: 2 steps - 1 NFE); 0 samples as the generator that
+        model.config.teacher.guidance (Heun: NFE = 2 steps - 1); 0 samples as the generator that
         model.config.generator describes, by default one call at sigma_init.
 
     Returns:

@@ -171,8 +171,8 @@ def test_user_errors_print_one_line(files, tmp_path):
         "bad.txt, line 2: not utf-8": command(files, tmp_path, prompts=tmp_path / "bad.txt"),
         "bad.txt/cache cannot be written": command(files, tmp_path / "bad.txt" / "cache"),
     }
-    for expected, messages in zip(cases, refusals(cases.values()), strict=True):
-        assert expected in messages
+    for expected, message in zip(cases, refusals(cases.values()), strict=True):
+        assert expected in message
 
 
 def test_a_cache_of_other_inputs_is_rejected_and_left_unchanged(finished, files, tmp_path):
