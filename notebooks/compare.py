@@ -146,7 +146,7 @@ def train_teacher(study: Study, seed: int) -> simjax.Model:
 
 
 def stored_teacher(source: str) -> simjax.Model:
-    """Loads the teacher of a run, or one exported by simjax export --network=teacher."""
+    """Loads a teacher from a run directory or an export."""
     return simjax.load(source, network=None if is_export(source) else "teacher")
 
 
@@ -165,7 +165,9 @@ class Measure:
 
     def __init__(self, model: simjax.Model):
         self._evaluator = report.evaluator(model.config)
-        self._classes = report.asked(model, self._evaluator, model.config.evaluation.samples)
+        self._classes = report.requested_classes(
+            model, self._evaluator, model.config.evaluation.samples
+        )
         self._drawing = report.drawing(model, self._classes, 0)
         (self._one_step,) = samplers.generated(model, {"generator": model.params})
 

@@ -468,7 +468,7 @@ def _condition(
             "prompts=[...]."
         )
     if labels is None:
-        return model.asked(np.arange(max(model.classes, 1), dtype=np.int32))
+        return model.conditions(np.arange(max(model.classes, 1), dtype=np.int32))
     try:
         classes = np.atleast_1d(np.asarray(labels))
     except ValueError:  # nested lists of different lengths
@@ -479,7 +479,7 @@ def _condition(
             f"labels = {labels!r}: this model has {model.classes} classes, numbered from 0; "
             "expected a list of integers, e.g. labels=[0]."
         )
-    return model.asked(classes.astype(np.int32))
+    return model.conditions(classes.astype(np.int32))
 
 
 def _read(model: Model, prompts: Sequence[str], labels: Any) -> Condition:

@@ -302,7 +302,7 @@ def _save(
     where: epath.Path,
 ) -> None:
     """Writes the samples of the first row and seed."""
-    classes = report.asked(model, evaluator, model.config.evaluation.samples)
+    classes = report.requested_classes(model, evaluator, model.config.evaluation.samples)
     drawn = report.drawing(model, classes, _SEED.value)
     batches = drawn.draw(sampler.function, sampler.params)
     images.write(where, batches, classes)

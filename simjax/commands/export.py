@@ -149,7 +149,7 @@ def _destination(given: str | None) -> Path:
     return out
 
 
-def _of_run(opened: Opened) -> tuple[str, model_card.Told]:
+def _of_run(opened: Opened) -> tuple[str, model_card.Origin]:
     """Model card of a run's network: role (one sentence) and facts."""
     model, source, config = opened.model, opened.source, opened.model.config
     known = _known(model)
@@ -160,7 +160,7 @@ def _of_run(opened: Opened) -> tuple[str, model_card.Told]:
             f"A diffusion model, the teacher of `{source}`; samples by {generator_of(config).name} "
             "are blurred."
         )
-        return role, model_card.Told(c.to_dict(config), known, measured)
+        return role, model_card.Origin(c.to_dict(config), known, measured)
     measured = None if "metric" in opened.found else measured  # the report has the newest one's
     role = (
         f"A {generator_of(config).kind} generator, distilled by simjax from a diffusion model "
@@ -169,10 +169,10 @@ def _of_run(opened: Opened) -> tuple[str, model_card.Told]:
     weights = f"the generator's {stored.describe_generator(opened.found)}"
     own = {"run": source, "weights": weights, "sha256": opened.sha256()}
     of_teacher = {f"the teacher's {name}": value for name, value in known.items()}
-    return role, model_card.Told(c.to_dict(config), own | of_teacher, measured)
+    return role, model_card.Origin(c.to_dict(config), own | of_teacher, measured)
 
 
-def _of_network(opened: Opened) -> tuple[str, model_card.Told]:
+def _of_network(opened: Opened) -> tuple[str, model_card.Origin]:
     """Model card of an export or published weights: role and facts."""
     what = "A network that simjax exported" if is_export(opened.source) else "The published network"
     generator = generator_of(opened.model.config)
@@ -181,7 +181,7 @@ def _of_network(opened: Opened) -> tuple[str, model_card.Told]:
         f"{generator.kind} generator; a diffusion model gives blurred samples."
     )
     config = exported.settings(opened.model.config)
-    return role, model_card.Told(config, _known(opened.model), None)
+    return role, model_card.Origin(config, _known(opened.model), None)
 
 
 def _known(model: Model) -> dict[str, Any]:

@@ -9,7 +9,7 @@ A denoiser that is called with the wrong convention violates them. e rises from 
 the data; the levels at which it rises are those where score distillation has something to learn.
 
 The third equation is the second-order Tweedie formula (posterior covariance); the others are
-properties of conditional means. Called from simjax/runs/probe.py.
+properties of conditional means. Called from simjax/runs/probe/.
 """
 
 import dataclasses

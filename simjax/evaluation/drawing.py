@@ -83,7 +83,7 @@ class Drawing:
         program = self._programs[key]
         self.seconds = 0.0
         for number, part in enumerate(parts):
-            processes.stop_if_asked("while samples were drawn")
+            processes.stop_if_requested("while samples were drawn")
             begun = time.monotonic()
             samples = sharding.to_host(program(params, *self._inputs(part)))
             images = self._decode(samples[: count - number * self.batch])

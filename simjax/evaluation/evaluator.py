@@ -52,7 +52,7 @@ class Sample(NamedTuple):
 
     statistics: statistics.Statistics
     extracted: Extracted
-    asked: Int[np.ndarray, "n"] | None  # classes that the images were conditioned on
+    classes: Int[np.ndarray, "n"] | None  # classes that the images were conditioned on
 
 
 Metric = Callable[[Space, Sample], dict[str, float]]
@@ -93,10 +93,10 @@ def scores(space: Space, sample: Sample) -> dict[str, float]:
 
 def agreement(space: Space, sample: Sample) -> dict[str, float]:
     """Fraction of samples classified as the class they were conditioned on."""
-    if space.extractor.name != "classifier" or sample.asked is None:
+    if space.extractor.name != "classifier" or sample.classes is None:
         return {}
     read = sample.extracted.logits.argmax(1)
-    return {"class_agreement": float(np.mean(read == sample.asked))}
+    return {"class_agreement": float(np.mean(read == sample.classes))}
 
 
 METRICS: dict[str, Metric] = {
@@ -119,14 +119,14 @@ class Evaluator:
         self.metrics = tuple(metrics)
 
     def measure(
-        self, batches: Iterable[Pixels], asked: Int[np.ndarray, "n"] | None = None
+        self, batches: Iterable[Pixels], classes: Int[np.ndarray, "n"] | None = None
     ) -> tuple[dict[str, float], int]:
         """Metrics by "SPACE/METRIC", and the number of images.
 
         Only features stay in memory, not the images.
 
         Args:
-          asked: classes that the images were conditioned on, for class_agreement.
+          classes: classes that the images were conditioned on, for class_agreement.
 
         Raises:
           ConfigError: fewer than two images, or features that are not finite.
@@ -143,7 +143,7 @@ class Evaluator:
                 summed[i] = statistics.add(before, extracted.features)
         metrics = {}
         for space, parts, total in zip(self.spaces, taken, summed, strict=True):
-            sample = Sample(total, _joined(parts), None if asked is None else asked[:count])
+            sample = Sample(total, _joined(parts), None if classes is None else classes[:count])
             metrics |= self._measured(space, sample)
         return metrics, count
 

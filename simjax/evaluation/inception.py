@@ -10,7 +10,7 @@ from simjax.networks import inception
 from simjax.porting import zoo
 from simjax.porting.files import read_torch
 from simjax.porting.files.foreign_file import refuse_nonfinite
-from simjax.porting.files.inert import described
+from simjax.porting.files.placeholders import described
 from simjax.porting.maps import rules
 from simjax.porting.maps.inception import RULES
 from simjax.typing import Params

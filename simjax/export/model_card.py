@@ -33,7 +33,7 @@ Not set. Weights derived from a published teacher are subject to that teacher's 
 BATCH = 4  # samples per example; our choice
 
 
-class Told(NamedTuple):
+class Origin(NamedTuple):
     """Origin of the weights.
 
     Attributes:
@@ -48,7 +48,7 @@ class Told(NamedTuple):
 
 
 class Card(NamedTuple):
-    """Contents of a model card; `Told` is the origin of the weights.
+    """Contents of a model card; `Origin` is the origin of the weights.
 
     Attributes:
       name: title.
@@ -61,12 +61,12 @@ class Card(NamedTuple):
     role: str
     config: c.Config
     checks: Mapping[str, str]
-    told: Told
+    origin: Origin
 
 
 def text(card: Card) -> str:
     """The whole README.md."""
-    origin = card.told
+    origin = card.origin
     reads_prompts = card.config.network.condition.reads_prompts
     task = "pipeline_tag: text-to-image\n" if reads_prompts else ""
     parts = [

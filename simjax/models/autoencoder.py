@@ -41,7 +41,7 @@ def decoder(folder: str, network: c.Network, *, needed: bool) -> Decode:
             f"samples are latents of {network.image_channels} channels; to decode them to images, "
             "set --config.autoencoder= to the folder of diffusers' AutoencoderKL."
         )
-    return as_they_are
+    return identity
 
 
 def load_decoder(folder: str | os.PathLike, network: c.Network) -> Decode:
@@ -83,6 +83,6 @@ def load_decoder(folder: str | os.PathLike, network: c.Network) -> Decode:
     return in_turn
 
 
-def as_they_are(images: np.ndarray) -> np.ndarray:
+def identity(images: np.ndarray) -> np.ndarray:
     """Identity: the decoder of networks that sample pixels."""
     return images

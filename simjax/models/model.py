@@ -46,14 +46,14 @@ class Model:
     constants: Constants  # fixed buffers of the network, never trained
     provenance: dict[str, Any]
     captions: Captions | None = None  # text-to-image only: cached prompts
-    decode: Decode = autoencoder.as_they_are  # samples -> images
+    decode: Decode = autoencoder.identity  # samples -> images
     read: Read | None = None  # text-to-image only: the prompt encoder
     is_generator: bool = False  # sample with config.generator, not with the teacher's sampler
 
-    def asked(self, classes: Int[np.ndarray, "n"]) -> Condition:
+    def conditions(self, classes: Int[np.ndarray, "n"]) -> Condition:
         """Network conditions (label vectors or captions) of these classes."""
         if self.captions is not None:
-            return self.captions.asked(classes)
+            return self.captions.conditions(classes)
         return np.asarray(self.config.network.condition.of(classes))
 
     def weights(self, params: Params) -> Params:

@@ -60,7 +60,7 @@ def of_program(config: c.Config, name: str) -> dict[str, float]:
     device = counting_device()
     made = programs.PROGRAMS[name](config, denoise, like, sharding.make_mesh(devices=[device]))
     with for_cpus(jax.default_backend() == "cpu"):
-        program = _flops(made.function, made.arguments) * made.turns / made.batch
+        program = _flops(made.function, made.arguments) * made.iterations / made.batch
         forward = _flops(*made.forward(device, made.batch)) / made.batch
         program += made.uncounted * forward
     return {

@@ -118,11 +118,11 @@ def _costs(
 ) -> dict[str, Any]:
     """FLOPs, bytes and roofline of a step (or batch) on one device.
 
-    XLA counts a loop body once, so its totals are multiplied by `turns`. This also multiplies the
+    XLA counts a loop body once, so its totals are multiplied by `iterations`. This multiplies the
     code outside the loop: with gradient accumulation the optimizer update counts once per
     microbatch. For a multi-step generator, the bytes include one call before the last.
     """
-    flops, moved = (made.turns * cost for cost in costs.cost(binary))
+    flops, moved = (made.iterations * cost for cost in costs.cost(binary))
     images = made.batch / what["devices"]
     flops += made.uncounted * forward * images
     passes = chips.PASSES[what["compute_dtype"]]

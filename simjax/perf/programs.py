@@ -39,7 +39,7 @@ class Program:
       trees: the arguments by name, for their sizes.
       batch: images per step, or samples per batch, over all devices.
       steps: training steps per call; 1 for samplers.
-      turns: iterations of the main loop (accumulation or sampler), which holds nearly all of a
+      iterations: iterations of the main loop (accumulation or sampler), which holds nearly all of a
         step's work; the compiler's costs count one.
       rows: per-device batch of one forward.
       forwards: minimum number of network forwards per image; the mean for a multi-step generator.
@@ -55,7 +55,7 @@ class Program:
     trees: dict[str, Any]
     batch: int
     steps: int
-    turns: int
+    iterations: int
     rows: int
     forwards: float
     forward: Callable[[jax.Device, int], tuple[Callable, Arguments]]
@@ -114,7 +114,7 @@ def encode_text(config: c.Config, denoise: Denoise, params: Params, mesh: Mesh) 
         trees={"parameters": like},
         batch=batch,
         steps=1,
-        turns=1,
+        iterations=1,
         rows=batch // mesh.size,
         forwards=1,
         forward=alone,
@@ -167,8 +167,8 @@ def teacher_sample(config: c.Config, denoise: Denoise, params: Params, mesh: Mes
     steps = config.evaluation.teacher_steps[0]
     sampler = samplers.teacher_sampler(denoise, config, steps, mesh)
     evaluations = samplers.evaluations(config.teacher, steps)
-    turns = evaluations // samplers.calls(config.teacher)
-    return _sampling(config, sampler, denoise, params, mesh, turns, evaluations)
+    iterations = evaluations // samplers.calls(config.teacher)
+    return _sampling(config, sampler, denoise, params, mesh, iterations, evaluations)
 
 
 PROGRAMS = {
@@ -259,7 +259,7 @@ def _training(
         trees={"teacher": constants.teacher} | beside | state.trees(),
         batch=config.batch,
         steps=config.steps_per_call,
-        turns=config.accumulate,
+        iterations=config.accumulate,
         rows=config.batch // config.accumulate // made.mesh.size,
         forwards=forwards,
         forward=functools.partial(forward, config, denoise, params),
@@ -275,7 +275,7 @@ def _sampling(
     denoise: Denoise,
     params: Params,
     mesh: Mesh,
-    turns: int,
+    iterations: int,
     evaluations: int,
 ) -> Program:
     batch = sharding.rounded_up(config.evaluation.batch, mesh)  # as in evaluation/drawing.py
@@ -289,7 +289,7 @@ def _sampling(
         trees={"parameters": like, "inputs": inputs},
         batch=batch,
         steps=1,
-        turns=turns,
+        iterations=iterations,
         rows=batch // mesh.size,
         forwards=evaluations,
         forward=functools.partial(forward, config, denoise, params),

@@ -226,7 +226,7 @@ def _distilled(
         + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     )
     classes = np.arange(config.grid**2) % max(teacher.classes, 1)
-    cond = jax.tree.map(np.asarray, teacher.asked(classes))
+    cond = jax.tree.map(np.asarray, teacher.conditions(classes))
     inputs = setup.grid_inputs(config, cond, mesh)
     generate, _, many_steps, *_ = (sampler.function for sampler in compared)
     reference = sharding.to_host(many_steps(teacher.params, *inputs))

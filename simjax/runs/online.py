@@ -44,7 +44,7 @@ class Online:
                 f"evaluation.every = {options.every}, but there is no reference to compare with: "
                 "set evaluation.reference or data.source, or evaluation.every=0."
             )
-        classes = report.asked(model, evaluator, options.online_samples)
+        classes = report.requested_classes(model, evaluator, options.online_samples)
         self._classes = classes if model.classes else None
         self._drawing = report.drawing(model, classes, seed=0)
         self._sampler = samplers.generated(model, {"generator": model.params})[0].function

@@ -87,7 +87,7 @@ EXTRACTORS = {
 }
 
 
-def asked(model: Model, evaluator: Evaluator | None, count: int) -> np.ndarray:
+def requested_classes(model: Model, evaluator: Evaluator | None, count: int) -> np.ndarray:
     """Classes to condition on, cycling through the reference's labels or all classes."""
     classes = np.arange(max(model.classes, 1))
     if evaluator and model.classes:
@@ -98,7 +98,7 @@ def asked(model: Model, evaluator: Evaluator | None, count: int) -> np.ndarray:
 
 def drawing(model: Model, classes: np.ndarray, seed: int) -> Drawing:
     """Noise and conditions for samples of `classes`."""
-    return drawing_of(model, model.asked(classes), len(classes), seed)
+    return drawing_of(model, model.conditions(classes), len(classes), seed)
 
 
 def drawing_of(model: Model, cond: Condition, count: int, seed: int) -> Drawing:
@@ -120,7 +120,7 @@ def measure(
 ) -> list[Row]:
     """Evaluates each sampler; without an evaluator, times one batch."""
     config = model.config
-    classes = asked(model, evaluator, samples if evaluator else config.evaluation.batch)
+    classes = requested_classes(model, evaluator, samples if evaluator else config.evaluation.batch)
     drawn = drawing(model, classes, seed)
     conditional = classes if model.classes else None
     rows = []

@@ -388,4 +388,4 @@ def _ema_decay(options: c.Ema, batch: int) -> Callable[[Array], Scalar]:
 
 
 def _augment(probability: float) -> step.Augment:
-    return functools.partial(augment.augment, p=probability) if probability else step.as_they_are
+    return functools.partial(augment.augment, p=probability) if probability else step.not_augmented

@@ -31,9 +31,9 @@ State = TypeVar("State")  # a state of train/state.py: step, trees(), of_trees()
 
 
 class _Manager(ocp.CheckpointManager):
-    """Checkpoint manager without Orbax's SIGTERM handling (see processes.asked_to_stop).
+    """Checkpoint manager without Orbax's SIGTERM handling (see processes.stop_requested).
 
-    Both query the same JAX preemption counter, asked_to_stop with a call count and Orbax with the
+    Both query the same JAX preemption counter, stop_requested with a call count and Orbax with the
     training step. Orbax's query would postpone the stop until the call count reaches that step.
     """
 

@@ -194,7 +194,7 @@ def with_options(function: Callable, plain: Callable) -> Callable:
 
 
 @functools.cache
-def knows_options() -> bool:
+def supports_options() -> bool:
     """Whether this XLA version accepts the options, one of which is experimental."""
     try:
         jax.jit(lambda: 0, compiler_options=LARGE_CPU_OPTIONS).lower().compile()

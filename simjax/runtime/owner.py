@@ -355,7 +355,7 @@ def only(directory: epath.Path, say: Callable[[str], None] = print) -> Iterator[
     lock = Lock(directory, say=say)
     try:
         while not processes.decided_by_first(lock.attempt):
-            processes.stop_if_asked("before the run started")
+            processes.stop_if_requested("before the run started")
             time.sleep(LOOK)
         token = int(processes.from_first(np.uint32(lock.token)))
         processes.require_shared(lock.sees(token), f"--workdir={directory}")

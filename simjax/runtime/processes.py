@@ -32,7 +32,7 @@ class Preempted(SystemExit):
 
 
 def listen() -> None:
-    """Makes SIGTERM a request to stop (see `asked_to_stop`).
+    """Makes SIGTERM a request to stop (see `stop_requested`).
 
     A second SIGTERM ends the process at once.
     """
@@ -215,7 +215,7 @@ def by_first(action: Callable[[], Any], name: str) -> None:
     wait(name)
 
 
-def asked_to_stop() -> bool:
+def stop_requested() -> bool:
     """Whether any process has received SIGTERM.
 
     A collective: every process must call it equally often. The n-th calls of all processes return
@@ -226,7 +226,7 @@ def asked_to_stop() -> bool:
     return multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
-def stop_if_asked(state: str) -> None:
+def stop_if_requested(state: str) -> None:
     """Ends the program if SIGTERM has come, where nothing needs saving.
 
     Args:
@@ -235,7 +235,7 @@ def stop_if_asked(state: str) -> None:
     Raises:
       Preempted: SIGTERM has come.
     """
-    if asked_to_stop():
+    if stop_requested():
         stop(state)
 
 

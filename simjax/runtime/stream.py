@@ -117,14 +117,14 @@ class Stream:
     def _read(self, step: int) -> list[Any]:
         """The examples of each local shard of a batch."""
         steps, updates, batch = self._sizes
-        turns = (step + (turn - step) % steps for turn in range(steps))
+        upcoming = (step + (i - step) % steps for i in range(steps))
         indices = np.array(
             [
                 [
                     order(self._seed, self._count, s * updates + update, batch)
                     for update in range(updates)
                 ]
-                for s in turns
+                for s in upcoming
             ]
         )
         return [self._rows(indices[:, :, start:stop]) for start, stop in self._spans]

@@ -42,7 +42,7 @@ class Captions(NamedTuple):
     of_classes: Caption | None = None
     held_out: Caption | None = None
 
-    def asked(self, classes: Int[np.ndarray, "n"]) -> Caption:
+    def conditions(self, classes: Int[np.ndarray, "n"]) -> Caption:
         """Captions to draw samples for, one per class label.
 
         Cycles through the held-out captions of each class; without any, through the cache.

@@ -81,6 +81,6 @@ def compile_steps(step: Step, *, mesh: Mesh, steps_per_call: int) -> Call:
         return jax.lax.with_sharding_constraint(state, where), metrics
 
     compiled = jax.jit(split, donate_argnums=0)
-    if sharding.on_cpus(mesh) and cpu.knows_options():
+    if sharding.on_cpus(mesh) and cpu.supports_options():
         return cpu.with_options(split, compiled)
     return compiled

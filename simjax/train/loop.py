@@ -89,13 +89,13 @@ def run(
             log(step, window)
             window = []
         _act(hooks, state, step, last)
-        asked_to_stop = processes.asked_to_stop()
-        if asked_to_stop and window:  # otherwise the next log line would miss these steps
+        stop_requested = processes.stop_requested()
+        if stop_requested and window:  # otherwise the next log line would miss these steps
             log(step, window)
-        if step % checkpoint_every == 0 or last or asked_to_stop:
+        if step % checkpoint_every == 0 or last or stop_requested:
             monitor.flush()  # metrics up to a checkpoint are on disk before the checkpoint is
             checkpoints.save(state)
-        if asked_to_stop:
+        if stop_requested:
             checkpoints.close()
             monitor.end()
             processes.stop(f"at step {step} of {training.steps} ({stage}), checkpoint saved")

@@ -42,7 +42,7 @@ GeneratorLoss = Callable[[Images, Images, Images, PerExample], PerExample]
 PairLoss = Callable[[Images, Images, Images, Images, PerExample], PerExample]
 
 
-def as_they_are(images: Images, keys: Array) -> tuple[Images, None]:
+def not_augmented(images: Images, keys: Array) -> tuple[Images, None]:
     """Identity augmentation."""
     return images, None
 
@@ -58,7 +58,7 @@ class StepFns:
     fake_score_weight: Callable[[PerExample], PerExample]
     denoise_teacher: Denoise  # the teacher, with or without guidance
     denoise_fake: Denoise  # the fake score in the generator's update, with or without guidance
-    augment: Augment = as_they_are  # augmentation of the fake score's training images
+    augment: Augment = not_augmented  # augmentation of the fake score's training images
     fake_score_scale: float = 1.0
     pair_loss: PairLoss | None = None  # fake-score loss of methods with real images
     discriminator: Discriminator | None = None

@@ -264,7 +264,7 @@ def own_prompts(made):
 def test_a_captioned_run_brings_its_prompts(made):
     pictures, labels = made.arrays("held_out")
     np.testing.assert_array_equal(labels, [4, 8, 4])
-    cond = own_prompts(made).asked(labels)
+    cond = own_prompts(made).conditions(labels)
     assert_same(pictures, one_call(made.captioned, made.captioned_generator, cond))
 
 

@@ -148,7 +148,7 @@ def test_train_is_the_call_of_a_run_with_its_state(plan):
         "fake_score_opt",
     }
     assert all(size == pytest.approx(parameters, abs=16) for size in sizes.values())  # beta1 is 0
-    assert (made.batch, made.turns, made.rows, made.forwards) == (16, 2, 8, 11)
+    assert (made.batch, made.iterations, made.rows, made.forwards) == (16, 2, 8, 11)
     state, metrics = jax.eval_shape(made.function, *made.arguments)
     assert jax.tree.map(lambda leaf: leaf.shape, state) == jax.tree.map(
         lambda leaf: leaf.shape, made.arguments[0]
@@ -160,7 +160,7 @@ def test_train_is_the_call_of_a_run_with_its_state(plan):
 def test_a_single_update_keeps_the_state_of_a_run(plan, program, forwards):
     made, whole = on_cpu(plan, program), on_cpu(plan, "train")
     assert made.arguments == whole.arguments
-    assert (made.batch, made.turns, made.rows, made.forwards) == (16, 2, 8, forwards)
+    assert (made.batch, made.iterations, made.rows, made.forwards) == (16, 2, 8, forwards)
     assert ("teacher" in made.trees) == (program == "generator")
     state, metrics = jax.eval_shape(made.function, *made.arguments)
     assert jax.tree.structure(state) == jax.tree.structure(made.arguments[0])
@@ -170,8 +170,8 @@ def test_a_single_update_keeps_the_state_of_a_run(plan, program, forwards):
 
 def test_samplers_have_the_batch_of_evaluation(plan):
     one, many = on_cpu(plan, "sample"), on_cpu(plan, "teacher_sample")
-    assert (one.batch, one.turns, one.forwards) == (3, 1, 1)
-    assert (many.batch, many.turns, many.forwards) == (3, 35, 35)  # 18 steps
+    assert (one.batch, one.iterations, one.forwards) == (3, 1, 1)
+    assert (many.batch, many.iterations, many.forwards) == (3, 35, 35)  # 18 steps
     for made in (one, many):
         out = jax.eval_shape(made.function, *made.arguments)
         assert out.shape == (3, *build.image_shape(plan))
@@ -184,7 +184,7 @@ def test_costs_count_every_iteration_of_the_loop():
 
     w = jax.ShapeDtypeStruct((64, 64), "float32")
     binary, _ = footprint._compile(jax.jit(function), (w,), effort=0.0)
-    made = dataclasses.replace(on_cpu(small(), "train"), batch=10, turns=2)
+    made = dataclasses.replace(on_cpu(small(), "train"), batch=10, iterations=2)
     chip, what = chips.CHIPS["tpu7x"], {"devices": 2, "compute_dtype": "float32"}
     costs = footprint._costs(binary, made, 1000.0, chip, what)
     assert costs["flops"] == pytest.approx(2 * 2 * 64**3, rel=0.01)

@@ -81,7 +81,7 @@ def test_wrong_call_is_identified(name):
 def test_halved_sigma_is_identified_with_its_remedy():
     found = probing.probe(teacher(lambda d: lambda x, s, cond: d(x, 0.5 * s, cond)))
     assert names(found) == ["sigma"]
-    assert "Calling it with 2 * sigma fixes this" in found.findings[0].told
+    assert "Calling it with 2 * sigma fixes this" in found.findings[0].message
 
 
 def test_too_few_sampler_steps_are_identified():
@@ -99,7 +99,7 @@ def test_nonfinite_parameters_are_identified():
     params["centres"][0, 0] = np.nan
     found = probing.probe(dataclasses.replace(broken, params=sharding.place(params, broken.mesh)))
     assert names(found) == ["weights"]
-    assert "centres" in found.findings[0].told
+    assert "centres" in found.findings[0].message
     assert found.curves is None and not found.changes
     json.dumps(found.to_dict())
 
@@ -130,12 +130,12 @@ def test_more_classes_than_trained_are_identified():
 
     found = probing.probe(teacher(clamped, classes=5))
     assert names(found) == ["labels"]
-    assert "identical for classes 2 and 3; 2 of 5" in found.findings[0].told
+    assert "identical for classes 2 and 3; 2 of 5" in found.findings[0].message
 
 
 def test_ignored_classes_are_identified():
     found = probing.probe(teacher(lambda denoise: lambda x, s, cond: denoise(x, s, 0 * cond)))
-    assert names(found) == ["labels"] and "ignores the class" in found.findings[0].told
+    assert names(found) == ["labels"] and "ignores the class" in found.findings[0].message
 
 
 def test_diverging_samples_are_explained_by_the_correction():
@@ -149,7 +149,7 @@ def test_diverging_samples_are_explained_by_the_correction():
         return called
 
     found = probing.probe(teacher(changed))
-    assert names(found) == ["sigma"] and "are not finite. Calling it" in found.findings[0].told
+    assert names(found) == ["sigma"] and "are not finite. Calling it" in found.findings[0].message
 
 
 def test_unexplained_fault_is_uncalibrated():

@@ -140,7 +140,7 @@ def test_begin_writes_curves_and_warns(tmp_path):
     x0 = np.random.default_rng(0).normal(0, B, (100, *SHAPE)).astype(np.float32)
     said, model = [], teacher()
     model.config.generator.sigma_init = 400.0
-    cond = np.asarray(model.asked(np.zeros(100, np.int32)))
+    cond = np.asarray(model.conditions(np.zeros(100, np.int32)))
     alarm.begin(model, x0, cond, tmp_path / "probe.json", said.append)
     (line,) = said
     assert "sigma_init = 400" in line and f"simjax probe --source={tmp_path}" in line
@@ -154,7 +154,7 @@ def test_begin_writes_curves_and_warns(tmp_path):
 def test_begin_warns_about_a_nonfinite_teacher(tmp_path):
     x0 = np.random.default_rng(0).normal(0, B, (10, *SHAPE)).astype(np.float32)
     said, model = [], teacher(np.nan)
-    cond = np.asarray(model.asked(np.zeros(10, np.int32)))
+    cond = np.asarray(model.conditions(np.zeros(10, np.int32)))
     alarm.begin(model, x0, cond, tmp_path / "probe.json", said.append)
     assert "D is not finite" in said[0]
     assert json.loads((tmp_path / "probe.json").read_text())["curves"]["error"][0] is None

@@ -74,4 +74,4 @@ def test_wrong_transformer_family_is_identified(family):
     config = of_family(teacher.config, OTHER[family])
     wrong = model_of(config, teacher.weights(teacher.params), {})
     (found,) = probing.probe(wrong, samples=128).findings
-    assert found.name == "family" and f"Calling it as {family!r} fixes this" in found.told
+    assert found.name == "family" and f"Calling it as {family!r} fixes this" in found.message

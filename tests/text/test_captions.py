@@ -65,7 +65,7 @@ def test_different_words_have_different_features(made):
 
 
 def test_samples_cycle_through_held_out_captions(made):
-    found = made.asked(np.array([0, 1, 2, 0, 1, 2, 0]))
+    found = made.conditions(np.array([0, 1, 2, 0, 1, 2, 0]))
     expected = made.held_out.embedding
     for row, (number, turn) in zip(
         found.embedding, [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 0)], strict=True

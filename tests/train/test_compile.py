@@ -44,9 +44,9 @@ def lowered(step=descend) -> jax.stages.Lowered:
 
 @pytest.fixture
 def fresh_options():
-    cpu.knows_options.cache_clear()
+    cpu.supports_options.cache_clear()
     yield
-    cpu.knows_options.cache_clear()
+    cpu.supports_options.cache_clear()
 
 
 def test_convolutions_on_cpus_are_not_compiled_by_ynnpack():

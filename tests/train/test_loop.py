@@ -118,5 +118,5 @@ def test_a_run_resumed_with_longer_calls_logs_every_step_once(listening, tmp_pat
 
 def test_a_second_sigterm_ends_the_program(listening):
     os.kill(os.getpid(), signal.SIGTERM)
-    assert processes.asked_to_stop()
+    assert processes.stop_requested()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -141,7 +141,7 @@ checkpoints = checkpoint.Checkpoints(t.epath.Path({str(tmp_path)!r}), keep=1, sa
 mesh = sharding.make_mesh(2)
 far = t.known(mesh).replace(step=sharding.place(t.np.int32(100_000), mesh))
 for count in itertools.count():
-    if processes.asked_to_stop():
+    if processes.stop_requested():
         break
     if count == 5:
         checkpoints.save(far)

@@ -16,7 +16,7 @@ import numpy as np
 from simjax.errors import ConfigError
 from simjax.porting.files import read_torch
 from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget, reading, shown
-from simjax.porting.files.inert import Foreign, described, untangled
+from simjax.porting.files.placeholders import Foreign, described, untangled
 from simjax.porting.files.unpickle import load
 
 PREFERRED = ("ema", "G_ema")  # keys of the EMA network in EDM's and StyleGAN's files

@@ -15,7 +15,7 @@ import numpy as np
 from simjax.errors import ConfigError
 from simjax.porting.files import stored_zip
 from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget, are_counts, reading, shown
-from simjax.porting.files.inert import CONTAINERS, Name, Table, described, untangled
+from simjax.porting.files.placeholders import CONTAINERS, Name, Table, described, untangled
 from simjax.porting.files.unpickle import load
 
 STORAGES = {

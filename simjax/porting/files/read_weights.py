@@ -19,7 +19,7 @@ import numpy as np
 from simjax.errors import ConfigError
 from simjax.porting.files import read_safetensors, read_torch
 from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, json_object, reading, shown
-from simjax.porting.files.inert import described
+from simjax.porting.files.placeholders import described
 
 # Keys of state dicts in training checkpoints; the first row, EMA weights, is preferred. DiT writes
 # ema and model, PixArt-alpha the other two, SIM's released student ema.

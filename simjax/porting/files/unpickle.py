@@ -16,7 +16,7 @@ import numpy as np
 
 from simjax.errors import ConfigError
 from simjax.porting.files.foreign_file import DOWNLOAD_AGAIN, Budget
-from simjax.porting.files.inert import (
+from simjax.porting.files.placeholders import (
     BYTES_COST,
     CONTAINER_COST,
     ENTRY_COST,

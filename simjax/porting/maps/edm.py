@@ -13,9 +13,9 @@ from simjax.networks.adm_unet import AdmUNet
 from simjax.networks.network import Description, Network
 from simjax.networks.song_unet import SongUNet
 from simjax.porting.maps.rules import (
-    AS_IT_IS,
     CONVOLUTION,
     LINEAR,
+    UNCHANGED,
     Layout,
     Name,
     Rule,
@@ -49,7 +49,7 @@ FROM_WAVES = Layout(lambda w: _swapped(w.T), lambda w: _swapped(w).T)
 TO_WAVES = Layout(lambda w: _swapped(w).T, lambda w: _swapped(w.T))
 
 
-def _layer(foreign: str, path: str, layout: Layout, bias: Layout = AS_IT_IS) -> list[Name]:
+def _layer(foreign: str, path: str, layout: Layout, bias: Layout = UNCHANGED) -> list[Name]:
     """Names of a layer's weight and bias, given their common prefixes."""
     return [
         Name(f"model.{foreign}.weight", f"network/{path}/kernel", layout),
@@ -59,7 +59,7 @@ def _layer(foreign: str, path: str, layout: Layout, bias: Layout = AS_IT_IS) -> 
 
 def _norm(foreign: str, path: str) -> list[Name]:
     """Names of a norm's scale and bias."""
-    scale, bias = _layer(foreign, path, AS_IT_IS)
+    scale, bias = _layer(foreign, path, UNCHANGED)
     return [scale._replace(path=f"network/{path}/scale"), bias]
 
 

@@ -48,7 +48,7 @@ class Layout(NamedTuple):
     to_foreign: Convert
 
 
-AS_IT_IS = Layout(unchanged, unchanged)
+UNCHANGED = Layout(unchanged, unchanged)
 LINEAR = Layout(transposed, transposed)
 CONVOLUTION = Layout(oihw_to_hwio, hwio_to_oihw)
 
@@ -81,7 +81,7 @@ class Name(NamedTuple):
 
     foreign: str
     path: str
-    layout: Layout = AS_IT_IS
+    layout: Layout = UNCHANGED
     part: tuple[int, int] = (0, 1)
     copies: bool = False
 

@@ -13,7 +13,7 @@ from simjax.errors import ConfigError
 from simjax.networks.dit import DiT
 from simjax.networks.pixart import PixArt
 from simjax.porting.files.foreign_file import shown
-from simjax.porting.maps.rules import AS_IT_IS, CONVOLUTION, LINEAR, Layout, Name
+from simjax.porting.maps.rules import CONVOLUTION, LINEAR, UNCHANGED, Layout, Name
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by width: S, B, L, XL of DiT's table 1
 LARGEST = 16384  # limit of any size, so that no file can cost time or memory
@@ -25,7 +25,7 @@ def dense(foreign: str, path: str, **options: Any) -> list[Name]:
     """Names of a linear layer's weight and bias, given their common prefixes."""
     return [
         Name(f"{foreign}.weight", f"network/{path}/kernel", LINEAR, **options),
-        Name(f"{foreign}.bias", f"network/{path}/bias", AS_IT_IS, **options),
+        Name(f"{foreign}.bias", f"network/{path}/bias", UNCHANGED, **options),
     ]
 
 
@@ -45,7 +45,7 @@ def joined(foreign: Sequence[str], path: str) -> list[Name]:
     ]
 
 
-def array(foreign: str, path: str, layout: Layout = AS_IT_IS, **options: Any) -> Name:
+def array(foreign: str, path: str, layout: Layout = UNCHANGED, **options: Any) -> Name:
     """Name of a tensor that is not a layer's weight or bias."""
     return Name(foreign, f"network/{path}", layout, **options)
 

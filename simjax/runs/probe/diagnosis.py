@@ -32,7 +32,7 @@ class Finding:
     """
 
     name: str
-    told: str  # the message: symptom and remedy
+    message: str  # symptom and remedy
 
 
 def not_finite(model: Model) -> list[str]:

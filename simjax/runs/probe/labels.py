@@ -86,6 +86,6 @@ def _of_every_class(
     xt = x0 + sigma * calibration.matched_noise(x0, look.seed)
     every = np.repeat(np.arange(model.classes, dtype=np.int32), len(x0))
     answers = look.denoised(
-        model, np.tile(xt, (model.classes, 1, 1, 1)), sigma, np.asarray(model.asked(every))
+        model, np.tile(xt, (model.classes, 1, 1, 1)), sigma, np.asarray(model.conditions(every))
     )
     return answers.reshape(model.classes, *x0.shape)

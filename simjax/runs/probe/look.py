@@ -42,7 +42,7 @@ def conditions(model: Model, count: int, prompts: Sequence[str] = ()) -> Conditi
             "or probe a run directory, which contains its captions."
         )
     classes = np.arange(count, dtype=np.int32) % max(model.classes, 1)
-    return jax.tree.map(np.asarray, model.asked(classes))
+    return jax.tree.map(np.asarray, model.conditions(classes))
 
 
 class Look:

@@ -57,7 +57,7 @@ class Probe:
                 for name, (value, reason) in self.changes.items()
             ]
             lines.append("")
-        lines += [f"WARNING ({found.name}): {found.told}" for found in self.findings]
+        lines += [f"WARNING ({found.name}): {found.message}" for found in self.findings]
         if not self.findings:
             lines.append("No fault found: its samples are consistent with how it is called.")
         return "\n".join(lines)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simjax.errors import ConfigError
-from simjax.porting.files import foreign_file, inert, read_torch
+from simjax.porting.files import foreign_file, placeholders, read_torch
 from tests.helpers import files
 
 WRITERS = [files.write_torch_zip, files.write_torch_stream]
@@ -73,7 +73,7 @@ def test_parameters_sizes_and_objects_are_read(tmp_path, write):
     got = read_torch.read(tmp_path / "w.pt")
     same(got["p"], np.ones(2, np.float32))
     assert got["size"] == (2, 3)
-    assert got["dtype"] == inert.Name("torch.float32")
+    assert got["dtype"] == placeholders.Name("torch.float32")
     assert got["args"].state == {"lr": 0.1}
 
 

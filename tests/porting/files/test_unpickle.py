@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from simjax.errors import ConfigError
-from simjax.porting.files import inert, unpickle
+from simjax.porting.files import placeholders, unpickle
 from simjax.porting.files.foreign_file import Budget
 from tests.helpers import files
 
@@ -22,7 +22,7 @@ PLAIN = {
 }
 
 
-def load(data: bytes, table=inert.CONTAINERS, persistent=None):
+def load(data: bytes, table=placeholders.CONTAINERS, persistent=None):
     return unpickle.load(memoryview(data), 0, table, Budget(len(data)), persistent)
 
 
@@ -66,7 +66,7 @@ def test_shared_and_recursive_containers_keep_their_identity():
 def test_names_and_calls_become_placeholders(protocol):
     value, _ = load(files.dumps([files.Name("os.path.join"), len], protocol), {})
     module = {2: "__builtin__", 4: "builtins"}[protocol]
-    assert value[0] == inert.Name("os.path.join")
+    assert value[0] == placeholders.Name("os.path.join")
     assert value[1].full in (f"{module}.len", "builtins.len")
     call, _ = load(files.dumps(files.Call("os.system", "false", state={"a": 1}), protocol), {})
     assert (call.name, call.args, call.state) == ("os.system", ("false",), {"a": 1})
@@ -156,23 +156,23 @@ def test_malformed_pickles_raise_specific_errors(data, message):
 def test_shared_containers_become_trees_and_bombs_exceed_the_budget():
     budget = Budget(0)
     shared = [1]
-    tree = inert.untangled({"a": (shared, shared)}, int | str, "it", budget)
+    tree = placeholders.untangled({"a": (shared, shared)}, int | str, "it", budget)
     assert tree == {"a": ([1], [1])}
     assert tree["a"][0] is not tree["a"][1]
     bomb = ()
     for _ in range(24):
         bomb = (bomb, bomb)
     with pytest.raises(ConfigError, match="far more objects"):
-        inert.untangled(bomb, int, "it", Budget(0))
+        placeholders.untangled(bomb, int, "it", Budget(0))
     ring = []
     ring.append(ring)
     with pytest.raises(ConfigError, match="more than 100 deep"):
-        inert.untangled(ring, int, "it", Budget(0))
+        placeholders.untangled(ring, int, "it", Budget(0))
     with pytest.raises(ConfigError, match="it: a.b.C is not a plain value"):
-        inert.untangled([inert.Name("a.b.C")], int, "it", Budget(0))
+        placeholders.untangled([placeholders.Name("a.b.C")], int, "it", Budget(0))
 
 
 def test_deep_nesting_without_marks_is_rejected():
     value, _ = load(b"\x80\x02)" + b"\x85" * 50_000 + b".")
     with pytest.raises(ConfigError, match="more than 100 deep"):
-        inert.untangled(value, int, "it", Budget(0))
+        placeholders.untangled(value, int, "it", Budget(0))
