@@ -1,11 +1,13 @@
 """The words of the repository: the field's terms, short first lines, an example in every folder.
 
-What is read: docstrings, comments, strings and test names of every Python file, and Markdown.
+Read are docstrings, comments, strings and test names of Python files; the text of Markdown,
+notebooks and launch scripts.
 """
 
 import ast
 import importlib
 import io
+import json
 import re
 import tokenize
 from pathlib import Path
@@ -19,9 +21,9 @@ PYTHON = sorted(
     for path in (ROOT / folder).rglob("*.py")
     if path != Path(__file__)
 )
-READMES = sorted(
-    path for path in ROOT.rglob("*.md") if not {"runs", ".venv", "golden"} & set(path.parts)
-)
+READMES = sorted(path for path in ROOT.rglob("*.md") if not {"runs", ".venv"} & set(path.parts))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SCRIPTS = sorted(path for path in (ROOT / "launch").iterdir() if path.suffix in {".sh", ".yaml"})
 FOLDERS = (
     *("launch", "configs", "notebooks", "tests"),
     *(f"simjax/{name}" for name in ("losses", "diffusion", "networks", "porting", "data", "text")),
@@ -53,9 +55,12 @@ NOT = {
 
 
 def texts_of(path: Path) -> list[tuple[int, str]]:
-    """(line, text) of a Python file's comments, strings and test names; a whole Markdown file."""
+    """(line, text) of a Python file's comments, strings and test names; any other's text."""
     source = path.read_text()
-    if path.suffix == ".md":
+    if path.suffix == ".ipynb":
+        cells = json.loads(source)["cells"]
+        source = "\n".join("".join(cell["source"]) for cell in cells)
+    if path.suffix != ".py":
         return [(0, " ".join(source.split()))]
     found = []
     comment, last = [], -2
@@ -76,7 +81,9 @@ def texts_of(path: Path) -> list[tuple[int, str]]:
     return found
 
 
-@pytest.mark.parametrize("path", [*PYTHON, *READMES], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [*PYTHON, *READMES, *NOTEBOOKS, *SCRIPTS], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_words_are_those_of_the_field(path):
     texts = texts_of(path)
     wrong = [
