@@ -60,7 +60,9 @@ def test_a_multistep_generator_draws_with_its_trained_number_of_steps():
     model = distillation.generator
     images = simjax.draw(model, 4)
     np.testing.assert_array_equal(images, simjax.draw(model, 4, steps=4))
-    with pytest.warns(UserWarning, match="trained for 4 calls .* samples of 2 calls at sigma 2.5"):
+    with pytest.warns(
+        UserWarning, match="trained for 4 calls .* samples from 2 calls at sigma 2.5"
+    ):
         fewer = simjax.draw(model, 4, steps=2)
     assert np.abs(fewer - images).max() > 1e-3
 

@@ -138,7 +138,7 @@ def test_a_workdir_of_another_config_is_rejected_listing_the_differences(finishe
     message = refused(run(workdir, *TINY, "--config.loss.scale=2.0", "--config.seed=5"))
     assert "loss.scale: 1.0 -> 2.0" in message
     assert "seed: 0 -> 5" in message
-    assert "steps" not in message.split("differs")[1].split("Choose")[0]
+    assert "steps" not in message.split("differences (stored -> given):")[1].split("Choose")[0]
 
 
 def test_an_unwritable_workdir_is_rejected(tmp_path):

@@ -44,7 +44,7 @@ MISTAKES = {
     "--seed=0": "expected --source=..., got nothing",
     "--source=net.pkl,,more": "got more",
     "--source=nothing-like-it": "did you mean",
-    "--source=org/name": "download the folder first, and give that: hf download org/name",
+    "--source=org/name": "download the folder first and pass its path: hf download org/name",
     "--source=digits": "need --reference=... (or --data=...) to compare with",
     "--source=digits,,--data=digits,,--features=clip": "'clip' is not known; known: ",
     "--source=digits,,--data=digits,,--metrics=fid": "'fid' is not known; known: ",

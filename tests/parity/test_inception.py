@@ -200,7 +200,7 @@ def test_files_other_than_the_published_one_are_refused(tmp_path, monkeypatch, o
             {"classifier.weight": np.ones(1, np.float32)},
             "1 mismatches .*\n  no rule for tensor class",
         ),
-        ({"epoch": 3}, "holds a int, expected a dict of tensors"),
+        ({"epoch": 3}, "contains a int, expected a dict of named tensors"),
     ],
 )
 def test_files_with_wrong_tensors_are_refused(tmp_path, ones, change, message):
@@ -215,5 +215,5 @@ def test_files_with_wrong_tensors_are_refused(tmp_path, ones, change, message):
 def test_files_without_a_state_dict_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     files.write_torch_zip(path, [np.ones(3, np.float32)])
-    with pytest.raises(ConfigError, match="holds a list, expected a dict of tensors"):
+    with pytest.raises(ConfigError, match="contains a list, expected a dict of named tensors"):
         load(str(path), sha256="", say=quiet)

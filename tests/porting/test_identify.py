@@ -65,7 +65,12 @@ def test_dits_checkpoint_is_ported(wrap, tmp_path):
     files.write_torch_zip(tmp_path / "dit.pt", wrap(original(DIT, weights)))
     ported = port.port(str(tmp_path / "dit.pt"), family="dit", say=quiet)
     assert_same(ported, DIT, weights)
-    for part in ("DiT, not SiT", "3 attention heads", "class 5 is the null", "DiT's schedule"):
+    for part in (
+        "DiT, not SiT",
+        "3 attention heads",
+        "class 5 is the null",
+        "the noise schedule of DiT",
+    ):
         assert part in ported.provenance["assumed"] and part in port.report(ported)
     assert ported.provenance.get("state_dict", "") == ("" if wrap is dict else "ema")
 
