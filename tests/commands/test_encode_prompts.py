@@ -233,7 +233,7 @@ def test_killed_at_several_moments_and_resumed_gives_identical_files(many, unint
             time.sleep(0.0005)
         process.send_signal(signal.SIGTERM if number == 3 else signal.SIGKILL)
         process.wait()
-        with pytest.raises(ConfigError, match="is unfinished, .* of 100 .* continues it: python"):
+        with pytest.raises(ConfigError, match="is unfinished: .* of 100 .* resume with: python"):
             Cache.open(out)
         seen.append(sum(1 for path in out.glob("*.json") if path.stem.isdigit()))
     assert seen == sorted(seen) and seen[1] < seen[2] < seen[4] < 100, seen

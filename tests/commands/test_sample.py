@@ -170,7 +170,7 @@ def one_hot(classes):
 def test_other_nfe_than_trained_prints_a_note(made):
     output = made.output("two calls")
     assert (
-        "note: the generator was trained for one call at sigma 1.25; samples of 2 calls" in output
+        "note: the generator was trained for one call at sigma 1.25; samples from 2 calls" in output
     )
     assert "2 calls at sigma 1.25, 0.3846, fresh noise; NFE: 2" in output
 
