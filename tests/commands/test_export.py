@@ -76,7 +76,7 @@ MISTAKES = {
     "--source=run,,--out=x,,--format=": "--format=: expected some of safetensors, edm",
     "--source=run,,--out=x,,--format=diffusers": "--format=diffusers does not support SongUNet "
     "with precondition 'edm'; supported: DiT, PixArt with ddpm_linear",
-    "--source=pixart,,--out=x,,--format=edm": "PixArt with precondition 'ddpm_linear' is no "
+    "--source=pixart,,--out=x,,--format=edm": "PixArt with precondition 'ddpm_linear' is not a "
     "denoiser of the EDM release, which has SongUNet, AdmUNet with edm, vp, ve, iddpm",
     "--source=net.pkl,,--out=x,,--network=teacher": "--network is for a run. Flags that apply: --s",
     "--source=net.pkl,,--out=x,,--network=generator": "--network is for a run. Flags that apply: ",
